@@ -1,0 +1,34 @@
+# Everything runs in .venv, which is made and brought up to date when needed. Another interpreter: make PYTHON=python3.12 run
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint tables
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(INSTALLED) ## Calibrate, quantize, sample and score the built-in testbed (TSQ-TSW, W6A8)
+	$(BIN)/python run.py quant=tsq_tsw bits=w6a8
+
+test: $(INSTALLED) ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED) ## Run every test
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+tables: $(INSTALLED) ## Compute the testbed's runs and write the tables in results/
+	$(BIN)/python run.py -m experiment=testbed
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)

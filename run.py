@@ -1,0 +1,39 @@
+"""The command line of vdq: composes a configuration and runs its stages. ``python run.py --help`` explains."""
+
+import os
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from vdq.cli import one_sentence
+
+WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> str:
+    from vdq.stages import run  # imports torch, which --help and --cfg job do not need
+
+    try:
+        return run(cfg)
+    except Exception as error:
+        leave(error)
+
+
+def leave(error: Exception) -> None:
+    """Ends the program with one sentence for an error of the user's, with a traceback for one of the program's."""
+    message = one_sentence(error)
+    if WANTS_TRACEBACK or message is None:
+        raise error
+    sys.exit(f"error: {message}")
+
+
+if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration reach us instead of being printed by Hydra
+    try:
+        main()
+    except Exception as error:
+        leave(error)
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

@@ -1,0 +1,195 @@
+"""Oracles: Open-Sora's own saved frames (fixture), scikit-image's PSNR, FFmpeg through decord and PyAV, PIL, numpy."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from skimage.metrics import peak_signal_noise_ratio
+
+import vdq.data.video as video_module
+from vdq.data.video import contact_sheet, read_video, to_uint8, write_mp4
+
+
+def sample(fixtures: Path, name: str) -> Path:
+    """A video file of the data folder beside the fixtures; skips the test when it is missing."""
+    path = fixtures.parent / "data" / "videos" / name
+    if not path.exists():
+        pytest.skip(f"data/videos/{name} is not beside the fixtures folder; set VDQ_FIXTURES")
+    return path
+
+
+def moving_ramp(frames: int = 6, height: int = 32, width: int = 48) -> torch.Tensor:
+    """Smooth uint8 [T,H,W,3] with a different red, green, blue and time course."""
+    t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
+    ramp = np.stack([4 * x + 3 * t, 200 - 4 * y, 60 + 2 * x + y - 5 * t], axis=-1)
+    return torch.from_numpy(np.clip(ramp, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "key"), [(torch.float32, "f32"), (torch.float16, "f16"), (torch.bfloat16, "bf16")], ids=str
+)
+def test_to_uint8_equals_opensora_in_every_dtype(fixtures: Path, dtype: torch.dtype, key: str) -> None:
+    saved = load_file(fixtures / "opensora" / "save_sample.safetensors")
+    video = saved["in.x"].to(dtype)
+    before = video.clone()
+    frames = to_uint8(video)
+    assert frames.dtype == torch.uint8 and torch.equal(frames, saved[f"out.u8_{key}"])
+    assert torch.equal(video, before), "the input was modified"
+    assert torch.equal(to_uint8(torch.stack([video, -video]))[0], frames), "a leading batch axis changes nothing"
+
+
+def test_to_uint8_clamps_infinities_and_refuses_nan() -> None:
+    video = torch.full((3, 1, 2, 2), float("inf"))
+    video[:, :, 0] = -float("inf")
+    assert to_uint8(video)[0, :, 0].tolist() == [[0, 0, 0], [255, 255, 255]]
+    video[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="1 NaN"):
+        to_uint8(video)
+
+
+@pytest.mark.parametrize(
+    "video", [torch.zeros(3, 2, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4), torch.zeros(2, 4, 4, 3)]
+)
+def test_to_uint8_refuses_other_inputs(video: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\[\.\.\.,3,T,H,W\]"):
+        to_uint8(video)
+
+
+def test_mp4_keeps_frames_size_rate_and_pixel_format(tmp_path: Path) -> None:
+    frames = moving_ramp()
+    path = tmp_path / "new" / "folder" / "a.mp4"
+    write_mp4(path, frames, 8)
+    back = read_video(path)
+    assert back.dtype == torch.uint8 and back.shape == frames.shape
+    for frame, original in zip(back.numpy(), frames.numpy(), strict=True):
+        assert peak_signal_noise_ratio(original, frame, data_range=255) > 32
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 8)
+    assert [file.name for file in path.parent.iterdir()] == ["a.mp4"], "the temporary name is gone"
+
+
+def test_mp4_is_reproducible_and_crf_trades_size_for_quality(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (4, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    for name, crf in {"a": 18, "b": 18, "c": 40}.items():
+        write_mp4(tmp_path / name, frames, fps=8, crf=crf)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b and len(c) < len(a)
+
+
+def test_mp4_of_one_frame(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", moving_ramp(frames=1), fps=8)
+    assert read_video(tmp_path / "a.mp4").shape == (1, 32, 48, 3)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(av.VideoFrame, "from_ndarray", fail, raising=True)
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_mp4(path, moving_ramp(), fps=8)
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "options", "message"),
+    [
+        (moving_ramp(height=31), {}, "31x48"),
+        (moving_ramp(width=47), {}, "32x47"),
+        (moving_ramp().float(), {}, "float32"),
+        (moving_ramp()[0], {}, "uint8"),
+        (moving_ramp()[:0], {}, "T >= 1"),
+        (moving_ramp(), {"fps": 0}, "fps is 0"),
+        (moving_ramp(), {"crf": 60}, "crf is 60"),
+    ],
+)
+def test_write_mp4_refuses_bad_input(tmp_path: Path, frames: torch.Tensor, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_mp4(tmp_path / "a.mp4", frames, **{"fps": 8, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_decord_and_pyav_agree_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("decord")
+    write_mp4(tmp_path / "a.mp4", moving_ramp(), fps=8)
+    with_decord = read_video(tmp_path / "a.mp4")
+    monkeypatch.setattr(video_module, "decord", None)
+    assert torch.equal(read_video(tmp_path / "a.mp4"), with_decord)
+
+
+def test_both_decoders_turn_a_rotated_video_upright(fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("decord")
+    path = sample(fixtures, "video_90.mov")
+    upright = read_video(path)
+    assert upright.shape[1:3] == (568, 320)
+    monkeypatch.setattr(video_module, "decord", None)
+    assert torch.equal(read_video(path), upright)
+
+
+def test_gif_is_read_where_decord_cannot(tmp_path: Path) -> None:
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    images = [Image.new("RGB", (16, 12), colour) for colour in colours]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=100)
+    frames = read_video(tmp_path / "a.gif")
+    assert frames.shape == (3, 12, 16, 3)
+    assert (frames[:, 0, 0] - torch.tensor(colours)).abs().max() <= 6
+
+
+def test_read_video_refuses_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="missing.mp4 does not exist"):
+        read_video(tmp_path / "missing.mp4")
+    for name, content in {"empty.mp4": b"", "text.mp4": b"no video"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be decoded"):
+            read_video(tmp_path / name)
+
+
+def test_read_video_refuses_a_file_that_breaks_off(fixtures: Path) -> None:
+    with pytest.raises(ValueError, match="corrupted.mp4 cannot be decoded"):
+        read_video(sample(fixtures, "corrupted.mp4"))
+
+
+def test_contact_sheet_shows_first_to_last_frame_under_each_caption(tmp_path: Path) -> None:
+    videos = [torch.tensor([red, 0, 200], dtype=torch.uint8).repeat(5, 20, 30, 1) for red in (100, 50)]
+    for video in videos:
+        video[..., 0] += torch.arange(5, dtype=torch.uint8)[:, None, None]
+    contact_sheet(videos, ["first", "second"], 3, tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    first_frames = np.isin(sheet[..., 0], [100, 50]) & (sheet[..., 1] == 0)
+    rows, columns = (np.flatnonzero(first_frames.any(axis)) for axis in (1, 0))
+    assert len(columns) == 30 and len(rows) == 2 * 20, "frame 0 once in each row"
+    for red, top in ((100, rows[0]), (50, rows[20])):
+        blocks = [sheet[top + 10, columns[0] + 15 + step * (30 + video_module.MARGIN)] for step in range(3)]
+        assert [block.tolist() for block in blocks] == [[red + step, 0, 200] for step in (0, 2, 4)]
+    assert (sheet[: rows[0]] < 128).any() and (sheet[rows[19] + 1 : rows[20]] < 128).any(), "captions are drawn"
+
+
+def test_contact_sheet_wraps_captions_and_shows_short_videos(tmp_path: Path) -> None:
+    video = moving_ramp(frames=2, height=64, width=64)
+    for name, caption in {"short": "one", "long": "many words " * 12}.items():
+        contact_sheet([video], [caption], 4, tmp_path / name)
+    short, long = (Image.open(tmp_path / name).size for name in ("short", "long"))
+    assert short[0] == long[0] == 2 * 64 + 3 * video_module.MARGIN and long[1] > short[1] + 2 * video_module.FONT_SIZE
+
+
+def test_contact_sheet_refuses_bad_input(tmp_path: Path) -> None:
+    video = moving_ramp()
+    bad = {
+        r"sizes \[\(16, 48\), \(32, 48\)\]": ([video, video[:, :16]], ["a", "b"], 2),
+        r"sizes \[\]": ([], [], 2),
+        "captions has 1": ([video, video], ["a"], 2),
+        "frames_per_video is 0": ([video], ["a"], 0),
+        "float32": ([video.float()], ["a"], 2),
+    }
+    for message, (videos, captions, count) in bad.items():
+        with pytest.raises(ValueError, match=message):
+            contact_sheet(videos, captions, count, tmp_path / "sheet.png")

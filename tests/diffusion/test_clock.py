@@ -1,0 +1,40 @@
+"""StepClock: range, in-place change, and absence from checkpoints."""
+
+import pytest
+import torch
+from torch import nn
+
+from vdq.diffusion.clock import StepClock
+
+
+def test_set_changes_the_index_in_place():
+    clock = StepClock(20)
+    address = clock.index.data_ptr()
+    for step in (0, 19, 7):
+        clock.set(step)
+        assert clock.index.item() == step
+    assert clock.index.data_ptr() == address
+    assert clock.index.dim() == 0 and clock.index.dtype == torch.long
+
+
+@pytest.mark.parametrize("step", [-1, 20, 1000])
+def test_steps_out_of_range(step):
+    with pytest.raises(ValueError, match=f"step={step} must be in 0..19"):
+        StepClock(20).set(step)
+
+
+def test_num_steps_must_be_positive():
+    with pytest.raises(ValueError, match="num_steps=0"):
+        StepClock(0)
+
+
+def test_shared_by_layers_and_not_saved():
+    clock = StepClock(4)
+    layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+    for layer in layers:
+        layer.clock = clock
+    layers.to(torch.bfloat16)
+    clock.set(3)
+    assert [layer.clock.index.item() for layer in layers] == [3, 3]
+    assert clock.index.dtype == torch.long
+    assert not any("clock" in name for name in layers.state_dict())

@@ -1,0 +1,33 @@
+"""The contract of an execution backend: which quantized layers it can run, and the module that runs one."""
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from vdq.quant.linear import LayerSpec
+
+
+class Backend(ABC):
+    """Builds executable layers from specs. `simulated` is True when codes are dequantized and multiplied in floating
+    point, False when the product itself is integer, so that a result can say which it was.
+    """
+
+    name: str
+    simulated: bool
+
+    @abstractmethod
+    def supports(self, layer: LayerSpec) -> str | None:
+        """None, or the reason why this layer cannot run."""
+
+    @abstractmethod
+    def build(self, layer: LayerSpec) -> nn.Module:
+        """A module x [..., in] -> [..., out] that reads the step from layer.clock; called only for supported layers."""
+
+    def layer(self, layer: LayerSpec) -> nn.Module:
+        """`build` after the check; the module carries `fqn`. Raises ValueError naming the layer and the reason."""
+        reason = self.supports(layer)
+        if reason is not None:
+            raise ValueError(f"backend {self.name} does not support layer {layer.fqn}: {reason}")
+        module = self.build(layer)
+        module.fqn = layer.fqn
+        return module

@@ -1,0 +1,48 @@
+"""Turns what a user can get wrong into one sentence: which field, which value, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+
+def one_sentence(error: Exception) -> str | None:
+    """The sentence for an error of the user's input, or None for an error of the program, which needs its traceback."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, value = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={value} is not known; {_allowed(value, error.options)}"
+    if isinstance(error, ConfigCompositionException) and (key := re.search(r"'([^']+)'", str(error))):
+        return _unknown_key(key[1], error.__cause__)
+    if isinstance(error, InstantiationException):
+        return _instantiation(error)
+    if isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
+        return str(error).splitlines()[0]
+    return None
+
+
+def _unknown_key(name: str, cause: BaseException | None) -> str:
+    parent = getattr(cause, "parent_node", None)
+    if parent is None:
+        return f"{name} cannot be set; `python run.py --cfg job` shows every field"
+    if getattr(cause, "key", None) in parent:
+        return f"{name} cannot be set: {str(cause).splitlines()[0]}"
+    prefix = name.rpartition(".")[0]
+    keys = [f"{prefix}.{key}" if prefix else str(key) for key in parent if not str(key).startswith("_")]
+    return f"{name} is not a field; {_allowed(name, keys)}"
+
+
+def _instantiation(error: InstantiationException) -> str | None:
+    """The words of the constructor that refused its arguments; an unexpected argument names the field."""
+    cause = error.__cause__
+    field = (re.search(r"full_key: (\S+)", str(error)) or ("", ""))[1]
+    if isinstance(cause, TypeError) and (argument := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
+        return f"{field}.{argument[1]} is not a field of {field}; `python run.py --cfg job` shows those that are"
+    return str(cause) if isinstance(cause, ValueError) else None
+
+
+def _allowed(value: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(value, options, n=1)
+    return f"allowed: {', '.join(sorted(options))}" + (f" (did you mean {close[0]}?)" if close else "")

@@ -1,0 +1,42 @@
+"""Samples of a run on disk: what was sampled without loss, and an MP4 to look at.
+
+Metrics read the lossless frames, since the codec's error at 64 x 64 pixels is larger than what 8-bit quantization
+changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vdq.data.video import write_mp4
+from vdq.files import complete_or_nothing
+
+
+def write_sample(folder: Path, index: int, latents: Tensor, frames: Tensor, fps: float) -> None:
+    """Writes latents [c, T, H, W] fp32 and frames uint8 [T, H, W, 3]; the lossless file comes last and makes it
+    complete.
+    """
+    write_mp4(video_path(folder, index), frames, fps)
+    with complete_or_nothing(_tensors(folder, index)) as partial:
+        save_file({"latents": latents.contiguous(), "frames": frames.contiguous()}, partial)
+
+
+def read_sample(folder: Path, index: int) -> dict[str, Tensor]:
+    """``latents`` and ``frames`` of one prompt."""
+    return load_file(_tensors(folder, index))
+
+
+def missing(folder: Path, count: int) -> list[int]:
+    """Numbers below ``count`` that have no complete sample yet."""
+    return [index for index in range(count) if not _tensors(folder, index).is_file()]
+
+
+def video_path(folder: Path, index: int) -> Path:
+    return folder / "videos" / f"{index:04d}.mp4"
+
+
+def _tensors(folder: Path, index: int) -> Path:
+    return folder / "samples" / f"{index:04d}.safetensors"

@@ -1,0 +1,1 @@
+"""Diffusion in one place: schedule, guidance, noise, samplers and the step clock."""

@@ -1,0 +1,98 @@
+"""The contract of a quantization recipe: statistics and weights in, parameters of every layer out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vdq.quant.affine import check_bits
+from vdq.quant.layers import Projection, projections
+from vdq.quant.report import layer_reports
+from vdq.quant.smoothing import aggregate_absmax, check_alpha, check_ema, smoothing_factors
+from vdq.quant.state import LinearParams, QuantState
+from vdq.quant.stats import LayerStats, Stats
+from vdq.quant.time_ranges import TimeRanges
+
+RANGE, ABSMAX = "range", "absmax"
+
+
+class Method(ABC):
+    """A recipe. Its options are checked when it is built, the number of steps by `check`, before any model exists.
+    `quantizes` is False only for full precision.
+    """
+
+    weight_bits: int
+    act_bits: int
+    quantizes = True
+
+    @abstractmethod
+    def needs(self, fqn: str) -> frozenset[str]:
+        """Calibration statistics wanted for a layer: "range" (minimum, maximum), "absmax"; empty means data-free."""
+
+    @abstractmethod
+    def check(self, num_steps: int) -> None:
+        """Raise ValueError when the recipe does not fit this number of denoising steps."""
+
+    @abstractmethod
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
+        """Parameters of one layer: weight [out, in], statistics of its input on its device or None if not needed."""
+
+    def convert(
+        self, denoiser: nn.Module, stats: Stats | None, *, num_steps: int, quantizable: Callable[[str], bool]
+    ) -> QuantState:
+        """Parameters of every linear projection with `quantizable(fqn)`, and a report row for every layer. Pure: the
+        denoiser is only read. Raises ValueError for missing or unfitting statistics, a weight that is not finite, or
+        when nothing would be quantized.
+        """
+        self.check(num_steps)
+        chosen = [p for p in projections(denoiser) if quantizable(p.fqn)]
+        if not chosen:
+            raise ValueError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
+        layers = {p.fqn: self._checked_layer(p, stats, num_steps) for p in chosen}
+        report = layer_reports(denoiser, layers, stats, reason="not quantizable in this model")
+        return QuantState(layers, num_steps, report)
+
+    def _checked_layer(self, p: Projection, stats: Stats | None, num_steps: int) -> LinearParams:
+        if not bool(torch.isfinite(p.weight).all()):
+            raise ValueError(f"layer {p.fqn} has NaN or infinite weights")
+        found = self._stats_of(p, stats, num_steps) if self.needs(p.fqn) else None
+        return self.layer(p.weight.detach().float(), found, num_steps)
+
+    def _stats_of(self, p: Projection, stats: Stats | None, num_steps: int) -> LayerStats:
+        if stats is None or p.input_fqn not in stats.layers:
+            raise ValueError(f"{type(self).__name__} needs calibration statistics of layer {p.input_fqn}")
+        if stats.num_steps != num_steps:
+            raise ValueError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
+        return stats.layers[p.input_fqn].to(p.weight.device)
+
+
+class SmoothedMethod(Method):
+    """Shared by recipes with bit-widths and optional smoothing factors, one set per time range (`alpha` None: off)."""
+
+    def __init__(
+        self,
+        *,
+        weight_bits: int,
+        act_bits: int,
+        num_time_ranges: int | str,
+        alpha: float | None,
+        momentum: float,
+        ema_order: str,
+    ) -> None:
+        self.weight_bits = check_bits(weight_bits, "weight_bits")
+        self.act_bits = check_bits(act_bits, "act_bits")
+        check_ema(momentum, ema_order)
+        self.alpha = None if alpha is None else check_alpha(alpha)
+        self.num_time_ranges, self.momentum, self.ema_order = num_time_ranges, momentum, ema_order
+
+    def check(self, num_steps: int) -> None:
+        TimeRanges(num_steps, self.num_time_ranges)
+
+    def smoothing(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> tuple[Tensor | None, Tensor]:
+        """Factors s [K, in] or None, and their step -> range index [num_steps]; K = num_time_ranges (paper Eq. 2)."""
+        if self.alpha is None:
+            return None, torch.zeros(num_steps, dtype=torch.long, device=weight.device)
+        ranges = TimeRanges(num_steps, self.num_time_ranges)
+        act_absmax = aggregate_absmax(stats.absmax, ranges, momentum=self.momentum, order=self.ema_order)
+        return smoothing_factors(act_absmax, weight.abs().amax(0), alpha=self.alpha), ranges.index.to(weight.device)

@@ -1,0 +1,77 @@
+"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one recipe."""
+
+from torch import Tensor
+
+from vdq.methods.base import ABSMAX, RANGE, SmoothedMethod
+from vdq.quant.convert import act_qparams, weight_qparams
+from vdq.quant.smoothing import MOMENTUM
+from vdq.quant.state import LinearParams
+from vdq.quant.stats import LayerStats
+from vdq.quant.time_ranges import TimeRanges
+
+
+class StaticMethod(SmoothedMethod):
+    """Per-output-channel weights and per-tensor activations whose qparams are fixed before sampling
+    (spec/quantization.md 5.4).
+
+    weight_bits, act_bits: 2..16. num_time_ranges: K, a divisor of the step count, or "per_step"; number of smoothing
+    factor sets, and of activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq.
+    2 in 0..1, None for no smoothing (the weights then have one set whatever K). momentum, ema_order: aggregation of
+    activation maxima over the steps of a range. Raises ValueError for a value outside these.
+
+    Paper's names: CW + TW is K = 1 without alpha, TSW "per_step" without alpha, ASQ K = 1, TSQ + K TR any K, TSQ +
+    TSW "per_step".
+    """
+
+    def __init__(
+        self,
+        *,
+        weight_bits: int = 8,
+        act_bits: int = 8,
+        num_time_ranges: int | str = 1,
+        act_time_ranges: int | str | None = None,
+        alpha: float | None = None,
+        momentum: float = MOMENTUM,
+        ema_order: str = "ascending_t",
+        symmetric_weights: bool = False,
+        symmetric_acts: bool = False,
+    ) -> None:
+        super().__init__(
+            weight_bits=weight_bits,
+            act_bits=act_bits,
+            num_time_ranges=num_time_ranges,
+            alpha=alpha,
+            momentum=momentum,
+            ema_order=ema_order,
+        )
+        self.act_time_ranges = act_time_ranges
+        self.symmetric_weights, self.symmetric_acts = symmetric_weights, symmetric_acts
+
+    def needs(self, fqn: str) -> frozenset[str]:
+        return frozenset({RANGE} if self.alpha is None else {RANGE, ABSMAX})
+
+    def check(self, num_steps: int) -> None:
+        super().check(num_steps)
+        self._act_ranges(num_steps)
+
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
+        s, index = self.smoothing(weight, stats, num_steps)
+        ranges = self._act_ranges(num_steps)
+        step_smoothing = None if s is None else s[index]
+        act = act_qparams(stats, step_smoothing, ranges, bits=self.act_bits, symmetric=self.symmetric_acts)
+        return LinearParams(
+            weight_bits=self.weight_bits,
+            act_bits=self.act_bits,
+            weight=weight_qparams(weight, s, bits=self.weight_bits, symmetric=self.symmetric_weights),
+            weight_range=index,
+            act=act,
+            act_range=ranges.index.to(weight.device),
+            smoothing=s,
+            symmetric_weights=self.symmetric_weights,
+            symmetric_acts=self.symmetric_acts,
+        )
+
+    def _act_ranges(self, num_steps: int) -> TimeRanges:
+        if self.act_time_ranges is None:
+            return TimeRanges(num_steps, self.num_time_ranges)
+        return TimeRanges(num_steps, self.act_time_ranges, name="act_time_ranges")

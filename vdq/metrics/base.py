@@ -1,0 +1,123 @@
+"""What every video metric shares: one value per key and video, the video's index, and the mean over the set.
+
+States are concatenated across processes, so a set value does not depend on how the videos were spread over processes,
+batches or update calls: videos are sorted by index, an index that was seen twice (a distributed sampler pads its last
+batch with repeats) counts once, and the mean over videos is unweighted.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+logger = logging.getLogger(__name__)
+
+UNNUMBERED = -1
+
+
+class VideoMetric(Metric):
+    """Base class of the metrics; a subclass names its `inputs` and `keys` and calls `_record` from `update`.
+
+    Attributes:
+        inputs: what `update` takes, in its order, out of `videos`, `prompts`, `latents`, `reference` (full-precision
+            videos) and `reference_latents`.
+        keys: names of the values, in the order of `compute()`.
+        inputs: names of what `update` takes, out of videos, prompts, reference, latents and reference_latents.
+        higher_is_better: the same for every key.
+    """
+
+    inputs: ClassVar[tuple[str, ...]]
+    keys: ClassVar[tuple[str, ...]]
+    inputs: ClassVar[tuple[str, ...]]
+    is_differentiable = False
+    full_state_update = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("index", default=[], dist_reduce_fx="cat")
+        for key in self.keys:
+            self.add_state(f"value_{key}", default=[], dist_reduce_fx="cat")
+
+    @property
+    def assets(self) -> dict[str, str]:
+        """Weights the metric used, name -> sha256; empty for a metric without weights."""
+        return {}
+
+    def compute(self) -> dict[str, float]:
+        """Unweighted mean over videos of each key; ValueError if no video was given."""
+        _, values = self._sorted()
+        return {key: value.mean().item() for key, value in values.items()}
+
+    def per_video(self) -> dict[str, list[float]]:
+        """Values of each key, sorted by index; unnumbered videos come first, in the order of their updates.
+
+        A collective operation like `compute`: under DDP every process calls it and gets the videos of all processes.
+        """
+        with self.sync_context():
+            _, values = self._sorted()
+        return {key: value.tolist() for key, value in values.items()}
+
+    def per_video_index(self) -> list[int]:
+        """Indices of the videos in the order of `per_video()`, -1 where `update` was given none; collective as well."""
+        with self.sync_context():
+            index, _ = self._sorted()
+        return index.tolist()
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the states of all processes; also from a process that was given no video."""
+        # torchmetrics would send an empty float32 tensor for an empty list, and a gather needs one dtype everywhere.
+        if not self._is_synced and isinstance(self.index, list) and not self.index:
+            self._append([], {key: [] for key in self.keys})
+        super().sync(*args, **kwargs)
+
+    def _record(self, index: Sequence[int] | Tensor | None, count: int, values: Mapping[str, Sequence[float]]) -> None:
+        """Keep the values of `count` videos, one list per key; `index` None leaves them unnumbered."""
+        self._append([UNNUMBERED] * count if index is None else [int(i) for i in index], values)
+
+    def _append(self, index: list[int], values: Mapping[str, Sequence[float]]) -> None:
+        self.index.append(torch.tensor(index, dtype=torch.long, device=self.device))
+        for key in self.keys:
+            value = torch.tensor(values[key], dtype=torch.float64, device=self.device)
+            getattr(self, f"value_{key}").append(value)
+
+    def _sorted(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Index and values of the distinct videos, sorted by index."""
+        index = dim_zero_cat(self.index) if len(self.index) else torch.empty(0)
+        if not len(index):
+            raise ValueError(f"{type(self).__name__} has no value because it was given no video")
+        index, order = torch.sort(index, stable=True)
+        repeated = torch.zeros_like(index, dtype=torch.bool)
+        repeated[1:] = (index[1:] == index[:-1]) & (index[1:] != UNNUMBERED)
+        values = {key: dim_zero_cat(getattr(self, f"value_{key}"))[order] for key in self.keys}
+        self._report_conflicts(index, repeated, values)
+        return index[~repeated], {key: value[~repeated] for key, value in values.items()}
+
+    def _report_conflicts(self, index: Tensor, repeated: Tensor, values: Mapping[str, Tensor]) -> None:
+        for key, value in values.items():
+            differs = repeated.clone()
+            differs[1:] &= ~torch.isclose(value[1:], value[:-1], rtol=1e-5, atol=1e-6)
+            if differs.any():
+                videos = sorted(set(index[differs].tolist()))
+                logger.warning("%s: videos %s came more than once with different values; the first counts", key, videos)
+
+
+def check_videos(name: str, videos: Tensor) -> None:
+    """ValueError unless `videos` is uint8 [B,T,H,W,3] with at least one video of at least one frame."""
+    if not isinstance(videos, Tensor) or videos.dtype != torch.uint8:
+        found = getattr(videos, "dtype", type(videos).__name__)
+        raise ValueError(f"{name} has type {found}; only a tensor of torch.uint8 is allowed")
+    if videos.ndim != 5 or videos.shape[-1] != 3 or min(videos.shape[:2]) < 1:
+        raise ValueError(f"{name} has shape {tuple(videos.shape)}; only [B,T,H,W,3] with B >= 1 and T >= 1 is allowed")
+
+
+def check_index(index: Sequence[int] | Tensor | None, count: int) -> None:
+    """ValueError unless `index` is None or holds `count` integers >= 0."""
+    if index is None:
+        return
+    numbers = [int(i) for i in index]
+    if len(numbers) != count or any(i < 0 for i in numbers):
+        raise ValueError(f"index is {numbers}; one integer >= 0 for each of the {count} videos is allowed")

@@ -1,0 +1,88 @@
+"""CLIPSIM and CLIP-temp: cosines of CLIP embeddings, from one pass over the frames.
+
+With f_t the L2-normalised embedding of frame t and g that of the prompt (EvalCrafter, arXiv 2310.11440, whose code the
+paper used):
+
+    CLIPSIM   = mean over t = 0..T-1 of f_t . g            text-video agreement
+    CLIP-temp = mean over t = 0..T-2 of f_t . f_{t+1}      neighbouring frames only, no wrap-around
+
+Cosines as they are: not multiplied by 100, not clamped at 0. Which CLIP model, and how a frame becomes its input
+(EvalCrafter feeds raw 0..255 pixels), is the encoder's affair and decides what the numbers can be compared with.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdq.metrics.base import VideoMetric, check_index, check_videos
+
+
+class ClipEncoder(Protocol):
+    """A CLIP model with its preprocessing and tokenizer, in evaluation mode.
+
+    Attributes:
+        name: model and preprocessing, as a table should call them.
+        sha256: hash of the weights file.
+    """
+
+    name: str
+    sha256: str
+
+    def encode_images(self, frames: Tensor) -> Tensor:
+        """uint8 [N,H,W,3] -> floating [N,D], normalised or not."""
+        ...
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """n prompts -> floating [n,D], normalised or not, on the device of the image embeddings."""
+        ...
+
+
+class ClipMetric(VideoMetric):
+    """Mean CLIPSIM (`clipsim`) and CLIP-temp (`clip_temp`) over the videos, each in -1..1.
+
+    Args:
+        encoder: model that embeds frames and prompts.
+        frames_per_batch: most frames in one forward; a batch never mixes videos, so a video's value does not depend
+            on the videos beside it.
+    """
+
+    inputs = ("videos", "prompts")
+    keys = ("clipsim", "clip_temp")
+    inputs = ("videos", "prompts")
+    higher_is_better = True
+
+    def __init__(self, *, encoder: ClipEncoder, frames_per_batch: int = 64, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if frames_per_batch < 1:
+            raise ValueError(f"frames_per_batch is {frames_per_batch}; an integer >= 1 is allowed")
+        self.encoder = encoder
+        self.frames_per_batch = frames_per_batch
+
+    @property
+    def assets(self) -> dict[str, str]:
+        return {self.encoder.name: self.encoder.sha256}
+
+    def update(self, videos: Tensor, prompts: Sequence[str], *, index: Sequence[int] | Tensor | None = None) -> None:
+        """Add videos, uint8 [B,T,H,W,3], and their B prompts; `index` numbers the videos within the set.
+
+        Raises:
+            ValueError: on another dtype or shape, a prompt too many or too few, or one-frame videos.
+        """
+        check_videos("videos", videos)
+        check_index(index, len(videos))
+        if isinstance(prompts, str) or len(prompts) != len(videos):
+            raise ValueError(f"prompts is {prompts!r}; one string for each of the {len(videos)} videos is allowed")
+        if videos.shape[1] < 2:
+            raise ValueError("videos have 1 frame; clip_temp compares neighbouring frames, so T >= 2 is allowed")
+        scores = [self._score(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
+        self._record(index, len(videos), dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
+
+    def _score(self, video: Tensor, prompt: str) -> tuple[float, float]:
+        chunks = [self.encoder.encode_images(frames) for frames in video.split(self.frames_per_batch)]
+        frames = F.normalize(torch.cat(chunks).double(), dim=-1)
+        text = F.normalize(self.encoder.encode_text([prompt]).double(), dim=-1)
+        neighbours = (frames[:-1] * frames[1:]).sum(dim=-1)
+        return (frames @ text[0]).mean().item(), neighbours.mean().item()

@@ -1,0 +1,1 @@
+"""Video models: the VideoModel contract and the networks behind it."""

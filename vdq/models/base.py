@@ -1,0 +1,66 @@
+"""What a video model offers to the rest of the program. Nothing here knows of quantization."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Encoded prompts: y [n, 1, L, D], the null caption [L, D], and mask [n, L] (non-zero where a token counts) or
+    None.
+
+    `len` is the number of prompts; slicing keeps the null caption. Raises ValueError when the shapes do not fit.
+    """
+
+    y: Tensor
+    null: Tensor
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.y.dim() != 4 or self.y.shape[1] != 1 or self.y.shape[2:] != self.null.shape:
+            raise ValueError(f"y {tuple(self.y.shape)} must be [n, 1, *null.shape], null is {tuple(self.null.shape)}")
+        if self.mask is not None and self.mask.shape != (self.y.shape[0], self.y.shape[2]):
+            raise ValueError(f"mask {tuple(self.mask.shape)} must be [{self.y.shape[0]}, {self.y.shape[2]}] as y")
+
+    def __len__(self) -> int:
+        return self.y.shape[0]
+
+    def __getitem__(self, rows: slice) -> "Conditions":
+        return Conditions(self.y[rows], self.null, None if self.mask is None else self.mask[rows])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Conditions":
+        """Copy on `device`; `dtype` is for y and null, the mask keeps its own."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Conditions(self.y.to(device, dtype), self.null.to(device, dtype), mask)
+
+
+class VideoModel(ABC):
+    """A denoiser with its prompt encoder and its latent decoder.
+
+    denoiser(x [B, c, T, H, W], timestep [B], y [B, 1, L, D], mask) -> [B, 2c, T, H, W] fp32, noise estimate then
+    variance logits. latent_shape is (c, T, H, W); fps is the frame rate of the decoded videos in frames per second.
+    """
+
+    denoiser: nn.Module
+    latent_shape: tuple[int, int, int, int]
+    fps: float
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> Conditions:
+        """Conditions for n prompts."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents [B, *latent_shape] -> uint8 [B, T, H, W, 3]."""
+
+    @abstractmethod
+    def quantizable(self, fqn: str) -> bool:
+        """Whether the denoiser's layer of that name may be quantized; the others stay in full precision."""
+
+    @property
+    @abstractmethod
+    def weights_sha256(self) -> str:
+        """Hexadecimal digest of every weight that the videos depend on."""

@@ -1,0 +1,76 @@
+"""The testbed's video model: the small text encoder, autoencoder and STDiT that ship with this repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+from vdq.data.video import to_uint8
+from vdq.models.base import Conditions, VideoModel
+from vdq.shapes.nets import build_autoencoder, build_denoiser, build_text_encoder
+from vdq.shapes.tokenizer import build_tokenizer
+
+WEIGHTS = Path(__file__).parents[1] / "shapes" / "weights"
+
+
+class ShapesModel(nn.Module, VideoModel):
+    """16 frames of 64 x 64 pixels from a caption of one moving shape; 256 tokens a video.
+
+    ``weights`` is a folder as `python -m vdq.shapes.train` makes it, None the one that ships with the package.
+    Raises ValueError when a file is missing.
+    """
+
+    latent_shape = (4, 16, 8, 8)
+    fps = 8
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.weights = Path(weights or WEIGHTS)
+        self.scaling_factor = json.loads(self._file("latents.json").read_text())["scaling_factor"]
+        self.tokenizer = build_tokenizer()
+        self.text_encoder = self._load(build_text_encoder(len(self.tokenizer)), "text_encoder")
+        self.autoencoder = self._load(build_autoencoder(), "autoencoder")
+        self.denoiser = self._load(build_denoiser(), "denoiser")
+
+    @torch.inference_mode()
+    def encode(self, prompts: list[str]) -> Conditions:
+        """Features of width 128 of at most 24 tokens a prompt; words that the testbed does not know become [UNK]."""
+        tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+        tokens = tokens.to(self.text_encoder.device)
+        y = self.text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return Conditions(y[:, None], self.denoiser.y_embedder.y_embedding, tokens.attention_mask)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, 4, 16, 8, 8] to uint8 [B, 16, 64, 64, 3], frame by frame."""
+        frames = (latents / self.scaling_factor).transpose(1, 2).flatten(0, 1)
+        pixels = self.autoencoder.decode(frames.to(self.autoencoder.dtype)).sample
+        return to_uint8(pixels.float().unflatten(0, latents.shape[:1] + latents.shape[2:3]).transpose(1, 2))
+
+    def quantizable(self, fqn: str) -> bool:
+        """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
+        return fqn.startswith("blocks.")
+
+    @property
+    def weights_sha256(self) -> str:
+        digest = hashlib.sha256(repr(self.scaling_factor).encode())
+        for name in ("text_encoder", "autoencoder", "denoiser"):
+            digest.update(self._file(f"{name}.safetensors").read_bytes())
+        return digest.hexdigest()
+
+    def _load(self, net: nn.Module, name: str) -> nn.Module:
+        load_model(net, self._file(f"{name}.safetensors"))
+        return net.eval().requires_grad_(False)
+
+    def _file(self, name: str) -> Path:
+        path = self.weights / name
+        if not path.is_file():
+            raise ValueError(
+                f"model.weights={self.weights} has no file {name}; train it with `python -m vdq.shapes.train`"
+            )
+        return path

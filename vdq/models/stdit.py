@@ -1,0 +1,314 @@
+"""STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0 (spec/opensora.md section 2).
+
+State-dict keys and their order equal those of the released checkpoints. Symbols in the comments: B videos, C hidden
+size, T frames and S tokens per frame after patching, N = T*S tokens per video, L caption tokens, D caption channels.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER_NORM_EPS = 1e-6
+FREQUENCY_CHANNELS = 256
+
+
+class Captions(NamedTuple):
+    """Projected captions of a batch, without padding, and the way back to one padded row per video.
+
+    tokens: [1, sum of lengths, C]. index: [B*L] long, row of `tokens` that stands at each padded place (any row where
+    padded), or None when no caption is padded. keep: [B, 1, 1, L] bool, True where a caption token stands, or None.
+    """
+
+    tokens: Tensor
+    index: Tensor | None
+    keep: Tensor | None
+
+
+class FusedLinear(nn.Linear):
+    """One checkpoint tensor with several projections of equal width; forward returns one tensor per name in `parts`."""
+
+    def __init__(self, in_features: int, out_features: int, *, parts: tuple[str, ...], bias: bool = True) -> None:
+        if not parts or out_features % len(parts):
+            raise ValueError(f"out_features={out_features} must split equally into parts={parts}")
+        super().__init__(in_features, out_features, bias)
+        self.parts = tuple(parts)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x [..., in_features] -> len(parts) tensors [..., out_features / len(parts)]."""
+        return super().forward(x).chunk(len(self.parts), dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over the middle axis of x [G, n, C]."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = FusedLinear(hidden_size, 3 * hidden_size, parts=("q", "k", "v"))
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)
+        return self.proj(_attend(q, k, v, self.num_heads))
+
+
+class CrossAttention(nn.Module):
+    """Attention of x [B, N, C] to the caption of the same video. Only real caption tokens enter `kv_linear`."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(hidden_size, hidden_size)
+        self.kv_linear = nn.Linear(hidden_size, 2 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, captions: Captions) -> Tensor:
+        kv = self.kv_linear(captions.tokens)
+        if captions.index is not None:
+            kv = kv[0].index_select(0, captions.index)
+        k, v = kv.reshape(x.shape[0], -1, kv.shape[-1]).chunk(2, dim=-1)
+        return self.proj(_attend(self.q_linear(x), k, v, self.num_heads, captions.keep))
+
+
+class MLP(nn.Module):
+    """Linear, GELU (tanh approximation), Linear."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc2 = nn.Linear(hidden_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class PatchEmbedder(nn.Module):
+    """Non-overlapping patches to tokens. The convolution only holds the weights: applied, it is one matrix product."""
+
+    def __init__(self, in_channels: int, patch_size: tuple[int, int, int], hidden_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv3d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, c, T, H, W] -> [B, N, C], tokens in (frame, row, column) order."""
+        batch, channels, frames, height, width = x.shape
+        pt, ph, pw = self.patch_size
+        x = x.reshape(batch, channels, frames // pt, pt, height // ph, ph, width // pw, pw)
+        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, -1, channels * pt * ph * pw)
+        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal features of the timestep (cosines first, section 2.4) and a two-layer MLP."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(FREQUENCY_CHANNELS, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """timestep [B], any dtype -> [B, C]. The angles are fp32: bf16 cannot hold integers above 256."""
+        half = FREQUENCY_CHANNELS // 2
+        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+        frequencies = exponents.double().exp().float()  # correctly rounded, where fp32 exp depends on the CPU
+        angles = timestep.float()[:, None] * frequencies
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+class CaptionEmbedder(nn.Module):
+    """Projection of text-encoder features; owns the null caption `y_embedding` [L, D], a buffer as upstream."""
+
+    def __init__(self, caption_channels: int, hidden_size: int, max_length: int) -> None:
+        super().__init__()
+        self.register_buffer("y_embedding", torch.randn(max_length, caption_channels) / caption_channels**0.5)
+        self.y_proj = MLP(caption_channels, hidden_size, hidden_size)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y [B, 1, L, D] -> [B, 1, L, C]."""
+        return self.y_proj(y)
+
+
+class STDiTBlock(nn.Module):
+    """Spatial attention, temporal attention, cross attention, MLP (section 2.7).
+
+    The temporal branch has neither norm nor modulation and shares `gate_msa`; the cross branch has no gate.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, frames: int) -> None:
+        super().__init__()
+        self.frames = frames
+        self.scale_shift_table = nn.Parameter(torch.randn(6, hidden_size) / hidden_size**0.5)
+        self.attn = SelfAttention(hidden_size, num_heads)
+        self.cross_attn = CrossAttention(hidden_size, num_heads)
+        self.mlp = MLP(hidden_size, int(hidden_size * mlp_ratio), hidden_size)
+        self.attn_temp = SelfAttention(hidden_size, num_heads)
+
+    def forward(self, x: Tensor, captions: Captions, t0: Tensor, temporal_pos: Tensor | None = None) -> Tensor:
+        """x [B, N, C], t0 [B, 6*C], temporal_pos [1, T, C] or None -> [B, N, C]."""
+        batch, tokens, channels = x.shape
+        grid = (batch, self.frames, tokens // self.frames, channels)
+        table = self.scale_shift_table + t0.view(batch, 6, channels)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)
+
+        spatial = _modulated_norm(x, shift_msa, scale_msa).view(-1, grid[2], channels)  # [B*T, S, C]
+        x = torch.addcmul(x, gate_msa, self.attn(spatial).reshape(x.shape))
+
+        temporal = x.view(grid) if temporal_pos is None else x.view(grid) + temporal_pos[:, :, None]
+        temporal = temporal.transpose(1, 2).reshape(-1, self.frames, channels)  # [B*S, T, C]
+        temporal = self.attn_temp(temporal).reshape(batch, grid[2], self.frames, channels).transpose(1, 2)
+        x = torch.addcmul(x.view(grid), gate_msa[:, None], temporal).reshape(x.shape)
+
+        x = x + self.cross_attn(x, captions)
+        return torch.addcmul(x, gate_mlp, self.mlp(_modulated_norm(x, shift_mlp, scale_mlp)))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection to patches; modulated by the timestep embedding itself, not by t0 (section 2.8)."""
+
+    def __init__(self, hidden_size: int, out_features: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
+        self.linear = nn.Linear(hidden_size, out_features)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x [B, N, C], t [B, C] -> [B, N, out_features]."""
+        shift, scale = (self.scale_shift_table + t[:, None]).chunk(2, dim=1)
+        return self.linear(_modulated_norm(x, shift, scale))
+
+
+class STDiT(nn.Module):
+    """Open-Sora 1.0 denoiser; the defaults are STDiT-XL/2 for 16x512x512 (759.6M parameters).
+
+    `input_size` is the latent size (T, H, W). `space_scale` and `time_scale` divide the positions before the sine
+    tables. Raises ValueError when the latent size is not a multiple of the patch size or the widths do not split.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_size: tuple[int, int, int] = (16, 64, 64),
+        in_channels: int = 4,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        caption_channels: int = 4096,
+        model_max_length: int = 120,
+        space_scale: float = 1.0,
+        time_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if any(size % patch for size, patch in zip(input_size, patch_size, strict=True)):
+            raise ValueError(f"input_size={tuple(input_size)} must be a multiple of patch_size={tuple(patch_size)}")
+        if hidden_size % 4 or hidden_size % num_heads:
+            raise ValueError(f"hidden_size={hidden_size} must be a multiple of 4 and of num_heads={num_heads}")
+        self.input_size, self.patch_size = tuple(input_size), tuple(patch_size)
+        self.in_channels, self.out_channels = in_channels, 2 * in_channels
+        frames, rows, columns = (size // patch for size, patch in zip(input_size, patch_size, strict=True))
+
+        self.register_buffer("pos_embed", _spatial_positions(hidden_size, rows, columns, space_scale))
+        self.register_buffer("pos_embed_temporal", _temporal_positions(hidden_size, frames, time_scale))
+        self.x_embedder = PatchEmbedder(in_channels, self.patch_size, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+        self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, model_max_length)
+        self.blocks = nn.ModuleList(STDiTBlock(hidden_size, num_heads, mlp_ratio, frames) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, math.prod(self.patch_size) * self.out_channels)
+        self._initialize()
+
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Noise estimate and variance logits.
+
+        x [B, c, T, H, W]; timestep [B]; y [B, 1, L, D] raw caption features; mask [B', L], non-zero where a token
+        counts, its rows tiled m0, m1, .., m0, m1, .. when B = k*B'; None keeps all tokens. Returns [B, 2c, T, H, W]
+        fp32 whatever the weights' dtype. Raises ValueError when x or mask does not fit.
+        """
+        if tuple(x.shape[1:]) != (self.in_channels, *self.input_size):
+            raise ValueError(f"x has shape {tuple(x.shape)}, must be (B, {self.in_channels}, *{self.input_size})")
+        dtype = self.x_embedder.proj.weight.dtype
+        tokens = self.x_embedder(x.to(dtype))
+        tokens = tokens.unflatten(1, (-1, self.pos_embed.shape[1])).add(self.pos_embed[:, None]).flatten(1, 2)
+        t = self.t_embedder(timestep)
+        t0 = self.t_block(t)
+        captions = pack_captions(self.y_embedder(y.to(dtype)), mask)
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens, captions, t0, self.pos_embed_temporal if number == 0 else None)
+        return self._unpatchify(self.final_layer(tokens, t)).float()
+
+    def _unpatchify(self, tokens: Tensor) -> Tensor:
+        """[B, N, pt*ph*pw*2c] with the channel fastest -> [B, 2c, T, H, W]."""
+        grid = [size // patch for size, patch in zip(self.input_size, self.patch_size, strict=True)]
+        x = tokens.reshape(-1, *grid, *self.patch_size, self.out_channels).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        return x.reshape(-1, self.out_channels, *self.input_size)
+
+    def _initialize(self) -> None:
+        """Upstream's start: Xavier everywhere, small normals on the embedders, zero on the late branches."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.data.flatten(1))
+        embedders = (self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.t_block[1])
+        for linear in (*embedders, self.y_embedder.y_proj.fc1, self.y_embedder.y_proj.fc2):
+            nn.init.normal_(linear.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.attn_temp.proj.weight)
+            nn.init.zeros_(block.cross_attn.proj.weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+
+def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
+    """Concatenate the captions of a batch without their padding (section 2.6).
+
+    y [B, 1, L, C]; mask [B', L] with B a multiple of B', or None for no padding. Raises ValueError when they do not
+    fit.
+    """
+    batch, _, length, channels = y.shape
+    rows = y.reshape(batch * length, channels)
+    if mask is None:
+        return Captions(rows[None], None, None)
+    if mask.shape[-1] != length or batch % mask.shape[0]:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, must be (a divisor of {batch}, {length})")
+    keep = (mask != 0).repeat(batch // mask.shape[0], 1)
+    flat = keep.flatten()
+    index = (flat.cumsum(0) - 1).clamp(min=0)
+    return Captions(rows.index_select(0, flat.nonzero().squeeze(1))[None], index, keep[:, None, None])
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, keep: Tensor | None = None) -> Tensor:
+    """q [G, n, C], k and v [G, m, C], head-major -> [G, n, C]; scores scaled by head_dim**-0.5."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2).flatten(2)
+
+
+def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine, then x * (1 + scale) + shift."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS), 1 + scale)
+
+
+def _sine_table(dim: int, positions: Tensor) -> Tensor:
+    """positions [P] float64 -> [P, dim] float64: sines, then cosines of position * 10000**(-2k / dim) (section 2.3)."""
+    omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    angles = torch.outer(positions, omega)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _spatial_positions(dim: int, rows: int, columns: int, scale: float) -> Tensor:
+    """[1, rows*columns, dim] fp32: the first half encodes the column, the second the row."""
+    column, row = (
+        _sine_table(dim // 2, (torch.arange(n, dtype=torch.float32) / scale).double()) for n in (columns, rows)
+    )
+    table = torch.cat([column.repeat(rows, 1), row.repeat_interleave(columns, dim=0)], dim=1)
+    return table.float()[None]
+
+
+def _temporal_positions(dim: int, frames: int, scale: float) -> Tensor:
+    """[1, frames, dim] fp32."""
+    return _sine_table(dim, torch.arange(frames, dtype=torch.float64) / scale).float()[None]

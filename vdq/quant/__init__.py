@@ -1,0 +1,30 @@
+"""Quantization numerics; imports torch only."""
+
+from vdq.quant.affine import QParams
+from vdq.quant.calls import CallCounter
+from vdq.quant.convert import apply, quantized_layers
+from vdq.quant.layers import Projection, projections
+from vdq.quant.observers import Observer
+from vdq.quant.report import ModelSize, model_size
+from vdq.quant.state import LayerReport, LinearParams, QuantState
+from vdq.quant.stats import LayerStats, Stats
+from vdq.quant.time_ranges import PER_STEP, TimeRanges
+
+__all__ = [
+    "PER_STEP",
+    "CallCounter",
+    "LayerReport",
+    "LayerStats",
+    "LinearParams",
+    "ModelSize",
+    "Observer",
+    "Projection",
+    "QParams",
+    "QuantState",
+    "Stats",
+    "TimeRanges",
+    "apply",
+    "model_size",
+    "projections",
+    "quantized_layers",
+]

@@ -1,0 +1,79 @@
+"""From statistics to parameters, and from parameters to a quantized model."""
+
+import copy
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from vdq.diffusion.clock import StepClock
+from vdq.quant.affine import QParams, qparams_from_range, tensor_range
+from vdq.quant.layers import Projection, linear_modules, split
+from vdq.quant.linear import FusedParts, LayerSpec, SampleRows
+from vdq.quant.smoothing import range_over_steps, smoothed_range
+from vdq.quant.state import QuantState, smooth_weight
+from vdq.quant.stats import LayerStats
+from vdq.quant.time_ranges import TimeRanges
+
+if TYPE_CHECKING:
+    from vdq.backends.base import Backend
+
+
+def weight_qparams(weight: Tensor, smoothing: Tensor | None, *, bits: int, symmetric: bool = False) -> QParams:
+    """Per output channel and range, of W * s (section 2.2): weight [out, in], smoothing [K, in] or None -> [K, out,
+    1].
+    """
+    lo, hi = tensor_range(smooth_weight(weight, smoothing), "per_token")
+    return qparams_from_range(lo, hi, bits=bits, symmetric=symmetric)
+
+
+def act_qparams(
+    stats: LayerStats, step_smoothing: Tensor | None, ranges: TimeRanges, *, bits: int, symmetric: bool = False
+) -> QParams:
+    """Per tensor and time range, of X / s (section 2.5): step_smoothing [N, C] or None -> [ranges.num_ranges]."""
+    lo, hi = range_over_steps(*smoothed_range(stats.min, stats.max, step_smoothing), ranges)
+    return qparams_from_range(lo, hi, bits=bits, symmetric=symmetric)
+
+
+def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Backend") -> nn.Module:
+    """A quantized copy of `denoiser`, whose layers read `clock`. The original stays as it is, for the reference.
+
+    Only what is not quantized is copied. Every module that `backend` built carries its `fqn`. Raises ValueError when
+    the step counts differ, the state names a layer the model lacks, or the backend does not support a layer.
+    """
+    if clock.num_steps != state.num_steps:
+        raise ValueError(f"clock.num_steps={clock.num_steps} must equal the state's num_steps={state.num_steps}")
+    rows = SampleRows()
+    missing = set(state.layers)
+    memo: dict[int, nn.Module] = {}
+    for fqn, linear in linear_modules(denoiser):
+        parts = split(fqn, linear)
+        specs = {
+            p.fqn: LayerSpec(p.fqn, p.weight, p.bias, state.layers[p.fqn].to(p.weight.device), clock, rows)
+            for p in parts
+            if p.fqn in state.layers
+        }
+        missing -= specs.keys()
+        if specs:
+            built = [backend.layer(specs[p.fqn]) if p.fqn in specs else _plain(p) for p in parts]
+            names = getattr(linear, "parts", None)
+            memo[id(linear)] = FusedParts(dict(zip(names, built, strict=True))) if names else built[0]
+    if missing:
+        raise ValueError(f"the model has no layer {min(missing)} that the quantization state names")
+    quantized = copy.deepcopy(denoiser, memo)
+    if any(params.act_granularity == "token_shared" for params in state.layers.values()):
+        quantized.register_forward_pre_hook(rows)
+    return quantized
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that `apply` put in, by fqn."""
+    return {module.fqn: module for module in model.modules() if isinstance(getattr(module, "fqn", None), str)}
+
+
+def _plain(p: Projection) -> nn.Linear:
+    """A part of a fused linear that stays in full precision."""
+    linear = nn.Linear(p.weight.shape[1], p.weight.shape[0], p.bias is not None, device="meta")
+    linear.weight = nn.Parameter(p.weight.detach().clone(), p.weight.requires_grad)
+    if p.bias is not None:
+        linear.bias = nn.Parameter(p.bias.detach().clone(), p.bias.requires_grad)
+    return linear

@@ -1,0 +1,70 @@
+"""Calibration observers: forward pre-hooks that reduce every input of a linear layer to statistics, never storing the
+input.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vdq.diffusion.clock import StepClock
+from vdq.quant.layers import linear_modules, split
+from vdq.quant.stats import LayerStats, Stats, check_complete
+
+
+class Observer:
+    """Context manager that records the inputs of the linears whose parts satisfy `quantizable(fqn)`.
+
+    Run the full-precision model inside it, at every step that `clock` counts and for any number of batches, then ask
+    for `stats`. An input is read as [rows, n, C], a 2-d one as a single row. The recorded row statistic is max over n
+    of |X| (spec/quantization.md 3.1), summed over rows; one-row inputs are packed tokens of all prompts and keep the
+    maximum instead. A NaN or infinite input raises ValueError naming layer and step.
+    """
+
+    def __init__(self, denoiser: nn.Module, clock: StepClock, quantizable: Callable[[str], bool]) -> None:
+        self._clock = clock
+        self._layers: dict[str, LayerStats] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._modules = [
+            (fqn, module)
+            for fqn, module in linear_modules(denoiser)
+            if any(quantizable(part.fqn) for part in split(fqn, module))
+        ]
+
+    def __enter__(self) -> "Observer":
+        self._hooks = [module.register_forward_pre_hook(self._hook(fqn)) for fqn, module in self._modules]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def stats(self, *, num_prompts: int, signature: str = "") -> Stats:
+        """What was recorded, on the CPU. Raises ValueError when a step saw no input."""
+        layers = {fqn: layer.to("cpu") for fqn, layer in self._layers.items()}
+        if len(layers) < len(self._modules):
+            unseen = next(fqn for fqn, _ in self._modules if fqn not in layers)
+            raise ValueError(f"layer {unseen} saw no input during calibration")
+        check_complete(layers.items())
+        return Stats(layers, num_steps=self._clock.num_steps, num_prompts=num_prompts, signature=signature)
+
+    def _hook(self, fqn: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, args: self._record(fqn, args[0].detach())
+
+    @torch.no_grad()
+    def _record(self, fqn: str, x: Tensor) -> None:
+        step = int(self._clock.index)
+        if fqn not in self._layers:
+            self._layers[fqn] = LayerStats.empty(self._clock.num_steps, x.shape[-1], x.device)
+        layer = self._layers[fqn]
+        x = x.reshape(x.shape[0] if x.dim() > 2 else 1, -1, x.shape[-1])
+        # Two reductions: on the CPU aminmax over this axis is not vectorized and 20 times slower.
+        lo, hi = x.amin(1).float(), x.amax(1).float()
+        if not bool((torch.isfinite(lo) & torch.isfinite(hi)).all()):
+            raise ValueError(f"layer {fqn} received NaN or infinite values at step {step}")
+        row_max = torch.maximum(hi, -lo).double()
+        seen = LayerStats(lo.amin(0), hi.amax(0), row_max.sum(0), torch.tensor(len(x), device=x.device))
+        before = LayerStats(layer.min[step], layer.max[step], layer.abs_sum[step], layer.rows[step])
+        after = seen if before.rows == 0 else before.merge(seen)
+        layer.min[step], layer.max[step] = after.min, after.max
+        layer.abs_sum[step], layer.rows[step] = after.abs_sum, after.rows

@@ -1,0 +1,98 @@
+"""What became of every layer, and the size of the quantized model."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vdq.quant.layers import projections
+from vdq.quant.smoothing import smoothed_range
+from vdq.quant.state import LayerReport, LinearParams, QuantState
+from vdq.quant.stats import LayerStats, Stats
+
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; parameters: smoothing factors,
+    scales, zero points and range indices; full_precision: everything else in the state dict, biases included;
+    original: the model before.
+    """
+
+    weights: float
+    parameters: float
+    full_precision: float
+    original: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.parameters + self.full_precision
+
+
+def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
+    """Size of `denoiser` (the original) when stored quantized as `state` says."""
+    quantized = [(p.weight, state.layers[p.fqn]) for p in projections(denoiser) if p.fqn in state.layers]
+    original = sum(_bytes(tensor) for tensor in denoiser.state_dict().values())
+    return ModelSize(
+        weights=sum(len(q.weight.scale) * w.numel() * q.weight_bits / 8 for w, q in quantized) / MEGABYTE,
+        parameters=sum(_bytes(tensor) for _, q in quantized for tensor in q.tensors().values()) / MEGABYTE,
+        full_precision=(original - sum(_bytes(w) for w, _ in quantized)) / MEGABYTE,
+        original=original / MEGABYTE,
+    )
+
+
+def layer_reports(
+    denoiser: nn.Module, layers: dict[str, LinearParams], stats: Stats | None, *, reason: str
+) -> tuple[LayerReport, ...]:
+    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left."""
+    rows, inside = [], set()
+    for p in projections(denoiser):
+        inside.add(p.input_fqn)
+        params = layers.get(p.fqn)
+        if params is None:
+            rows.append(LayerReport(p.fqn, tuple(p.weight.shape), "full_precision", reason=reason))
+        else:
+            rows.append(_quantized(p.fqn, p.weight, params, stats.layers.get(p.input_fqn) if stats else None))
+    for fqn, module in denoiser.named_modules():
+        weight = getattr(module, "weight", None)
+        if fqn not in inside and isinstance(weight, Tensor) and weight.dim() > 1:
+            why = f"{type(module).__name__} is not a linear layer"
+            rows.append(LayerReport(fqn, tuple(weight.shape), "full_precision", reason=why))
+    return tuple(rows)
+
+
+def weight_error(weight: Tensor, params: LinearParams) -> float:
+    """Relative L2 error of the quantized weight with smoothing undone, over all ranges; 0 for a zero weight."""
+    weight = weight.detach().float()
+    restored = params.dequantized_weight(weight)
+    if params.smoothing is not None:
+        restored = restored / params.smoothing[:, None]
+    norm = weight.norm() * len(restored) ** 0.5
+    return float((restored - weight).norm() / norm) if norm > 0 else 0.0
+
+
+def act_range_spread(stats: LayerStats, params: LinearParams) -> float:
+    """Width of the widest step's range over that of the narrowest, both of X / s and extended to contain 0."""
+    s = params.step_smoothing()
+    lo, hi = smoothed_range(stats.min, stats.max, None if s is None else s.to(stats.min.device))
+    width = hi.clamp(min=0) - lo.clamp(max=0)
+    return float(width.max() / width.min()) if width.max() > 0 else 1.0
+
+
+def _quantized(fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats | None) -> LayerReport:
+    return LayerReport(
+        fqn,
+        tuple(weight.shape),
+        "static" if params.static else "dynamic",
+        weight_bits=params.weight_bits,
+        act_bits=params.act_bits,
+        weight_ranges=len(params.weight.scale),
+        act_ranges=len(params.act.scale) if params.static else 0,
+        weight_error=weight_error(weight, params),
+        act_range_spread=act_range_spread(stats, params) if stats else None,
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,117 @@
+"""Calibration statistics: per layer input, denoising step and input channel. One set serves every recipe, alpha and
+bit-width.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdq.quant import storage
+
+KIND = "vdq.stats"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStats:
+    """Statistics of one layer input, each [num_steps, C].
+
+    min, max: fp32 extremes. abs_sum: fp64 sum over rows (dim 0) of the row's maximum |X|, with the number of rows in
+    `rows` [num_steps] long, so that parts of a batch join exactly. A packed input has one row: `rows` is 1 and
+    abs_sum the maximum.
+    """
+
+    min: Tensor
+    max: Tensor
+    abs_sum: Tensor
+    rows: Tensor
+
+    @classmethod
+    def empty(cls, num_steps: int, channels: int, device: torch.device | str = "cpu") -> "LayerStats":
+        shape = (num_steps, channels)
+        return cls(
+            min=torch.full(shape, torch.inf, device=device),
+            max=torch.full(shape, -torch.inf, device=device),
+            abs_sum=torch.zeros(shape, dtype=torch.float64, device=device),
+            rows=torch.zeros(num_steps, dtype=torch.long, device=device),
+        )
+
+    @property
+    def absmax(self) -> Tensor:
+        """The paper's statistic, mean over rows of the row maximum of |X|: fp32 [num_steps, C] (spec/quantization.md
+        3.1).
+        """
+        return (self.abs_sum / self.rows[:, None]).float()
+
+    def merge(self, other: "LayerStats") -> "LayerStats":
+        """Statistics of both inputs together; one-row inputs keep the maximum. Raises ValueError when the two kinds
+        mix.
+        """
+        packed = _packed(self.rows)
+        if packed != _packed(other.rows):
+            raise ValueError("statistics of one-row (packed) and of many-row inputs cannot be merged")
+        joined = torch.maximum(self.abs_sum, other.abs_sum) if packed else self.abs_sum + other.abs_sum
+        rows = torch.maximum(self.rows, other.rows) if packed else self.rows + other.rows
+        return LayerStats(torch.minimum(self.min, other.min), torch.maximum(self.max, other.max), joined, rows)
+
+    def to(self, device: torch.device | str) -> "LayerStats":
+        return LayerStats(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """Statistics of a model. `layers` is keyed by the fqn of the module that receives the input, so that the
+    projections of a fused linear share one entry (`blocks.0.attn.qkv`). `signature` names what the numbers depend on.
+    """
+
+    layers: dict[str, LayerStats]
+    num_steps: int
+    num_prompts: int
+    signature: str = ""
+
+    def merge(self, *others: "Stats") -> "Stats":
+        """Statistics of disjoint sets of prompts (devices, micro-batches) together. Raises ValueError when they do
+        not match.
+        """
+        return reduce(_merge, others, self)
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file, written atomically."""
+        tensors = {
+            f"{fqn}.{field.name}": getattr(layer, field.name)
+            for fqn, layer in self.layers.items()
+            for field in fields(layer)
+        }
+        header = {"num_steps": self.num_steps, "num_prompts": self.num_prompts, "signature": self.signature}
+        storage.save(path, tensors, header, kind=KIND)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Stats":
+        """Raises ValueError when the file holds something else."""
+        tensors, header = storage.load(path, kind=KIND)
+        names = [field.name for field in fields(LayerStats)]
+        fqns = sorted(name.removesuffix(".min") for name in tensors if name.endswith(".min"))
+        layers = {fqn: LayerStats(**{name: tensors[f"{fqn}.{name}"] for name in names}) for fqn in fqns}
+        return cls(layers=layers, **header)
+
+
+def check_complete(layers: Iterable[tuple[str, LayerStats]]) -> None:
+    """Raise ValueError naming the first layer and step that saw no input."""
+    for fqn, layer in layers:
+        missing = (layer.rows == 0).nonzero().flatten()
+        if len(missing):
+            raise ValueError(f"layer {fqn} saw no input at step {int(missing[0])}, calibration must run every step")
+
+
+def _packed(rows: Tensor) -> bool:
+    return int(rows.max()) <= 1
+
+
+def _merge(a: Stats, b: Stats) -> Stats:
+    if (a.num_steps, a.signature) != (b.num_steps, b.signature) or a.layers.keys() != b.layers.keys():
+        raise ValueError("statistics of different models, layers, step counts or signatures cannot be merged")
+    layers = {fqn: a.layers[fqn].merge(b.layers[fqn]) for fqn in a.layers}
+    return replace(a, layers=layers, num_prompts=a.num_prompts + b.num_prompts)

@@ -1,0 +1,33 @@
+"""Atomic safetensors files with a JSON header: the on-disk form of Stats and QuantState."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *, kind: str) -> None:
+    """Write under a temporary name in the same folder and rename, so that a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Clones: safetensors refuses tensors that share memory, as the step indices of several layers do.
+    owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(owned, temporary, metadata={"kind": kind, "header": json.dumps(header)})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file that `save` wrote. Raises ValueError when it is a file of another kind."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("kind") != kind:
+            raise ValueError(f"{path} holds {metadata.get('kind') or 'no vdq data'}, must hold {kind}")
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["header"])

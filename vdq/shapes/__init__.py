@@ -1,0 +1,1 @@
+"""The built-in testbed: procedural captioned videos and the small models trained on them."""

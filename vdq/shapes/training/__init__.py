@@ -1,0 +1,1 @@
+"""Training of the testbed's networks, one LightningModule a file."""

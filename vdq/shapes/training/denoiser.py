@@ -1,0 +1,96 @@
+"""Trains the STDiT and its text encoder together on latents: noise prediction plus the variational bound for the
+variance.
+
+The loss is the hybrid one of Nichol and Dhariwal (2021, eq. 16): the bound trains the variance only, its mean is
+detached.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vdq.diffusion.schedule import Schedule
+from vdq.shapes.nets import build_denoiser, build_text_encoder
+from vdq.shapes.tokenizer import build_tokenizer
+from vdq.shapes.training.data import loader, training_scene, words
+
+NULL_SHARE = 0.1
+
+
+class DenoiserTraining(pl.LightningModule):
+    """Batches are latents [B, 4, 16, 8, 8] and captions; 10 % of the captions are replaced by the null caption."""
+
+    def __init__(
+        self,
+        latents: Tensor,
+        steps: int = 4400,
+        epoch_steps: int = 100,
+        batch_size: int = 32,
+        lr: float = 1e-3,
+        ema_decay: float = 0.998,
+    ):
+        super().__init__()
+        self.save_hyperparameters(ignore="latents")
+        self.latents = latents
+        self.tokenizer = build_tokenizer()
+        self.text = build_text_encoder(len(self.tokenizer))
+        self.net = build_denoiser()
+        self.schedule = Schedule(1000)
+
+    def train_dataloader(self):
+        return loader(
+            self._example, batch_size=self.hparams.batch_size, steps=self.hparams.epoch_steps, epoch=self.current_epoch
+        )
+
+    def _example(self, index: int) -> tuple[Tensor, str]:
+        video = random.Random(f"video {index}").randrange(len(self.latents))
+        return self.latents[video].float(), words(training_scene(video), index)
+
+    def training_step(self, batch: tuple[Tensor, list[str]], _) -> Tensor:
+        x0, texts = batch
+        y, mask = self.captions(texts)
+        timestep = torch.randint(0, 1000, (len(x0),), device=x0.device)
+        noise = torch.randn_like(x0)
+        x = self.schedule.q_sample(x0, timestep, noise)
+        eps, v = self.net(x, timestep, y, mask).chunk(2, dim=1)
+        error = F.mse_loss(eps, noise)
+        bound = self._bound(x0, x, timestep, eps.detach(), v).mean()
+        self.log_dict({"loss": error + bound, "mse": error, "bound": bound}, prog_bar=True)
+        return error + bound
+
+    def captions(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Features [B, 1, L, D] with null captions mixed in, and the mask [B, L], which a null caption shares."""
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(self.device)
+        y = self.text(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        null = torch.rand(len(texts), 1, 1, device=self.device) < NULL_SHARE
+        return torch.where(null, self.net.y_embedder.y_embedding, y)[:, None], tokens.attention_mask
+
+    def _bound(self, x0: Tensor, x: Tensor, timestep: Tensor, eps: Tensor, v: Tensor) -> Tensor:
+        """Divergence in bits between the true and the model's posterior, per element; step 0 is its likelihood of
+        x0.
+        """
+        s, step = self.schedule, 999 - timestep.cpu()
+
+        def at(table: Tensor) -> Tensor:
+            return table[step].to(x).view(-1, 1, 1, 1, 1)
+
+        predicted_x0 = at(s.sqrt_recip_alphas_cumprod) * x - at(s.sqrt_recipm1_alphas_cumprod) * eps
+        mean = at(s.posterior_mean_coef1) * predicted_x0 + at(s.posterior_mean_coef2) * x
+        true_mean = at(s.posterior_mean_coef1) * x0 + at(s.posterior_mean_coef2) * x
+        true_log_variance = at(s.posterior_log_variance)
+        share = (v + 1) / 2
+        log_variance = share * at(s.log_betas) + (1 - share) * true_log_variance
+        squared = (true_mean - mean).square()
+        ratio = true_log_variance - log_variance
+        divergence = 0.5 * (ratio.exp() - ratio - 1 + squared * (-log_variance).exp())
+        return divergence / 0.6931471805599453
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.lr, weight_decay=0.0, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams.lr, self.hparams.steps, pct_start=0.05)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,111 @@
+"""videos -> metrics: scores the run and its reference, finishes the run folder and logs it.
+
+Order matters: local files first, then the tracker, ``result.json`` last. What is interrupted before that is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from datetime import UTC, datetime
+
+import pandas as pd
+from filelock import FileLock
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from vdq.data.samples import video_path
+from vdq.files import write_json, write_text
+from vdq.quant.report import model_size
+from vdq.quant.state import QuantState
+from vdq.stages import sample
+from vdq.stages.experiment import Experiment
+from vdq.tasks.evaluation import Evaluation
+from vdq.tasks.generation import EXECUTION
+from vdq.tracking.manifest import manifest
+from vdq.tracking.registry import RESULT, read_result
+from vdq.tracking.tables import comparison
+
+log = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment) -> None:
+    pair = [experiment] if experiment.reference is None else [experiment.reference, experiment]
+    results = [_evaluate(each) for each in pair]
+    print(f"\n{comparison(pd.DataFrame(results))}\n\n{experiment.folder}")
+
+
+def _evaluate(experiment: Experiment) -> dict:
+    folder, wanted = experiment.folder, _metrics_signature(experiment)
+    if (result := read_result(folder)) and result["metrics"] == wanted:
+        log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
+        return result
+    if not sample.complete(experiment):
+        sample.run(experiment)
+    with FileLock(folder / ".lock"):
+        metrics = {name: instantiate(metric) for name, metric in experiment.cfg.metrics.items()}
+        reference = experiment.reference.folder if experiment.reference else None
+        task = Evaluation(metrics=metrics, prompts=experiment.prompts.evaluation, folder=folder, reference=reference)
+        experiment.trainer().test(task, verbose=False)
+        return _finish(experiment, wanted)
+
+
+def _finish(experiment: Experiment, metrics_signature: str) -> dict:
+    folder = experiment.folder
+    scores = json.loads((folder / "metrics.json").read_text())
+    execution = json.loads((folder / EXECUTION).read_text())
+    result = {**_identity(experiment), **scores["values"], "metrics": metrics_signature, "assets": scores["assets"]}
+    result |= {"sampling_seconds": execution["seconds"], "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    config = experiment.config()
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_json(folder / "manifest.json", manifest(result, execution))
+    report = folder / "report.csv"
+    experiment.tracker.log(
+        folder,
+        config,
+        result,
+        metrics=scores["values"],
+        per_video=_videos(experiment),
+        report=pd.read_csv(report) if report.exists() else pd.DataFrame(),
+    )
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _identity(experiment: Experiment) -> dict:
+    """What the run is: the columns that tables and sweeps select by."""
+    cfg, method, denoiser = experiment.cfg, experiment.method, experiment.model.denoiser
+    state = QuantState.load(experiment.state_path) if method.quantizes else QuantState({}, experiment.clock.num_steps)
+    kinds = {"static" if params.static else "dynamic" for params in state.layers.values()}
+    return {
+        "name": experiment.name,
+        "model": cfg.model.name,
+        "dataset": experiment.prompts.name,
+        "quant": cfg.quant.name,
+        "bits": experiment.bits or "full",
+        "weight_bits": method.weight_bits,
+        "act_bits": method.act_bits,
+        "kind": "+".join(sorted(kinds)) or "full precision",
+        "alpha": cfg.quant.get("alpha"),
+        "num_prompts": len(experiment.prompts.evaluation),
+        "quantized_layers": len(state.layers),
+        "size_mb": model_size(denoiser, state).total,
+        "signature": experiment.signature,
+        "reference": (experiment.reference or experiment).signature,
+        "stats": experiment.stats_signature if experiment.calibrates else None,
+    }
+
+
+def _videos(experiment: Experiment) -> pd.DataFrame:
+    """The per-video scores with the paths of the video and of its reference."""
+    table = pd.read_csv(experiment.folder / "per_video.csv")
+    table["video"] = [str(video_path(experiment.folder, index)) for index in table["index"]]
+    if experiment.reference is not None:
+        table["reference"] = [str(video_path(experiment.reference.folder, index)) for index in table["index"]]
+    return table
+
+
+def _metrics_signature(experiment: Experiment) -> str:
+    content = json.dumps(OmegaConf.to_container(experiment.cfg.metrics, resolve=True), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:10]

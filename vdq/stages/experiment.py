@@ -1,0 +1,164 @@
+"""What one configuration means: its objects, its signatures and its run folder. Everything is made when it is first
+needed.
+
+A signature is a hash of what a result depends on. That of the statistics covers weights, sampler, calibration
+prompts and seed; that of a run adds recipe, bits, backend and evaluation prompts. Paths, loggers, trainers and the
+batch size are in
+neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vdq.backends.base import Backend
+from vdq.data.prompts import PromptSet
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.samplers import Sampler
+from vdq.methods.base import Method
+from vdq.models.base import VideoModel
+from vdq.quant.layers import projections
+from vdq.tracking.registry import RESULT
+
+SIGNATURE_LENGTH = 10
+FULL_PRECISION = Path(__file__).parents[2] / "conf" / "quant" / "fp16.yaml"
+
+
+class Experiment:
+    """Typed objects of one composed configuration.
+
+    The cheap ones (sampler, recipe, backend, prompts, tracker) are made at once, so that a wrong value is refused
+    before any model is built. Raises ValueError.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        if cfg.batch_size < 1:
+            raise ValueError(f"batch_size={cfg.batch_size} must be at least 1")
+        if not isinstance(cfg.seed, int):
+            raise ValueError(f"seed={cfg.seed} must be an integer")
+        self.sampler: Sampler = instantiate(cfg.sampler)
+        self.method: Method = _named("quant", cfg.quant)
+        self.method.check(self.sampler.schedule.num_steps)
+        self.backend: Backend = instantiate(cfg.backend)
+        self.prompts: PromptSet = instantiate(cfg.dataset)
+
+    @cached_property
+    def model(self) -> VideoModel:
+        return _named("model", self.cfg.model)
+
+    @cached_property
+    def tracker(self) -> Any:
+        return instantiate(self.cfg.logger)
+
+    @cached_property
+    def clock(self) -> StepClock:
+        return StepClock(self.sampler.schedule.num_steps)
+
+    @cached_property
+    def calibrates(self) -> bool:
+        """Whether the recipe wants statistics of any layer."""
+        names = [p.fqn for p in projections(self.model.denoiser)]
+        return any(self.method.needs(fqn) for fqn in names if self.model.quantizable(fqn))
+
+    @cached_property
+    def stats_signature(self) -> str:
+        return _signature(self._common() | {"calibration": self.prompts.calibration})
+
+    @cached_property
+    def signature(self) -> str:
+        content = self._common() | {"quant": _plain(self.cfg.quant), "evaluation": self.prompts.evaluation}
+        if self.method.quantizes:
+            content["backend"] = _plain(self.cfg.backend)
+        if self.calibrates:
+            content["stats"] = self.stats_signature
+        return _signature(content)
+
+    @property
+    def stats_path(self) -> Path:
+        return Path(self.cfg.paths.runs) / "cache" / f"stats_{self.stats_signature}.safetensors"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.paths.runs) / f"{self.name}_{self.signature}"
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "quant_state.safetensors"
+
+    @property
+    def name(self) -> str:
+        """Recipe, bits and prompt set; bits are left out where the recipe does not quantize."""
+        return "_".join(filter(None, (self.cfg.quant.name, self.bits, self.prompts.name)))
+
+    @property
+    def bits(self) -> str:
+        return f"w{self.method.weight_bits}a{self.method.act_bits}" if self.method.quantizes else ""
+
+    @property
+    def arithmetic(self) -> str:
+        """What the quantized layers compute with, in words."""
+        if not self.method.quantizes:
+            return "full precision"
+        return f"{self.backend.name} ({'simulated' if self.backend.simulated else 'integer'})"
+
+    @cached_property
+    def reference(self) -> Experiment | None:
+        """The full-precision run of the same prompts and noise; None if this is one."""
+        if not self.method.quantizes:
+            return None
+        cfg = self.cfg.copy()
+        cfg.quant = OmegaConf.load(FULL_PRECISION)
+        reference = Experiment(cfg)
+        reference.__dict__["model"] = self.model  # one set of weights in memory
+        return reference
+
+    def forget(self) -> None:
+        """Removes what this run made; statistics and the reference stay."""
+        for path in sorted(self.folder.glob("**/*"), key=lambda path: path.name != RESULT):
+            if path.is_file() and path.name != ".lock":
+                path.unlink()
+
+    def trainer(self) -> pl.Trainer:
+        """A Trainer that only moves, runs and distributes: progress, logging and files are the stages' own."""
+        quiet = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
+        return instantiate(self.cfg.trainer, **quiet)
+
+    def config(self) -> dict[str, Any]:
+        return _plain(self.cfg)
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "weights": self.model.weights_sha256,
+            "model": {key: value for key, value in _plain(self.cfg.model).items() if key != "weights"},
+            "sampler": _plain(self.cfg.sampler),
+            "seed": self.cfg.seed,
+        }
+
+
+def _named(group: str, cfg: DictConfig) -> Any:
+    """The object of a config group whose options carry a ``name`` for folders and tables."""
+    arguments = {key: value for key, value in _plain(cfg).items() if key != "name"}
+    return instantiate(OmegaConf.create({group: arguments})[group])
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _signature(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:SIGNATURE_LENGTH]

@@ -1,0 +1,52 @@
+"""Stats -> QuantState: smoothing factors, qparams and a report line for every layer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+
+import pandas as pd
+
+from vdq.files import write_text
+from vdq.quant.report import model_size
+from vdq.quant.state import QuantState
+from vdq.quant.stats import Stats
+from vdq.stages import calibrate
+from vdq.stages.experiment import Experiment
+
+log = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment) -> None:
+    method, folder = experiment.method, experiment.folder
+    if not method.quantizes:
+        log.info("quantize: %s stays in full precision", experiment.cfg.quant.name)
+        return
+    if experiment.state_path.exists():
+        log.info("quantize: found, %s", experiment.state_path)
+        return
+    if experiment.calibrates and not experiment.stats_path.exists():
+        calibrate.run(experiment)
+    stats = Stats.load(experiment.stats_path) if experiment.calibrates else None
+    denoiser = experiment.model.denoiser
+    state = method.convert(
+        denoiser, stats, num_steps=experiment.sampler.schedule.num_steps, quantizable=experiment.model.quantizable
+    )
+    report = report_table(state)
+    write_text(folder / "report.csv", report.to_csv(index=False))
+    state.save(experiment.state_path)
+    size = model_size(denoiser, state)
+    log.info(
+        "quantize: %d of %d layers, weight error %.4f (mean), model %.2f MB instead of %.2f MB",
+        len(state.layers),
+        len(report),
+        report["weight_error"].mean(),
+        size.total,
+        size.original,
+    )
+
+
+def report_table(state: QuantState) -> pd.DataFrame:
+    """One row a layer, also for those kept in full precision and why."""
+    rows = [asdict(row) for row in state.report]
+    return pd.DataFrame(rows).assign(shape=["x".join(map(str, row["shape"])) for row in rows])

@@ -1,0 +1,82 @@
+"""QuantState + prompts -> videos, and those of the full-precision reference, which is a run of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from filelock import FileLock
+from torch import nn
+
+from vdq.data.samples import missing
+from vdq.quant.convert import apply
+from vdq.quant.state import QuantState
+from vdq.stages import quantize
+from vdq.stages.experiment import Experiment
+from vdq.tasks.generation import EXECUTION, Generation
+
+log = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment) -> None:
+    if experiment.reference is not None:
+        run(experiment.reference)
+    prompts, folder = experiment.prompts.evaluation, experiment.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        todo = _todo(experiment)
+        if not todo:
+            log.info("sample: %s: all %d videos found", folder, len(prompts))
+            return
+        if len(todo) < len(prompts):
+            log.info(
+                "sample: %s: %d of %d videos found, the rest follows", folder, len(prompts) - len(todo), len(prompts)
+            )
+        task = Generation(
+            model=experiment.model,
+            denoiser=denoiser(experiment),
+            sampler=experiment.sampler,
+            clock=experiment.clock,
+            prompts=prompts,
+            indices=todo,
+            batch_size=experiment.cfg.batch_size,
+            seed=experiment.cfg.seed,
+            folder=folder,
+            title=f"sampling {experiment.cfg.quant.name}",
+            arithmetic=experiment.arithmetic,
+        )
+        experiment.trainer().predict(task, return_predictions=False)
+        ran = json.loads((folder / EXECUTION).read_text())
+        log.info(
+            "sample: %s: %d videos in %.0f s; ran %s in %s on %s, %d quantized layers called %d times",
+            folder,
+            ran["videos"],
+            ran["seconds"],
+            ran["arithmetic"],
+            ran["dtype"],
+            ran["device"],
+            ran["quantized_layers"],
+            ran["quantized_calls"],
+        )
+
+
+def complete(experiment: Experiment) -> bool:
+    """Whether every video of the run is there, with the record of what sampled it."""
+    return not _todo(experiment)
+
+
+def _todo(experiment: Experiment) -> list[int]:
+    """Prompts without a sample; the last one if only the record of the sampling is missing."""
+    count = len(experiment.prompts.evaluation)
+    recorded = (experiment.folder / EXECUTION).is_file()
+    return missing(experiment.folder, count) or ([] if recorded else [count - 1])
+
+
+def denoiser(experiment: Experiment) -> nn.Module:
+    """The denoiser that this experiment samples with: the model's own, or its quantized copy."""
+    if not experiment.method.quantizes:
+        return experiment.model.denoiser
+    if not experiment.state_path.exists():
+        quantize.run(experiment)
+    state = QuantState.load(experiment.state_path)
+    return apply(experiment.model.denoiser, state, experiment.clock, experiment.backend)

@@ -1,0 +1,48 @@
+"""The calibration pass: full-precision sampling of the calibration prompts with observers on every quantizable
+linear.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.distributed as dist
+from torch import Tensor
+
+from vdq.quant.observers import Observer
+from vdq.quant.stats import Stats
+from vdq.tasks.generation import Generation
+
+
+class Calibration(Generation):
+    """Writes the statistics of all prompts and devices to ``path`` when the last prompt is done."""
+
+    def __init__(self, *, path: Path, signature: str, **settings) -> None:
+        super().__init__(title="calibrating", **settings)
+        self.path, self.signature = path, signature
+
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        self.seen = 0
+        self.observer = Observer(self.denoiser, self.clock, self.model.quantizable)
+        self.observer.__enter__()
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
+        self.sample(batch[0].tolist(), list(batch[1]))
+        self.seen += len(batch[1])
+
+    def on_predict_end(self) -> None:
+        self.progress.close()
+        self.observer.__exit__()
+        stats = _merged(self.observer.stats(num_prompts=self.seen, signature=self.signature))
+        if self.trainer.is_global_zero:
+            stats.save(self.path)
+
+
+def _merged(stats: Stats) -> Stats:
+    """The statistics of all processes together."""
+    if not dist.is_initialized():
+        return stats
+    parts: list[Stats | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, stats)
+    return parts[0].merge(*parts[1:])

@@ -1,0 +1,105 @@
+"""Sampling videos, and the calibration pass, which is sampling with observers attached."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from vdq.data.prompts import PromptDataset
+from vdq.data.samples import write_sample
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.noise import PromptNoise
+from vdq.diffusion.samplers import Sampler
+from vdq.files import write_json
+from vdq.models.base import VideoModel
+from vdq.quant.calls import CallCounter
+from vdq.quant.convert import quantized_layers
+
+EXECUTION = "sampling.json"
+
+
+class Generation(pl.LightningModule):
+    """Samples one video a prompt and writes each as soon as it is decoded.
+
+    ``indices`` are the prompts to do, as positions in ``prompts``; the noise of a prompt depends on ``seed`` and its
+    position only, so neither the batch size nor the number of devices nor an interruption changes what is sampled.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: VideoModel,
+        denoiser: nn.Module,
+        sampler: Sampler,
+        clock: StepClock,
+        prompts: list[str],
+        indices: list[int],
+        batch_size: int = 8,
+        seed: int = 42,
+        folder: Path | None = None,
+        title: str = "sampling",
+        arithmetic: str = "full precision",
+    ) -> None:
+        super().__init__()
+        self.model, self.denoiser, self.clock = model, denoiser, clock
+        self.sampler, self.prompts, self.indices, self.batch_size = sampler, prompts, indices, batch_size
+        self.seed, self.folder, self.title, self.arithmetic = seed, folder, title, arithmetic
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader(Subset(PromptDataset(self.prompts), self.indices), batch_size=self.batch_size)
+
+    def on_predict_start(self) -> None:
+        steps = self.trainer.num_predict_batches[0] * self.sampler.schedule.num_steps
+        self.progress = tqdm(total=steps, desc=self.title, unit="step", disable=not self.trainer.is_global_zero)
+        self.counter = CallCounter(self.denoiser).__enter__()
+        self.started = time.monotonic()
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
+        indices, prompts = batch[0].tolist(), list(batch[1])
+        latents = self.sample(indices, prompts)
+        for index, latent, frames in zip(indices, latents.cpu(), self.model.decode(latents).cpu(), strict=True):
+            write_sample(self.folder, index, latent, frames, self.model.fps)
+
+    def sample(self, indices: list[int], prompts: list[str]) -> Tensor:
+        """Latents [n, c, T, H, W] fp32 of n prompts."""
+        conditions = self.model.encode(prompts).to(self.device)
+        noise = PromptNoise(self.seed, indices, self.model.latent_shape)
+        return self.sampler.sample(self.denoiser, conditions, noise, self.clock, lambda *_: self.progress.update())
+
+    def on_predict_end(self) -> None:
+        self.progress.close()
+        self.counter.__exit__()
+        calls = int(self.trainer.strategy.reduce(torch.tensor(self.counter.total, device=self.device), reduce_op="sum"))
+        if quantized_layers(self.denoiser) and not calls:
+            raise ValueError("the recipe quantizes layers, but none of them was called while sampling")
+        if self.trainer.is_global_zero:
+            write_json(self.folder / EXECUTION, self._execution(calls))
+
+    def _execution(self, calls: int) -> dict:
+        """What really ran, for the manifest; of the last session if sampling was interrupted."""
+        return {
+            "arithmetic": self.arithmetic,
+            "dtype": str(next(self.denoiser.parameters()).dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "device_name": device_name(self.device),
+            "devices": self.trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "quantized_layers": len(quantized_layers(self.denoiser)),
+            "quantized_calls": calls,
+            "videos": len(self.indices),
+            "seconds": round(time.monotonic() - self.started, 2),
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """The product name of a GPU, the processor's name otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()

@@ -1,0 +1,39 @@
+"""Ends a multirun with one table of all its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from vdq.files import write_text
+from vdq.tracking import registry
+from vdq.tracking.tables import comparison
+
+
+class Comparison(Callback):
+    """Each job leaves the name of its run folder in the sweep folder, so that jobs in other processes are found as
+    well.
+    """
+
+    def __init__(self, runs: str) -> None:
+        self.runs = Path(runs)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if job_return.status == JobStatus.COMPLETED and isinstance(job_return.return_value, str):
+            write_text(Path(config.hydra.sweep.dir) / str(config.hydra.job.num) / "run.txt", job_return.return_value)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        finished = registry.runs(self.runs)
+        files = sorted(Path(config.hydra.sweep.dir).glob("*/run.txt"), key=lambda path: int(path.parent.name))
+        folders = [str(self.runs / path.read_text()) for path in files]
+        if not len(finished) or not folders:
+            return
+        swept = finished[finished["folder"].isin(folders)]
+        references = finished[finished["signature"].isin(swept["reference"]) & ~finished["folder"].isin(folders)]
+        rows = pd.concat([references, swept.set_index("folder", drop=False).loc[dict.fromkeys(folders)]])
+        print(f"\n{comparison(rows)}")
