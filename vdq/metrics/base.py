@@ -23,16 +23,14 @@ class VideoMetric(Metric):
     """Base class of the metrics; a subclass names its `inputs` and `keys` and calls `_record` from `update`.
 
     Attributes:
-        inputs: what `update` takes, in its order, out of `videos`, `prompts`, `latents`, `reference` (full-precision
-            videos) and `reference_latents`.
+        inputs: what `update` takes, in its order, out of `videos`, `prompts`, `candidates` (all prompts of the
+            set), `latents`, `reference` (full-precision videos) and `reference_latents`.
         keys: names of the values, in the order of `compute()`.
-        inputs: names of what `update` takes, out of videos, prompts, reference, latents and reference_latents.
         higher_is_better: the same for every key.
     """
 
     inputs: ClassVar[tuple[str, ...]]
     keys: ClassVar[tuple[str, ...]]
-    inputs: ClassVar[tuple[str, ...]]
     is_differentiable = False
     full_state_update = False
 

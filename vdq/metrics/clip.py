@@ -51,7 +51,6 @@ class ClipMetric(VideoMetric):
 
     inputs = ("videos", "prompts")
     keys = ("clipsim", "clip_temp")
-    inputs = ("videos", "prompts")
     higher_is_better = True
 
     def __init__(self, *, encoder: ClipEncoder, frames_per_batch: int = 64, **kwargs: Any) -> None:

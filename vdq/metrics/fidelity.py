@@ -27,7 +27,6 @@ class FidelityMetric(VideoMetric):
 
     inputs = ("videos", "reference")
     keys = ("psnr", "ssim")
-    inputs = ("videos", "reference")
     higher_is_better = True
 
     def update(self, videos: Tensor, reference: Tensor, *, index: Sequence[int] | Tensor | None = None) -> None:
@@ -53,7 +52,6 @@ class LatentMetric(VideoMetric):
 
     inputs = ("latents", "reference_latents")
     keys = ("latent_rel_l2",)
-    inputs = ("latents", "reference_latents")
     higher_is_better = False
 
     def update(self, latents: Tensor, reference: Tensor, *, index: Sequence[int] | Tensor | None = None) -> None:

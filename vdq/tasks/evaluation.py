@@ -58,7 +58,7 @@ class Evaluation(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.data = SampleDataset(prompts, folder, reference)
-        available = {"prompts", "videos", "latents"} | ({"reference", "reference_latents"} if reference else set())
+        available = {"prompts", "candidates", "videos", "latents"} | ({"reference", "reference_latents"} if reference else set())
         self.metrics = nn.ModuleDict({name: m for name, m in metrics.items() if set(m.inputs) <= available})
         self.folder, self.batch_size = folder, batch_size
 
@@ -70,6 +70,7 @@ class Evaluation(pl.LightningModule):
         self.progress = tqdm(total=batches, desc="scoring", unit="batch", disable=not self.trainer.is_global_zero)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
+        batch["candidates"] = self.data.prompts
         for metric in self.metrics.values():
             metric.update(*(batch[name] for name in metric.inputs), index=batch["index"])
         self.progress.update()

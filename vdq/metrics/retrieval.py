@@ -1,0 +1,52 @@
+"""Does a video show its own prompt rather than another of the set? Top-1 retrieval by CLIPSIM."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdq.metrics.base import VideoMetric, check_index, check_videos
+from vdq.metrics.clip import ClipEncoder
+
+
+class PromptRetrieval(VideoMetric):
+    """Share of videos whose own prompt has the highest CLIPSIM of all candidates (`top1`), 0..1.
+
+    Depends on the set of candidates: values of sets of different sizes cannot be compared.
+    """
+
+    keys = ("top1",)
+    inputs = ("videos", "prompts", "candidates")
+    higher_is_better = True
+
+    def __init__(self, *, encoder: ClipEncoder, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.encoder = encoder
+
+    @property
+    def assets(self) -> dict[str, str]:
+        return {self.encoder.name: self.encoder.sha256}
+
+    def update(
+        self,
+        videos: Tensor,
+        prompts: Sequence[str],
+        candidates: Sequence[str],
+        *,
+        index: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        """Add videos, uint8 [B,T,H,W,3], their B prompts, and all prompts of the set. Raises ValueError on a prompt that
+        is no candidate."""
+        check_videos("videos", videos)
+        check_index(index, len(videos))
+        if unknown := set(prompts) - set(candidates):
+            raise ValueError(f"prompts has {min(unknown)!r}, which is not one of the {len(candidates)} candidates")
+        texts = F.normalize(self.encoder.encode_text(list(candidates)).double(), dim=-1)
+        best = [candidates[self._similarity(video, texts).argmax()] for video in videos]
+        self._record(index, len(videos), {"top1": [float(a == b) for a, b in zip(best, prompts, strict=True)]})
+
+    def _similarity(self, video: Tensor, texts: Tensor) -> Tensor:
+        """CLIPSIM of one video with every candidate, [n]."""
+        frames = F.normalize(self.encoder.encode_images(video).double(), dim=-1)
+        return (frames @ texts.T).mean(0)
