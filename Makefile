@@ -23,8 +23,11 @@ lint: $(INSTALLED) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-tables: $(INSTALLED) ## Compute the testbed's runs and write the tables in results/
+tables: $(INSTALLED) ## Compute the testbed's runs; write results/ and the tables in README.md
 	$(BIN)/python run.py -m experiment=testbed
+	$(BIN)/python run.py -m stages=[benchmark] quant=cw_tw,tsw,asq,asq_tsw,tsq_4tr,tsq_tsw,dynamic
+	$(BIN)/python run.py stages=[tabulate]
+	$(BIN)/python -m vdq.tracking.readme
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'

@@ -36,8 +36,11 @@ class PromptRetrieval(VideoMetric):
         *,
         index: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Add videos, uint8 [B,T,H,W,3], their B prompts, and all prompts of the set. Raises ValueError on a prompt that
-        is no candidate."""
+        """Add videos, uint8 [B,T,H,W,3], their B prompts, and all prompts of the set.
+
+        Raises:
+            ValueError: on another dtype or shape, or a prompt that is no candidate.
+        """
         check_videos("videos", videos)
         check_index(index, len(videos))
         if unknown := set(prompts) - set(candidates):

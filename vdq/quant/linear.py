@@ -127,8 +127,9 @@ class StaticLinear(QuantLinear):
         step = self.clock.index
         lower, upper, scale = self.grid.index_select(0, step)[0].unbind()
         codes = (x / self.divisor.index_select(0, step)[0]).round_()
-        # maximum and minimum: clamp with tensor bounds is not vectorized on the CPU and costs ten times more.
-        return torch.minimum(torch.maximum(codes, lower), upper).mul_(scale)
+        # In place, each bound by itself: clamp with two tensor bounds is ten times slower on the CPU, and so is fresh memory.
+        return codes.clamp_min_(lower).clamp_max_(upper).mul_(scale)
+
 
 
 class DynamicLinear(QuantLinear):

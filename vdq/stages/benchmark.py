@@ -1,10 +1,10 @@
-"""Cost of the recipe: time of sampling one batch with it over the time in full precision, measured in turn in one
-process.
+"""Cost of a recipe: time to sample one batch with it over the time in full precision, on the CPU.
+
+Both are measured in turn in one process, so that a drift of the machine's speed reaches both.
 """
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 
@@ -17,15 +17,12 @@ from vdq.files import write_json
 from vdq.stages import sample
 from vdq.stages.experiment import Experiment
 
-log = logging.getLogger(__name__)
 ROUNDS = 7
 
 
 def run(experiment: Experiment) -> None:
     if not experiment.method.quantizes:
-        raise ValueError(
-            f"quant={experiment.cfg.quant.name} is full precision; a benchmark needs a recipe that quantizes"
-        )
+        raise ValueError(f"quant={experiment.cfg.quant.name} cannot be benchmarked; a recipe that quantizes is allowed")
     nets = {"full_precision": experiment.model.denoiser, experiment.cfg.quant.name: sample.denoiser(experiment)}
     prompts = experiment.prompts.evaluation[: experiment.cfg.batch_size]
     seconds: dict[str, list[float]] = {name: [] for name in nets}

@@ -37,5 +37,5 @@ def run(experiment: Experiment) -> None:
             batch_size=experiment.cfg.batch_size,
             seed=experiment.cfg.seed,
         )
-        experiment.trainer().predict(task, return_predictions=False)
+        experiment.predict(task)
         log.info("calibrate: statistics of %d prompts written, %s", len(prompts), path)

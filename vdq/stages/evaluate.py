@@ -47,7 +47,7 @@ def _evaluate(experiment: Experiment) -> dict:
         metrics = {name: instantiate(metric) for name, metric in experiment.cfg.metrics.items()}
         reference = experiment.reference.folder if experiment.reference else None
         task = Evaluation(metrics=metrics, prompts=experiment.prompts.evaluation, folder=folder, reference=reference)
-        experiment.trainer().test(task, verbose=False)
+        experiment.trainer(precision="32-true").test(task, verbose=False)
         return _finish(experiment, wanted)
 
 

@@ -1,14 +1,13 @@
-"""What one configuration means: its objects, its signatures and its run folder. Everything is made when it is first
-needed.
+"""What one configuration means: its objects, its signatures and its run folder, each made when it is first needed.
 
-A signature is a hash of what a result depends on. That of the statistics covers weights, sampler, calibration
-prompts and seed; that of a run adds recipe, bits, backend and evaluation prompts. Paths, loggers, trainers and the
-batch size are in
-neither.
+A signature is a hash of what a result depends on. That of the statistics covers weights, sampler, calibration prompts
+and seed; that of a run adds recipe, bits, backend and evaluation prompts. Paths, loggers, trainers and the batch size
+are in neither.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from functools import cached_property
@@ -26,6 +25,7 @@ from vdq.diffusion.samplers import Sampler
 from vdq.methods.base import Method
 from vdq.models.base import VideoModel
 from vdq.quant.layers import projections
+from vdq.tasks.generation import Generation
 from vdq.tracking.registry import RESULT
 
 SIGNATURE_LENGTH = 10
@@ -127,15 +127,20 @@ class Experiment:
             if path.is_file() and path.name != ".lock":
                 path.unlink()
 
-    def trainer(self) -> pl.Trainer:
+    def trainer(self, **overrides: Any) -> pl.Trainer:
         """A Trainer that only moves, runs and distributes: progress, logging and files are the stages' own."""
-        quiet = {
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        }
-        return instantiate(self.cfg.trainer, **quiet)
+        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        return instantiate(self.cfg.trainer, **dict.fromkeys(off, False), **overrides)
+
+    def predict(self, task: Generation) -> None:
+        """Runs a task on the configured devices.
+
+        A Trainer of half precision converts weights in place, so it gets copies: recipes start from the originals.
+        """
+        trainer = self.trainer()
+        if trainer.precision != "32-true":
+            task.model, task.denoiser, task.clock = copy.deepcopy((task.model, task.denoiser, task.clock))
+        trainer.predict(task, return_predictions=False)
 
     def config(self) -> dict[str, Any]:
         return _plain(self.cfg)

@@ -45,7 +45,7 @@ def run(experiment: Experiment) -> None:
             title=f"sampling {experiment.cfg.quant.name}",
             arithmetic=experiment.arithmetic,
         )
-        experiment.trainer().predict(task, return_predictions=False)
+        experiment.predict(task)
         ran = json.loads((folder / EXECUTION).read_text())
         log.info(
             "sample: %s: %d videos in %.0f s; ran %s in %s on %s, %d quantized layers called %d times",

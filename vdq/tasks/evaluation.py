@@ -58,7 +58,9 @@ class Evaluation(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.data = SampleDataset(prompts, folder, reference)
-        available = {"prompts", "candidates", "videos", "latents"} | ({"reference", "reference_latents"} if reference else set())
+        available = {"prompts", "candidates", "videos", "latents"} | (
+            {"reference", "reference_latents"} if reference else set()
+        )
         self.metrics = nn.ModuleDict({name: m for name, m in metrics.items() if set(m.inputs) <= available})
         self.folder, self.batch_size = folder, batch_size
 

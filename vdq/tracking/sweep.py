@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vdq.files import write_text
 from vdq.tracking import registry
@@ -24,6 +24,8 @@ class Comparison(Callback):
         self.runs = Path(runs)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if OmegaConf.is_missing(config.hydra.job, "num"):  # a single run
+            return
         if job_return.status == JobStatus.COMPLETED and isinstance(job_return.return_value, str):
             write_text(Path(config.hydra.sweep.dir) / str(config.hydra.job.num) / "run.txt", job_return.return_value)
 

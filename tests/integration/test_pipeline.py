@@ -1,0 +1,120 @@
+"""One command does the whole job and leaves a run folder that says what was done."""
+
+import json
+import logging
+from pathlib import Path
+
+import decord
+import pandas as pd
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import vdq
+from vdq.shapes.scenes import prompts
+
+
+@pytest.fixture(scope="module")
+def folder(finished) -> Path:
+    return finished.run("quant=tsq_tsw")
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def test_folder_is_named_by_recipe_bits_prompts_and_signature(folder):
+    name, _, signature = folder.name.rpartition("_")
+    assert name == "tsq_tsw_w8a8_shapes"
+    assert signature == read(folder / "result.json")["signature"]
+
+
+def test_config_is_resolved_and_complete(folder, finished):
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["quant"]["weight_bits"] == 8 and config["sampler"]["steps"] == 2
+    assert config["model"]["weights"] == str(finished.weights)
+    assert "${" not in (folder / "config.yaml").read_text()
+
+
+def test_manifest_says_what_ran_and_what_produced_it(folder):
+    manifest = read(folder / "manifest.json")
+    execution = manifest["execution"]
+    assert execution["arithmetic"] == "fake_quant (simulated)"
+    assert (execution["dtype"], execution["device"], execution["devices"]) == ("float32", "cpu", 1)
+    # 6 blocks of 13 linears (q, k, v counted singly), every one called at each of 2 steps for one batch
+    assert execution["quantized_layers"] == 78
+    assert execution["quantized_calls"] == 78 * 2
+    assert execution["videos"] == 2 and execution["seconds"] > 0
+    assert manifest["versions"]["torch"] and manifest["versions"]["vdq"] == vdq.__version__
+    assert "git" in manifest
+    assert {"signature", "reference", "stats", "assets"} <= manifest["result"].keys()
+
+
+def test_full_precision_run_quantizes_nothing(folder, finished):
+    reference = next(finished.runs.glob("fp16_*"))
+    execution = read(reference / "manifest.json")["execution"]
+    assert (execution["quantized_layers"], execution["quantized_calls"]) == (0, 0)
+    assert execution["arithmetic"] == "full precision" and execution["dtype"] == "float32"
+    assert read(folder / "result.json")["reference"] == read(reference / "result.json")["signature"]
+    assert not (reference / "quant_state.safetensors").exists()
+
+
+def test_report_names_every_layer_and_why_it_stays(folder):
+    report = pd.read_csv(folder / "report.csv").set_index("fqn")
+    quantized = report[report["kind"] == "static"]
+    kept = report[report["kind"] == "full_precision"]
+    assert (len(report), len(quantized)) == (85, 78)
+    assert len(quantized) + len(kept) == len(report)
+    assert {f"blocks.{b}.attn.{part}" for b in range(6) for part in "qkv"} <= set(quantized.index)
+    assert (quantized[["weight_bits", "act_bits"]] == 8).all(axis=None)
+    assert (quantized["act_ranges"] == 2).all()  # one for each step
+    assert quantized["weight_error"].between(0, 0.1, inclusive="neither").all()
+    assert kept["reason"].str.len().gt(0).all()
+    assert {"t_block.1", "final_layer.linear", "x_embedder.proj"} <= set(kept.index)
+
+
+def test_videos_are_mp4_and_lossless(folder):
+    for index in range(2):
+        sample = load_file(folder / "samples" / f"{index:04d}.safetensors")
+        assert sample["latents"].shape == (4, 16, 8, 8)
+        video = decord.VideoReader(str(folder / "videos" / f"{index:04d}.mp4"))
+        frames = video.get_batch(range(len(video))).asnumpy()
+        assert frames.shape == sample["frames"].shape == (16, 64, 64, 3)
+        assert abs(frames.astype(float) - sample["frames"].numpy()).mean() < 8  # of 255: the same picture, compressed
+        assert video.get_avg_fps() == 8
+
+
+def test_scores_of_each_video_and_of_the_set(folder):
+    values = read(folder / "metrics.json")["values"]
+    table = pd.read_csv(folder / "per_video.csv")
+    assert table["index"].tolist() == [0, 1]
+    assert table["prompt"].tolist() == prompts("evaluation")[:2]
+    assert {"clipsim", "clip_temp", "psnr", "ssim", "latent_rel_l2"} <= values.keys()
+    for name, value in values.items():
+        assert table[name].mean() == pytest.approx(value, abs=1e-9)
+    assert 20 < values["psnr"] < 100 and 0 < values["latent_rel_l2"] < 0.1  # quantized, yet close to the reference
+
+
+def test_result_holds_identity_and_scores(folder):
+    result = read(folder / "result.json")
+    assert (result["quant"], result["bits"], result["kind"], result["alpha"]) == ("tsq_tsw", "w8a8", "static", 0.5)
+    assert (result["weight_bits"], result["act_bits"], result["quantized_layers"]) == (8, 8, 78)
+    assert result["assets"].keys() == {"shapes-clip"} and len(result["assets"]["shapes-clip"]) == 64
+    assert read(folder / "metrics.json")["values"].items() <= result.items()
+
+
+def test_nothing_half_written_is_left(finished):
+    assert not [path for path in finished.runs.rglob("*") if path.suffix in {".part", ".tmp"}]
+
+
+def test_prints_a_table_of_both_runs(finished, capsys):
+    folder = finished.run("quant=tsq_tsw")
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row[0].strip() for row in rows[2:]] == ["fp16", "tsq_tsw"]
+    assert rows[3][-1].strip(" `") == folder.name.rpartition("_")[2]
+
+
+def test_says_that_it_is_done(finished, caplog):
+    with caplog.at_level(logging.INFO, logger="vdq"):
+        finished.run("quant=tsq_tsw")
+    assert "done on" in caplog.text and "force=true" in caplog.text
