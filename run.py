@@ -35,5 +35,7 @@ if __name__ == "__main__":
         main()
     except Exception as error:
         leave(error)
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        sys.exit("stopped; the same command goes on from here")  # Lightning turns Ctrl-C into SystemExit

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
+
+PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
 
 
 def one_sentence(error: Exception) -> str | None:
@@ -25,6 +29,8 @@ def one_sentence(error: Exception) -> str | None:
 
 def _unknown_key(name: str, cause: BaseException | None) -> str:
     parent = getattr(cause, "parent_node", None)
+    if parent is None and name.count("=") == 1 and "," in name:
+        return f"{name} holds several values; add -m to run one after the other"
     if parent is None:
         return f"{name} cannot be set; `python run.py --cfg job` shows every field"
     if getattr(cause, "key", None) in parent:
@@ -40,7 +46,22 @@ def _instantiation(error: InstantiationException) -> str | None:
     field = (re.search(r"full_key: (\S+)", str(error)) or ("", ""))[1]
     if isinstance(cause, TypeError) and (argument := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
         return f"{field}.{argument[1]} is not a field of {field}; `python run.py --cfg job` shows those that are"
-    return str(cause) if isinstance(cause, ValueError) else None
+    if not isinstance(cause, ValueError):
+        return None
+    sentence = str(cause).splitlines()[0]
+    return sentence if sentence.startswith(field) else f"{field}: {sentence}"
+
+
+def check_types(prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raises ValueError for a value that has none of its hint's types; hints with other than plain types are left
+    out. ``prefix`` stands before the field's name.
+    """
+    for name, hint in hints.items():
+        types = get_args(hint) or (hint,)
+        if name not in values or not PLAIN.keys() >= set(types):
+            continue
+        if type(values[name]) not in {*types, *([int] if float in types else [])}:
+            raise ValueError(f"{prefix}{name}={values[name]} must be {' or '.join(PLAIN[kind] for kind in types)}")
 
 
 def _allowed(value: str, options: list[str]) -> str:

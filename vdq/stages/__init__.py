@@ -9,7 +9,7 @@ import logging
 import pkgutil
 import warnings
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vdq.stages.experiment import Experiment
 
@@ -21,6 +21,8 @@ def names() -> list[str]:
 
 def run(cfg: DictConfig) -> str:
     """Runs ``cfg.stages`` in their order; returns the name of the run folder. Raises ValueError on an unknown stage."""
+    if not OmegaConf.is_list(cfg.stages) or not cfg.stages:
+        raise ValueError(f"stages={cfg.stages} must be a list of stages, such as [sample,evaluate]")
     for stage in cfg.stages:
         if stage not in names():
             raise ValueError(f"stages={list(cfg.stages)} has the unknown stage {stage}; allowed: {', '.join(names())}")

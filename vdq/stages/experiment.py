@@ -12,13 +12,16 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
-from hydra.utils import instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from vdq.backends.base import Backend
+from vdq.cli import check_types
 from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
@@ -41,23 +44,19 @@ class Experiment:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
+        check_types("", _plain(cfg), {"seed": int, "batch_size": int, "force": bool})
         if cfg.batch_size < 1:
             raise ValueError(f"batch_size={cfg.batch_size} must be at least 1")
-        if not isinstance(cfg.seed, int):
-            raise ValueError(f"seed={cfg.seed} must be an integer")
-        self.sampler: Sampler = instantiate(cfg.sampler)
-        self.method: Method = _named("quant", cfg.quant)
+        self.sampler: Sampler = _made("sampler", cfg.sampler)
+        self.method: Method = _made("quant", cfg.quant)
         self.method.check(self.sampler.schedule.num_steps)
-        self.backend: Backend = instantiate(cfg.backend)
-        self.prompts: PromptSet = instantiate(cfg.dataset)
+        self.backend: Backend = _made("backend", cfg.backend)
+        self.prompts: PromptSet = _made("dataset", cfg.dataset)
+        self.tracker: Any = _made("logger", cfg.logger)
 
     @cached_property
     def model(self) -> VideoModel:
-        return _named("model", self.cfg.model)
-
-    @cached_property
-    def tracker(self) -> Any:
-        return instantiate(self.cfg.logger)
+        return _made("model", self.cfg.model)
 
     @cached_property
     def clock(self) -> StepClock:
@@ -130,7 +129,12 @@ class Experiment:
     def trainer(self, **overrides: Any) -> pl.Trainer:
         """A Trainer that only moves, runs and distributes: progress, logging and files are the stages' own."""
         off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-        return instantiate(self.cfg.trainer, **dict.fromkeys(off, False), **overrides)
+        try:
+            return instantiate(self.cfg.trainer, **dict.fromkeys(off, False), **overrides)
+        except InstantiationException as error:
+            if isinstance(error.__cause__, MisconfigurationException):  # such as a GPU that is not there
+                raise ValueError(f"trainer: {error.__cause__}") from error
+            raise
 
     def predict(self, task: Generation) -> None:
         """Runs a task on the configured devices.
@@ -138,6 +142,8 @@ class Experiment:
         A Trainer of half precision converts weights in place, so it gets copies: recipes start from the originals.
         """
         trainer = self.trainer()
+        if trainer.world_size > len(task.indices):  # Lightning refuses a process without a prompt
+            trainer = self.trainer(devices=len(task.indices))
         if trainer.precision != "32-true":
             task.model, task.denoiser, task.clock = copy.deepcopy((task.model, task.denoiser, task.clock))
         trainer.predict(task, return_predictions=False)
@@ -154,9 +160,11 @@ class Experiment:
         }
 
 
-def _named(group: str, cfg: DictConfig) -> Any:
-    """The object of a config group whose options carry a ``name`` for folders and tables."""
+def _made(group: str, cfg: DictConfig) -> Any:
+    """The object of a config group, whose option may carry a ``name`` for folders and tables."""
     arguments = {key: value for key, value in _plain(cfg).items() if key != "name"}
+    target = get_method(cfg._target_)
+    check_types(f"{group}.", arguments, get_type_hints(target.__init__ if isinstance(target, type) else target))
     return instantiate(OmegaConf.create({group: arguments})[group])
 
 

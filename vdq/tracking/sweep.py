@@ -32,10 +32,12 @@ class Comparison(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         finished = registry.runs(self.runs)
         files = sorted(Path(config.hydra.sweep.dir).glob("*/run.txt"), key=lambda path: int(path.parent.name))
-        folders = [str(self.runs / path.read_text()) for path in files]
-        if not len(finished) or not folders:
+        if not len(finished) or not files:
             return
-        swept = finished[finished["folder"].isin(folders)]
-        references = finished[finished["signature"].isin(swept["reference"]) & ~finished["folder"].isin(folders)]
-        rows = pd.concat([references, swept.set_index("folder", drop=False).loc[dict.fromkeys(folders)]])
-        print(f"\n{comparison(rows)}")
+        finished = finished.set_index("folder", drop=False)
+        folders = dict.fromkeys(str(self.runs / path.read_text(encoding="utf-8")) for path in files)
+        swept = finished.loc[[folder for folder in folders if folder in finished.index]]
+        others = finished.drop(swept.index)
+        references = others[others["signature"].isin(swept["reference"])]
+        if len(swept):
+            print(f"\n{comparison(pd.concat([references, swept]))}")

@@ -77,4 +77,7 @@ def _video_table(per_video: pd.DataFrame) -> wandb.Table:
 
 
 def _logged_in() -> bool:
-    return wandb.login(prompt=False)
+    try:
+        return wandb.login(prompt=False)
+    except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+        raise ValueError(f"W&B refuses to log in ({error}); logger.mode=offline does without") from error

@@ -1,0 +1,90 @@
+"""Every option of every config group composes and fits the code that it names; a new file is tested as it is."""
+
+import inspect
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vdq.stages import Experiment
+from vdq.tracking.tables import COLUMNS
+
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+SWEEPS = sorted(ROOT.glob("sweeps/*.yaml"))
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["logger=csv", *overrides])
+
+
+def names(group: str) -> list[str]:
+    return [name for found, name in OPTIONS if found == group]
+
+
+def targets(node: object) -> list[dict]:
+    """Every mapping with a ``_target_`` below ``node``."""
+    if isinstance(node, dict):
+        return [*([node] if "_target_" in node else []), *(found for value in node.values() for found in targets(value))]
+    return [found for value in node for found in targets(value)] if isinstance(node, list) else []
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_composes_and_makes_its_cheap_objects(group, option):
+    overrides = [f"{group}={option}", *(["logger.mode=offline"] if option == "wandb" else [])]
+    cfg = config(*overrides)
+    assert not OmegaConf.missing_keys(cfg)
+    Experiment(cfg)  # sampler, recipe, backend, prompts, tracker
+    for target in targets(OmegaConf.to_container(cfg, resolve=True)):
+        arguments = target.keys() - {"_target_", "_partial_", "name"}
+        inspect.signature(get_method(target["_target_"])).bind_partial(**dict.fromkeys(arguments))
+
+
+@pytest.mark.parametrize("option", names("bits"))
+def test_bits_option_is_what_its_name_says(option):
+    experiment = Experiment(config(f"bits={option}"))
+    assert experiment.bits == option
+    assert experiment.name == f"tsq_tsw_{option}_shapes"
+
+
+@pytest.mark.parametrize("option", names("quant"))
+def test_recipe_is_named_as_its_file(option):
+    experiment = Experiment(config(f"quant={option}", "bits=w4a6"))
+    assert experiment.cfg.quant.name == option
+    assert experiment.bits == ("w4a6" if experiment.method.quantizes else "")
+
+
+@pytest.mark.parametrize("option", names("trainer"))
+def test_trainer_can_be_made(option):
+    if option == "gpu" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    Experiment(config(f"trainer={option}")).trainer()
+
+
+@pytest.mark.parametrize("option", names("sampler"))
+def test_sampler_takes_the_steps_of_its_name(option):
+    assert instantiate(config(f"sampler={option}").sampler).schedule.num_steps == int(option.rpartition("_")[2])
+
+
+@pytest.mark.parametrize("option", names("experiment"))
+def test_experiment_sweeps_over_options_that_exist(option):
+    params = OmegaConf.load(CONF / "experiment" / f"{option}.yaml").hydra.sweeper.params
+    for group, values in params.items():
+        assert set(values.split(",")) <= set(names(group))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweep_file_asks_for_runs_that_exist(path):
+    sweep = yaml.safe_load(path.read_text())
+    assert (ROOT / sweep["program"]).is_file()
+    assert sweep["metric"]["name"] in COLUMNS
+    grid = [[f"{name}={value}" for value in field["values"]] for name, field in sweep["parameters"].items()]
+    signatures = [OmegaConf.to_yaml(Experiment(config(*overrides)).cfg, resolve=True) for overrides in product(*grid)]
+    assert len(set(signatures)) == len(signatures)

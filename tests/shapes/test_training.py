@@ -1,0 +1,95 @@
+"""The training script: its loss against torch.distributions, and a whole run in miniature that is interrupted."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from vdq.diffusion.samplers import iddpm_posterior
+from vdq.shapes import train
+from vdq.shapes.training.denoiser import DenoiserTraining
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> DenoiserTraining:
+    return DenoiserTraining(torch.zeros(4, 4, 16, 8, 8, dtype=torch.float16), steps=10)
+
+
+def test_the_bound_is_the_divergence_of_the_posteriors(denoiser):
+    """Against torch.distributions; the posterior itself is proven on the recorded sampler."""
+    generator = torch.Generator().manual_seed(0)
+    x0, noise, eps, v = torch.randn(4, 3, 4, 2, 2, 2, generator=generator).unbind()
+    timestep = torch.tensor([1, 500, 999])
+    x = denoiser.schedule.q_sample(x0, timestep, noise)
+    bound = denoiser._bound(x0, x, timestep, eps, v)
+    for row, t in enumerate(timestep.tolist()):
+        step = 999 - t
+        model = iddpm_posterior(denoiser.schedule, step, x[row], eps[row], v[row])
+        mean = (
+            denoiser.schedule.posterior_mean_coef1[step] * x0[row]
+            + denoiser.schedule.posterior_mean_coef2[step] * x[row]
+        )
+        true = Normal(mean.float(), denoiser.schedule.posterior_log_variance[step].mul(0.5).exp().float())
+        expected = kl_divergence(true, Normal(model.mean, (0.5 * model.log_variance).exp())) / torch.log(
+            torch.tensor(2.0)
+        )
+        torch.testing.assert_close(bound[row], expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_the_bound_trains_the_variance_only(denoiser, monkeypatch):
+    batch = (torch.randn(2, 4, 16, 8, 8, generator=torch.Generator().manual_seed(0)), ["a red circle", "blue star"])
+
+    def bias_gradient() -> torch.Tensor:
+        """Of the last layer, [4 pixels of a patch, noise and variance channels]."""
+        denoiser.zero_grad()
+        torch.manual_seed(0)
+        denoiser.training_step(batch, 0).backward()
+        return denoiser.net.final_layer.linear.bias.grad.view(4, 8).clone()
+
+    both = bias_gradient()
+    monkeypatch.setattr(denoiser, "_bound", lambda *_: torch.zeros(1))
+    error_only = bias_gradient()
+    assert torch.equal(both[:, :4], error_only[:, :4]) and both[:, :4].abs().min() > 0
+    assert both[:, 4:].abs().min() > 0 and error_only[:, 4:].abs().max() == 0
+
+
+def test_captions_are_masked_behind_their_end(denoiser):
+    y, mask = denoiser.captions(["a red circle", "blue star going round"])
+    assert y.shape == (2, 1, 24, 128) and mask.sum(1).tolist() == [4, 5]
+
+
+@pytest.mark.slow
+def test_every_part_trains_resumes_and_is_skipped_when_done(tmp_path, monkeypatch, capsys):
+    def run(part: str, *settings: str) -> dict:
+        arguments = [
+            part,
+            "--workdir",
+            str(tmp_path / "work"),
+            "--weights",
+            str(tmp_path / "weights"),
+            "--set",
+            *settings,
+        ]
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        train.main()
+        return json.loads((tmp_path / "weights" / f"{part}.json").read_text())
+
+    small = ("epoch_steps=1", "batch_size=2")
+    for part in ("autoencoder", "clip"):
+        card = run(part, "steps=2", *small)
+        assert card["measured"] and card["sha256"].keys() == {f"{part}.safetensors"}
+    assert run("latents", "videos=2")["videos"] == 2
+    assert run("denoiser", "steps=2", *small)["final_loss"] > 0
+    capsys.readouterr()
+    run("denoiser", "steps=2", *small)
+    assert "denoiser: done" in capsys.readouterr().out
+
+    checkpoint = torch.load(tmp_path / "work" / "denoiser" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
+    (tmp_path / "weights" / "denoiser.json").unlink()
+    run("denoiser", "steps=3", *small)
+    checkpoint = torch.load(tmp_path / "work" / "denoiser" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3

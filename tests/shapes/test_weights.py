@@ -1,0 +1,52 @@
+"""The weights that ship with the package are complete, small, as their cards say, and good enough to judge by."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+from torch.nn.functional import normalize
+
+from vdq.models.shapes import WEIGHTS, ShapesModel
+from vdq.shapes.clip import ShapesClip
+from vdq.shapes.render import render
+from vdq.shapes.scenes import prompts, split
+
+
+def test_files_are_those_of_the_cards_and_small():
+    listed = {}
+    for part in ("autoencoder", "clip", "latents", "denoiser"):
+        listed |= json.loads((WEIGHTS / f"{part}.json").read_text())["sha256"]
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in WEIGHTS.glob("*.safetensors")}
+    assert found == listed and len(found) == 4
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 40e6
+
+
+def test_the_autoencoder_reconstructs_held_out_renderings():
+    model = ShapesModel()
+    scores = []
+    for number, scene in enumerate(split()["evaluation"][::6]):
+        frames = torch.from_numpy(render(scene, np.random.default_rng(number)))
+        pixels = frames.movedim(-1, 1).float() / 127.5 - 1
+        latents = model.autoencoder.encode(pixels).latent_dist.mode().transpose(0, 1)[None] * model.scaling_factor
+        assert 0.5 < latents.std() < 2
+        scores.append(peak_signal_noise_ratio(frames.numpy(), model.decode(latents)[0].numpy()))
+    assert np.mean(scores) > 25
+
+
+def test_the_judge_recognizes_held_out_renderings():
+    clip = ShapesClip()
+    texts = normalize(clip.encode_text(prompts("evaluation")), dim=-1)
+    hits = []
+    for number, scene in enumerate(split()["evaluation"]):
+        frames = torch.from_numpy(render(scene, np.random.default_rng([number, 7])))
+        similarity = normalize(clip.encode_images(frames), dim=-1) @ texts.T
+        hits.append(similarity.mean(0).argmax().item() == number)
+    assert np.mean(hits) >= 0.9
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(ValueError, match="model.weights=nowhere has no file latents.json"):
+        ShapesModel("nowhere")

@@ -1,0 +1,43 @@
+"""Readers see a whole file or none."""
+
+import json
+
+import pytest
+
+from vdq.files import complete_or_nothing, write_json, write_text
+
+
+def test_file_appears_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with complete_or_nothing(path) as partial:
+        partial.write_text("half")
+        assert not path.exists() and partial.parent == path.parent  # a rename needs the same file system
+        partial.write_text("whole")
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(error), complete_or_nothing(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_partial_file_never_has_the_name_or_the_ending_of_the_file(tmp_path):
+    """What a killed process leaves is found by no glob for finished files."""
+    with complete_or_nothing(tmp_path / "0001.safetensors") as partial:
+        partial.touch()
+        assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_text_is_utf8_and_json_reads_back(tmp_path):
+    write_text(tmp_path / "a.txt", "größer ↑\n")
+    assert (tmp_path / "a.txt").read_bytes() == "größer ↑\n".encode()
+    content = {"ψ": [1, None, 0.1], "nested": {"a": True}}
+    write_json(tmp_path / "a.json", content)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == content
