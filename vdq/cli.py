@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
@@ -57,7 +58,7 @@ def check_types(prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]
     out. ``prefix`` stands before the field's name.
     """
     for name, hint in hints.items():
-        types = get_args(hint) or (hint,)
+        types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
         if name not in values or not PLAIN.keys() >= set(types):
             continue
         if type(values[name]) not in {*types, *([int] if float in types else [])}:

@@ -1,7 +1,7 @@
 """Trains the STDiT and its text encoder together on latents: noise prediction, and a bound for the variance.
 
-The loss is the hybrid one of Nichol and Dhariwal (2021, eq. 16), its first term weighted over timesteps: the bound trains
-the variance only, its mean is detached.
+The loss is the hybrid one of Nichol and Dhariwal (2021, eq. 16), its first term weighted over timesteps. The bound
+trains the variance only: its mean is detached.
 """
 
 from __future__ import annotations

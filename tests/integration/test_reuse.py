@@ -1,0 +1,127 @@
+"""What is computed again, and what is not: one calibration and one reference serve everything that shares them."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from pytest import approx
+from safetensors.torch import load_file
+
+CALIBRATION, REFERENCE, SCORING = "calibrating", "sampling fp16", "scoring"
+
+
+def stats_files(bed) -> list[Path]:
+    return sorted((bed.runs / "cache").glob("stats_*.safetensors"))
+
+
+def test_first_run_calibrates_samples_both_and_scores_both(testbed, work):
+    testbed.run("quant=cw_tw")
+    assert work == [CALIBRATION, REFERENCE, "sampling cw_tw", SCORING, SCORING]
+
+
+def test_same_command_again_computes_nothing(finished, work):
+    before = {path: path.stat().st_mtime_ns for path in finished.runs.rglob("*") if path.name != ".lock"}
+    finished.run("quant=tsq_tsw")
+    assert work == []
+    assert {path: path.stat().st_mtime_ns for path in finished.runs.rglob("*") if path.name != ".lock"} == before
+
+
+def test_force_repeats_the_run_but_not_statistics_and_reference(finished, work):
+    result = json.loads((finished.run("quant=tsw") / "result.json").read_text())
+    work.clear()
+    folder = finished.run("quant=tsw", "force=true")
+    assert work == ["sampling tsw", SCORING]
+    again = json.loads((folder / "result.json").read_text())
+    same = {"clipsim", "psnr", "latent_rel_l2", "signature", "stats", "reference"}
+    assert {key: again[key] for key in same} == approx({key: result[key] for key in same})
+
+
+@pytest.mark.parametrize("change", ["quant.alpha=0.3", "bits=w4a4", "quant=asq", "quant.num_time_ranges=2"])
+def test_alpha_bits_recipe_and_ranges_need_neither_calibration_nor_reference(finished, work, change):
+    before = stats_files(finished)
+    folder = finished.run("quant=asq_tsw", change)
+    assert work == [f"sampling {'asq' if change == 'quant=asq' else 'asq_tsw'}", SCORING]
+    assert stats_files(finished) == before
+    assert folder != finished.run("quant=tsq_tsw")
+
+
+def test_dynamic_needs_no_statistics(testbed, work):
+    folder = testbed.run("quant=dynamic")
+    assert work == [REFERENCE, "sampling dynamic", SCORING, SCORING]
+    assert not stats_files(testbed)
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["kind"], result["stats"], result["quantized_layers"]) == ("dynamic", None, 78)
+
+
+def test_full_precision_alone_is_one_run(finished, work):
+    folder = finished.run("quant=fp16", "bits=w4a4")
+    assert work == []  # it is the reference of the finished run, whatever the bits
+    assert folder == next(finished.runs.glob("fp16_*"))
+
+
+def signatures(bed, *overrides: str) -> tuple[str, str, str]:
+    experiment = bed.experiment(*overrides)
+    return experiment.stats_signature, experiment.signature, (experiment.reference or experiment).signature
+
+
+def test_signatures_hold_what_results_depend_on_and_nothing_else(finished, tmp_path):
+    stats, run, reference = signatures(finished)
+    free = ["batch_size=3", "trainer=ddp", "trainer.precision=64-true", f"paths.results={tmp_path}", "logger=wandb"]
+    free += ["metrics=fidelity", "force=true", "stages=[sample]", "logger.mode=offline"]
+    assert signatures(finished, "logger=wandb", "logger.mode=offline", *free[:4], *free[5:8]) == (stats, run, reference)
+    changed = {
+        "seed=1": (1, 1, 1),
+        "sampler=iddpm_20": (1, 1, 1),
+        "sampler.guidance_scale=5": (1, 1, 1),
+        "sampler.steps=4": (1, 1, 1),
+        "dataset.num_prompts=3": (0, 1, 1),
+        "dataset=shapes_short": (0, 1, 1),
+        "quant.alpha=0.4": (0, 1, 0),
+        "quant=asq": (0, 1, 0),
+        "bits=w4a8": (0, 1, 0),
+    }
+    for override, expected in changed.items():
+        found = signatures(finished, override)
+        assert tuple(a != b for a, b in zip(found, (stats, run, reference), strict=True)) == expected, override
+
+
+def test_signature_follows_the_weights_not_their_path(finished, tmp_path):
+    for path in finished.weights.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    moved = f"model.weights={tmp_path}"
+    assert signatures(finished, moved) == signatures(finished)
+    (tmp_path / "latents.json").write_text('{"scaling_factor": 0.31}')
+    assert not set(signatures(finished, moved)) & set(signatures(finished))
+
+
+def test_batch_size_changes_no_sample(finished, tmp_path):
+    one = type(finished)(finished.weights, tmp_path / "runs")
+    folder = one.run("quant=tsq_tsw", "batch_size=1")
+    both = finished.run("quant=tsq_tsw")
+    assert folder.name == both.name
+    for run in (folder, one.runs / next(finished.runs.glob("fp16_*")).name):
+        for path in sorted((run / "samples").glob("*.safetensors")):
+            expected = load_file(finished.runs / path.relative_to(one.runs))
+            torch.testing.assert_close(load_file(path)["latents"], expected["latents"], rtol=0, atol=1e-4)
+    a, b = (load_file(stats_files(bed)[0]) for bed in (one, finished))
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], rtol=1e-4, atol=1e-4)
+
+
+def test_other_metrics_score_again_without_sampling(finished, work, caplog):
+    folder = finished.run("quant=tsq_2tr")
+    assert "clipsim" in json.loads((folder / "result.json").read_text())
+    work.clear()
+    finished.run("quant=tsq_2tr", "metrics=fidelity")
+    assert work == [SCORING, SCORING]
+    result = json.loads((folder / "result.json").read_text())
+    assert "clipsim" not in result and "psnr" in result
+    finished.run("quant=tsq_2tr")  # as other tests expect it
+
+
+def test_stages_ask_for_what_they_need(testbed, work, caplog):
+    with caplog.at_level(logging.INFO, logger="vdq"):
+        testbed.run("stages=[evaluate]", "quant=cw_tw")
+    assert work == [REFERENCE, CALIBRATION, "sampling cw_tw", SCORING, SCORING]
