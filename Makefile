@@ -25,8 +25,10 @@ lint: $(INSTALLED) ## Check style and formatting
 
 tables: $(INSTALLED) ## Compute the testbed's runs; write results/ and the tables in README.md
 	$(BIN)/python run.py -m experiment=testbed
+	$(BIN)/python run.py quant=tsq_tsw bits=w6a8
 	$(BIN)/python run.py -m stages=[benchmark] quant=cw_tw,tsw,asq,asq_tsw,tsq_4tr,tsq_tsw,dynamic
-	$(BIN)/python run.py stages=[tabulate]
+	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
+	$(BIN)/python -m vdq.shapes.card results/weights_shapes.md
 	$(BIN)/python -m vdq.tracking.readme
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
@@ -34,4 +36,6 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; try make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

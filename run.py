@@ -4,20 +4,27 @@ import os
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vdq.cli import one_sentence
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+failed: list[str] = []  # sentences of the runs of a sweep that were refused
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> str:
+def main(cfg: DictConfig) -> str | None:
     from vdq.stages import run  # imports torch, which --help and --cfg job do not need
 
     try:
         return run(cfg)
     except Exception as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and (message := one_sentence(error)):
+            print(f"error: {message}", file=sys.stderr)  # the other runs of the sweep go on
+            failed.append(message)
+            return None
         leave(error)
 
 
@@ -33,6 +40,7 @@ if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration reach us instead of being printed by Hydra
     try:
         main()
+        sys.exit(1 if failed else 0)
     except Exception as error:
         leave(error)
     except (KeyboardInterrupt, SystemExit) as error:

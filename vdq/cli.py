@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -23,9 +24,21 @@ def one_sentence(error: Exception) -> str | None:
         return _unknown_key(key[1], error.__cause__)
     if isinstance(error, InstantiationException):
         return _instantiation(error)
-    if isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
-        return str(error).splitlines()[0]
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_by_us(error):
+        return _first_line(error)
     return None
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether it is a ValueError of this package, and not of a library that the program misused."""
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] == "vdq"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _unknown_key(name: str, cause: BaseException | None) -> str:
@@ -35,7 +48,7 @@ def _unknown_key(name: str, cause: BaseException | None) -> str:
     if parent is None:
         return f"{name} cannot be set; `python run.py --cfg job` shows every field"
     if getattr(cause, "key", None) in parent:
-        return f"{name} cannot be set: {str(cause).splitlines()[0]}"
+        return f"{name} cannot be set: {_first_line(cause)}"
     prefix = name.rpartition(".")[0]
     keys = [f"{prefix}.{key}" if prefix else str(key) for key in parent if not str(key).startswith("_")]
     return f"{name} is not a field; {_allowed(name, keys)}"
@@ -49,7 +62,7 @@ def _instantiation(error: InstantiationException) -> str | None:
         return f"{field}.{argument[1]} is not a field of {field}; `python run.py --cfg job` shows those that are"
     if not isinstance(cause, ValueError):
         return None
-    sentence = str(cause).splitlines()[0]
+    sentence = _first_line(cause)
     return sentence if sentence.startswith(field) else f"{field}: {sentence}"
 
 

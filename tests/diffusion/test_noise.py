@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import HalfPrecision
 from scipy import stats
 
 from vdq.diffusion.noise import PromptNoise
@@ -66,3 +67,15 @@ def test_streams_are_fixed_for_ever():
 def test_no_prompts():
     with pytest.raises(ValueError, match="indices"):
         PromptNoise(42, [], SHAPE)
+
+
+def test_noise_is_fp32_inside_a_half_precision_trainer():
+    """Lightning's 16-true sets the default dtype while it predicts."""
+    full = PromptNoise(1, [0], (4, 2, 2, 2)).initial()
+    with HalfPrecision("16-true").predict_step_context():
+        half = PromptNoise(1, [0], (4, 2, 2, 2)).initial()
+    assert half.dtype == torch.float32 and torch.equal(full, half)
+
+
+def test_another_purpose_is_other_noise():
+    assert not torch.equal(PromptNoise(1, [0], (4,)).initial(), PromptNoise(1, [0], (4,), purpose="else ").initial())

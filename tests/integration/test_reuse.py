@@ -1,7 +1,7 @@
 """What is computed again, and what is not: one calibration and one reference serve everything that shares them."""
 
 import json
-import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ def test_force_repeats_the_run_but_not_statistics_and_reference(finished, work):
     folder = finished.run("quant=tsw", "force=true")
     assert work == ["sampling tsw", SCORING]
     again = json.loads((folder / "result.json").read_text())
-    same = {"clipsim", "psnr", "latent_rel_l2", "signature", "stats", "reference"}
+    same = {"clipsim", "top1", "latent_rel_l2", "signature", "stats", "reference"}
     assert {key: again[key] for key in same} == approx({key: result[key] for key in same})
 
 
@@ -68,9 +68,9 @@ def signatures(bed, *overrides: str) -> tuple[str, str, str]:
 
 def test_signatures_hold_what_results_depend_on_and_nothing_else(finished, tmp_path):
     stats, run, reference = signatures(finished)
-    free = ["batch_size=3", "trainer=ddp", "trainer.precision=64-true", f"paths.results={tmp_path}", "logger=wandb"]
-    free += ["metrics=fidelity", "force=true", "stages=[sample]", "logger.mode=offline"]
-    assert signatures(finished, "logger=wandb", "logger.mode=offline", *free[:4], *free[5:8]) == (stats, run, reference)
+    free = ["batch_size=3", "trainer=ddp", "trainer.precision=64-true", f"paths.results={tmp_path}", "force=true"]
+    free += ["~metrics.latents", "stages=[sample]", "logger=wandb", "logger.mode=offline"]
+    assert signatures(finished, *free) == (stats, run, reference)
     changed = {
         "seed=1": (1, 1, 1),
         "sampler=iddpm_20": (1, 1, 1),
@@ -96,32 +96,30 @@ def test_signature_follows_the_weights_not_their_path(finished, tmp_path):
     assert not set(signatures(finished, moved)) & set(signatures(finished))
 
 
-def test_batch_size_changes_no_sample(finished, tmp_path):
-    one = type(finished)(finished.weights, tmp_path / "runs")
-    folder = one.run("quant=tsq_tsw", "batch_size=1")
-    both = finished.run("quant=tsq_tsw")
-    assert folder.name == both.name
-    for run in (folder, one.runs / next(finished.runs.glob("fp16_*")).name):
-        for path in sorted((run / "samples").glob("*.safetensors")):
-            expected = load_file(finished.runs / path.relative_to(one.runs))
-            torch.testing.assert_close(load_file(path)["latents"], expected["latents"], rtol=0, atol=1e-4)
-    a, b = (load_file(stats_files(bed)[0]) for bed in (one, finished))
+def test_batch_size_changes_no_sample(finished, tmp_path, assert_same_latents):
+    """Up to rounding, which 16 bits do not amplify: at 8 bits it moves values to the neighbouring code."""
+    single = replace(finished, runs=tmp_path / "runs")
+    recipe = ("stages=[sample]", "quant=tsq_tsw", "bits=w16a16")
+    folder, expected = single.run(*recipe, "batch_size=1"), finished.run(*recipe)
+    assert folder.name == expected.name
+    assert_same_latents(folder, expected)
+    reference = next(single.runs.glob("fp16_*")).name
+    assert_same_latents(single.runs / reference, finished.runs / reference)
+    a, b = (load_file(stats_files(bed)[0]) for bed in (single, finished))
     for name, value in a.items():
-        torch.testing.assert_close(value, b[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(value, b[name], rtol=0, atol=5e-3 * float(b[name].abs().max()))
 
 
-def test_other_metrics_score_again_without_sampling(finished, work, caplog):
+def test_other_metrics_score_again_without_sampling(finished, work):
     folder = finished.run("quant=tsq_2tr")
-    assert "clipsim" in json.loads((folder / "result.json").read_text())
+    assert "top1" in json.loads((folder / "result.json").read_text())
     work.clear()
-    finished.run("quant=tsq_2tr", "metrics=fidelity")
+    finished.run("quant=tsq_2tr", "~metrics.retrieval")
     assert work == [SCORING, SCORING]
-    result = json.loads((folder / "result.json").read_text())
-    assert "clipsim" not in result and "psnr" in result
-    finished.run("quant=tsq_2tr")  # as other tests expect it
+    assert "top1" not in json.loads((folder / "result.json").read_text())
+    finished.run("quant=fp16")  # as other tests expect it
 
 
-def test_stages_ask_for_what_they_need(testbed, work, caplog):
-    with caplog.at_level(logging.INFO, logger="vdq"):
-        testbed.run("stages=[evaluate]", "quant=cw_tw")
-    assert work == [REFERENCE, CALIBRATION, "sampling cw_tw", SCORING, SCORING]
+def test_a_stage_alone_asks_for_what_it_needs(testbed, work):
+    testbed.run("stages=[evaluate]", "quant=cw_tw")
+    assert work == [REFERENCE, SCORING, CALIBRATION, "sampling cw_tw", SCORING]

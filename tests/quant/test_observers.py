@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import HalfPrecision
 from torch import nn
 
 from vdq.diffusion.clock import StepClock
@@ -126,3 +127,9 @@ def test_statistics_that_do_not_match_are_not_merged():
         one_row.merge(many_rows)
     with pytest.raises(ValueError, match="signatures"):
         Stats({}, 2, 1, "a").merge(Stats({}, 2, 1, "b"))
+
+
+def test_statistics_are_fp32_inside_a_half_precision_trainer():
+    with HalfPrecision("16-true").predict_step_context():
+        layer = LayerStats.empty(2, 3)
+    assert (layer.min.dtype, layer.max.dtype, layer.abs_sum.dtype) == (torch.float32, torch.float32, torch.float64)

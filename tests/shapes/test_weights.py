@@ -9,10 +9,15 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch.nn.functional import normalize
 
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.noise import PromptNoise
+from vdq.diffusion.samplers import DDIMSampler
 from vdq.models.shapes import WEIGHTS, ShapesModel
 from vdq.shapes.clip import ShapesClip
 from vdq.shapes.render import render
 from vdq.shapes.scenes import prompts, split
+
+SAMPLER = {"steps": 20, "guidance_scale": 7.0, "guidance_channels": 3}
 
 
 def test_files_are_those_of_the_cards_and_small():
@@ -37,14 +42,34 @@ def test_the_autoencoder_reconstructs_held_out_renderings():
 
 
 def test_the_judge_recognizes_held_out_renderings():
+    """Real renderings of scenes that it has not been trained on: top-1 by CLIPSIM among the 48 prompts."""
     clip = ShapesClip()
     texts = normalize(clip.encode_text(prompts("evaluation")), dim=-1)
     hits = []
     for number, scene in enumerate(split()["evaluation"]):
-        frames = torch.from_numpy(render(scene, np.random.default_rng([number, 7])))
-        similarity = normalize(clip.encode_images(frames), dim=-1) @ texts.T
-        hits.append(similarity.mean(0).argmax().item() == number)
-    assert np.mean(hits) >= 0.9
+        for take in range(4):
+            frames = torch.from_numpy(render(scene, np.random.default_rng([number, take, 2])))
+            similarity = normalize(clip.encode_images(frames), dim=-1) @ texts.T
+            hits.append(similarity.mean(0).argmax().item() == number)
+    assert np.mean(hits) >= 0.95
+
+
+@pytest.mark.slow
+def test_full_precision_samples_show_their_prompts():
+    """At least 80 % of the 48 sampled videos have the highest CLIPSIM with their own prompt."""
+    model, clip, names = ShapesModel(), ShapesClip(), prompts("evaluation")
+    texts = normalize(clip.encode_text(names), dim=-1)
+    clock = StepClock(20)
+    hits = []
+    for start in range(0, 48, 8):
+        indices = list(range(start, start + 8))
+        noise = PromptNoise(42, indices, model.latent_shape)
+        conditions = model.encode([names[index] for index in indices])
+        latents = DDIMSampler(**SAMPLER).sample(model.denoiser, conditions, noise, clock)
+        for index, video in zip(indices, model.decode(latents), strict=True):
+            similarity = normalize(clip.encode_images(video), dim=-1) @ texts.T
+            hits.append(similarity.mean(0).argmax().item() == index)
+    assert np.mean(hits) >= 0.8
 
 
 def test_a_missing_folder_is_named():

@@ -11,14 +11,14 @@ class PromptNoise:
     """Standard normal noise on the CPU for n prompts, each from its own generator.
 
     `indices` are the prompts' places in the whole prompt list, `shape` is one latent (c, T, H, W). The stream of a
-    prompt is fixed by (seed, index) alone. The initial noise has a stream of its own, so it is the same for every
-    sampler.
+    prompt is fixed by (seed, index, purpose) alone; another `purpose` is other noise. The initial noise has a stream of
+    its own, so it is the same for every sampler.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> None:
+    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...], *, purpose: str = "") -> None:
         if not indices:
             raise ValueError("indices is empty, must name at least one prompt")
-        self.seed, self.indices, self.shape = seed, tuple(indices), tuple(shape)
+        self.seed, self.indices, self.shape, self.purpose = seed, tuple(indices), tuple(shape), purpose
         self._steps = self._generators("step")
 
     def initial(self) -> Tensor:
@@ -31,10 +31,15 @@ class PromptNoise:
         return self._draw(self._steps)
 
     def _generators(self, stream: str) -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(_stable_hash(self.seed, index, stream)) for index in self.indices]
+        return [
+            torch.Generator().manual_seed(_stable_hash(self.seed, index, self.purpose + stream))
+            for index in self.indices
+        ]
 
     def _draw(self, generators: list[torch.Generator]) -> Tensor:
-        return torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
+        return torch.stack(
+            [torch.randn(self.shape, generator=generator, dtype=torch.float32) for generator in generators]
+        )
 
 
 def _stable_hash(seed: int, index: int, stream: str) -> int:

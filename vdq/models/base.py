@@ -38,7 +38,7 @@ class Conditions:
 
 
 class VideoModel(ABC):
-    """A denoiser with its prompt encoder and its latent decoder.
+    """A denoiser with its prompt encoder and its latent decoder; an nn.Module, so that a Trainer moves all of it.
 
     denoiser(x [B, c, T, H, W], timestep [B], y [B, 1, L, D], mask) -> [B, 2c, T, H, W] fp32, noise estimate then
     variance logits. latent_shape is (c, T, H, W); fps is the frame rate of the decoded videos in frames per second.

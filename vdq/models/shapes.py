@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ class ShapesModel(nn.Module, VideoModel):
         """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
         return fqn.startswith("blocks.")
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
         digest = hashlib.sha256(repr(self.scaling_factor).encode())
         for name in ("text_encoder", "autoencoder", "denoiser"):

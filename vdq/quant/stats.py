@@ -33,8 +33,8 @@ class LayerStats:
     def empty(cls, num_steps: int, channels: int, device: torch.device | str = "cpu") -> "LayerStats":
         shape = (num_steps, channels)
         return cls(
-            min=torch.full(shape, torch.inf, device=device),
-            max=torch.full(shape, -torch.inf, device=device),
+            min=torch.full(shape, torch.inf, dtype=torch.float32, device=device),
+            max=torch.full(shape, -torch.inf, dtype=torch.float32, device=device),
             abs_sum=torch.zeros(shape, dtype=torch.float64, device=device),
             rows=torch.zeros(num_steps, dtype=torch.long, device=device),
         )

@@ -1,7 +1,6 @@
 """Atomic safetensors files with a JSON header: the on-disk form of Stats and QuantState."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vdq.files import complete_or_nothing
+
 
 def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *, kind: str) -> None:
     """Write under a temporary name in the same folder and rename, so that a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Clones: safetensors refuses tensors that share memory, as the step indices of several layers do.
     owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(owned, temporary, metadata={"kind": kind, "header": json.dumps(header)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_or_nothing(Path(path)) as partial:
+        save_file(owned, partial, metadata={"kind": kind, "header": json.dumps(header)})
 
 
 def load(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+
 from diffusers import AutoencoderKL
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from transformers import T5Config, T5EncoderModel
 
 from vdq.models.stdit import STDiT
 from vdq.shapes.render import FRAMES, SIDE
 from vdq.shapes.tokenizer import MAX_LENGTH
+
+# timm, which open_clip imports, imports wandb where it finds it; `logger=csv` promises not to.
+_hide_wandb = "wandb" not in sys.modules
+if _hide_wandb:
+    sys.modules["wandb"] = None
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg  # noqa: E402
+
+if _hide_wandb:
+    del sys.modules["wandb"]
 
 LATENT_CHANNELS, LATENT_SIDE = 4, SIDE // 8
 TEXT_WIDTH = 128

@@ -93,7 +93,8 @@ def fit(name: str, module: pl.LightningModule, workdir: Path, *extra: pl.Callbac
         gradient_clip_val=1.0,
         enable_model_summary=False,
     )
-    pl.seed_everything(SEED, verbose=False)
+    done = torch.load(last, weights_only=True, mmap=True)["global_step"] if last.exists() else 0
+    pl.seed_everything(SEED + done, verbose=False)  # a resumed training does not see the noise of its start again
     start = time.monotonic()
     trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
     module.cpu()
@@ -124,6 +125,11 @@ def finish(part: str, nets: dict[str, nn.Module], card: dict, weights: Path) -> 
     print(json.dumps(card, indent=2))
 
 
+def is_done(part: str, weights: Path, workdir: Path) -> bool:
+    """Whether the part has a card, and for the latents, which are too large to ship, the file as well."""
+    return (weights / f"{part}.json").exists() and (part != "latents" or (workdir / "latents.safetensors").exists())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all of them by default")
@@ -139,7 +145,7 @@ def main() -> None:
     settings = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in arguments.set)}
     torch.set_float32_matmul_precision("high")
     for part in parts:
-        if (arguments.weights / f"{part}.json").exists():
+        if is_done(part, arguments.weights, arguments.workdir):
             print(f"{part}: done, see {arguments.weights / part}.json")
         else:
             globals()[f"train_{part}"](arguments.weights, arguments.workdir, **settings)

@@ -29,8 +29,9 @@ def run(cfg: DictConfig) -> str:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # its advice on loaders and its own deprecations
     experiment = Experiment(cfg)
+    experiment.check(cfg.stages)
     if cfg.force:
-        experiment.forget()
+        experiment.forget(cfg.stages)
     for stage in cfg.stages:
         importlib.import_module(f"vdq.stages.{stage}").run(experiment)
     return experiment.folder.name

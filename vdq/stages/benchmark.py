@@ -23,6 +23,10 @@ ROUNDS = 7
 def run(experiment: Experiment) -> None:
     if not experiment.method.quantizes:
         raise ValueError(f"quant={experiment.cfg.quant.name} cannot be benchmarked; a recipe that quantizes is allowed")
+    if experiment.cfg.trainer.accelerator not in ("cpu", "auto"):
+        raise ValueError(
+            f"trainer.accelerator={experiment.cfg.trainer.accelerator} cannot be benchmarked; cpu is allowed"
+        )
     nets = {"full_precision": experiment.model.denoiser, experiment.cfg.quant.name: sample.denoiser(experiment)}
     prompts = experiment.prompts.evaluation[: experiment.cfg.batch_size]
     seconds: dict[str, list[float]] = {name: [] for name in nets}

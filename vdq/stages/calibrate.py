@@ -8,7 +8,8 @@ import logging
 
 from filelock import FileLock
 
-from vdq.stages.experiment import Experiment
+from vdq.quant.stats import Stats
+from vdq.stages.experiment import Experiment, intact
 from vdq.tasks.calibration import Calibration
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def run(experiment: Experiment) -> None:
     path = experiment.stats_path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if path.exists():
+        if intact(Stats.load, path):
             log.info("calibrate: statistics found, %s", path)
             return
         prompts = experiment.prompts.calibration

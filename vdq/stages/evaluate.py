@@ -5,14 +5,12 @@ Order matters: local files first, then the tracker, ``result.json`` last. What i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from datetime import UTC, datetime
 
 import pandas as pd
 from filelock import FileLock
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from vdq.data.samples import video_path
@@ -33,31 +31,46 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment) -> None:
     pair = [experiment] if experiment.reference is None else [experiment.reference, experiment]
     results = [_evaluate(each) for each in pair]
+    if len({(result["dtype"], result["device"]) for result in results}) > 1:
+        log.warning("evaluate: the reference was sampled in another dtype or on another device; force=true repeats it")
     print(f"\n{comparison(pd.DataFrame(results))}\n\n{experiment.folder}")
 
 
 def _evaluate(experiment: Experiment) -> dict:
-    folder, wanted = experiment.folder, _metrics_signature(experiment)
-    if (result := read_result(folder)) and result["metrics"] == wanted:
+    folder = experiment.folder
+    if result := _done(experiment):
         log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
         return result
     if not sample.complete(experiment):
         sample.run(experiment)
     with FileLock(folder / ".lock"):
-        metrics = {name: instantiate(metric) for name, metric in experiment.cfg.metrics.items()}
+        if result := _done(experiment):  # by another process, while this one waited
+            return result
+        (folder / RESULT).unlink(missing_ok=True)
         reference = experiment.reference.folder if experiment.reference else None
-        task = Evaluation(metrics=metrics, prompts=experiment.prompts.evaluation, folder=folder, reference=reference)
+        prompts = experiment.prompts.evaluation
+        task = Evaluation(metrics=experiment.metrics, prompts=prompts, folder=folder, reference=reference)
         experiment.trainer(precision="32-true").test(task, verbose=False)
-        return _finish(experiment, wanted)
+        return _finish(experiment)
 
 
-def _finish(experiment: Experiment, metrics_signature: str) -> dict:
-    folder = experiment.folder
+def _done(experiment: Experiment) -> dict | None:
+    """The result, if the run was finished with the same metrics."""
+    result = read_result(experiment.folder)
+    return result if result and result["metrics"] == experiment.metrics_signature else None
+
+
+def _finish(experiment: Experiment) -> dict:
+    folder, config = experiment.folder, experiment.config()
     scores = json.loads((folder / "metrics.json").read_text())
     execution = json.loads((folder / EXECUTION).read_text())
-    result = {**_identity(experiment), **scores["values"], "metrics": metrics_signature, "assets": scores["assets"]}
-    result |= {"sampling_seconds": execution["seconds"], "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    config = experiment.config()
+    result = _identity(experiment) | _ran(execution) | scores["values"]
+    result |= {
+        "metrics": experiment.metrics_signature,
+        "higher_is_better": scores["higher_is_better"],
+        "assets": scores["assets"],
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     write_json(folder / "manifest.json", manifest(result, execution))
     report = folder / "report.csv"
@@ -87,13 +100,26 @@ def _identity(experiment: Experiment) -> dict:
         "weight_bits": method.weight_bits,
         "act_bits": method.act_bits,
         "kind": "+".join(sorted(kinds)) or "full precision",
+        "changed": experiment.changed,
         "alpha": cfg.quant.get("alpha"),
+        "seed": cfg.seed,
         "num_prompts": len(experiment.prompts.evaluation),
         "quantized_layers": len(state.layers),
         "size_mb": model_size(denoiser, state).total,
         "signature": experiment.signature,
         "reference": (experiment.reference or experiment).signature,
         "stats": experiment.stats_signature if experiment.calibrates else None,
+    }
+
+
+def _ran(execution: dict) -> dict:
+    """How it was sampled; no time if the last session did not sample every video."""
+    whole = execution["videos"] == execution["of_videos"]
+    return {
+        "arithmetic": execution["arithmetic"],
+        "dtype": execution["dtype"],
+        "device": execution["device"],
+        "sampling_seconds": execution["seconds"] if whole else None,
     }
 
 
@@ -104,8 +130,3 @@ def _videos(experiment: Experiment) -> pd.DataFrame:
     if experiment.reference is not None:
         table["reference"] = [str(video_path(experiment.reference.folder, index)) for index in table["index"]]
     return table
-
-
-def _metrics_signature(experiment: Experiment) -> str:
-    content = json.dumps(OmegaConf.to_container(experiment.cfg.metrics, resolve=True), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:10]

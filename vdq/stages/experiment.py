@@ -10,15 +10,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
+from filelock import FileLock
 from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
 
 from vdq.backends.base import Backend
 from vdq.cli import check_types
@@ -26,20 +30,22 @@ from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
 from vdq.methods.base import Method
+from vdq.metrics.base import VideoMetric
 from vdq.models.base import VideoModel
 from vdq.quant.layers import projections
 from vdq.tasks.generation import Generation
 from vdq.tracking.registry import RESULT
 
+log = logging.getLogger(__name__)
 SIGNATURE_LENGTH = 10
-FULL_PRECISION = Path(__file__).parents[2] / "conf" / "quant" / "fp16.yaml"
+CONF = Path(__file__).parents[2] / "conf"
 
 
 class Experiment:
     """Typed objects of one composed configuration.
 
-    The cheap ones (sampler, recipe, backend, prompts, tracker) are made at once, so that a wrong value is refused
-    before any model is built. Raises ValueError.
+    The cheap ones (sampler, recipe, backend, prompts) are made at once and `check` makes what the stages need, so that
+    a wrong value is refused before any video model is built. Raises ValueError.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -52,7 +58,21 @@ class Experiment:
         self.method.check(self.sampler.schedule.num_steps)
         self.backend: Backend = _made("backend", cfg.backend)
         self.prompts: PromptSet = _made("dataset", cfg.dataset)
-        self.tracker: Any = _made("logger", cfg.logger)
+
+    def check(self, stages: list[str]) -> None:
+        """Makes what these stages will need beside the model; raises ValueError if something is wrong with it."""
+        if {"calibrate", "sample", "evaluate"} & set(stages):
+            self.trainer()
+        if "evaluate" in stages:
+            _ = self.metrics, self.tracker
+
+    @cached_property
+    def tracker(self) -> Any:
+        return _made("logger", self.cfg.logger)
+
+    @cached_property
+    def metrics(self) -> dict[str, VideoMetric]:
+        return {name: _made(f"metrics.{name}", metric) for name, metric in self.cfg.metrics.items()}
 
     @cached_property
     def model(self) -> VideoModel:
@@ -79,7 +99,15 @@ class Experiment:
             content["backend"] = _plain(self.cfg.backend)
         if self.calibrates:
             content["stats"] = self.stats_signature
+        if self.cfg.quant.get("token_granularity") == "token_shared":  # the rows of a batch share their scales
+            content["batch_size"] = self.cfg.batch_size
         return _signature(content)
+
+    @property
+    def metrics_signature(self) -> str:
+        """Of the metrics' configuration and the weights they use."""
+        assets = [metric.assets for metric in self.metrics.values()]
+        return _signature({"metrics": _plain(self.cfg.metrics), "assets": assets})
 
     @property
     def stats_path(self) -> Path:
@@ -103,6 +131,15 @@ class Experiment:
         return f"w{self.method.weight_bits}a{self.method.act_bits}" if self.method.quantizes else ""
 
     @property
+    def changed(self) -> str:
+        """The recipe's fields that differ from its file in conf/quant, as ``name=value``; bits are no difference."""
+        path = CONF / "quant" / f"{self.cfg.quant.name}.yaml"
+        written = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+        bits = ("weight_bits", "act_bits")
+        fields = [(key, value) for key, value in _plain(self.cfg.quant).items() if key not in bits]
+        return ", ".join(f"{key}={value}" for key, value in fields if written and written.get(key) != value)
+
+    @property
     def arithmetic(self) -> str:
         """What the quantized layers compute with, in words."""
         if not self.method.quantizes:
@@ -115,16 +152,21 @@ class Experiment:
         if not self.method.quantizes:
             return None
         cfg = self.cfg.copy()
-        cfg.quant = OmegaConf.load(FULL_PRECISION)
+        cfg.quant = OmegaConf.load(CONF / "quant" / "fp16.yaml")
         reference = Experiment(cfg)
         reference.__dict__["model"] = self.model  # one set of weights in memory
         return reference
 
-    def forget(self) -> None:
-        """Removes what this run made; statistics and the reference stay."""
-        for path in sorted(self.folder.glob("**/*"), key=lambda path: path.name != RESULT):
-            if path.is_file() and path.name != ".lock":
-                path.unlink()
+    def forget(self, stages: list[str]) -> None:
+        """Removes what this run made in these stages and after them; statistics and the reference stay."""
+        if not {"quantize", "sample", "evaluate"} & set(stages) or not self.folder.is_dir():
+            return
+        with FileLock(self.folder / ".lock"):
+            (self.folder / RESULT).unlink(missing_ok=True)
+            if {"quantize", "sample"} & set(stages):
+                for path in self.folder.glob("**/*"):
+                    if path.is_file() and path.name != ".lock":
+                        path.unlink()
 
     def trainer(self, **overrides: Any) -> pl.Trainer:
         """A Trainer that only moves, runs and distributes: progress, logging and files are the stages' own."""
@@ -160,12 +202,26 @@ class Experiment:
         }
 
 
+def intact(load: Callable[..., object], *arguments: object) -> bool:
+    """Whether an artefact is there and can be read. A damaged one is logged; the stage then makes it again."""
+    try:
+        load(*arguments)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        log.warning("%s cannot be read (%s); it is made again", " ".join(map(str, arguments)), error)
+        return False
+    return True
+
+
 def _made(group: str, cfg: DictConfig) -> Any:
-    """The object of a config group, whose option may carry a ``name`` for folders and tables."""
+    """The object of a config group. ``name``, which options carry for folders and tables, is no argument of it."""
     arguments = {key: value for key, value in _plain(cfg).items() if key != "name"}
     target = get_method(cfg._target_)
     check_types(f"{group}.", arguments, get_type_hints(target.__init__ if isinstance(target, type) else target))
-    return instantiate(OmegaConf.create({group: arguments})[group])
+    tree = OmegaConf.create()
+    OmegaConf.update(tree, group, arguments)  # errors then name the field as the user wrote it
+    return instantiate(OmegaConf.select(tree, group))
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from vdq.quant.report import model_size
 from vdq.quant.state import QuantState
 from vdq.quant.stats import Stats
 from vdq.stages import calibrate
-from vdq.stages.experiment import Experiment
+from vdq.stages.experiment import Experiment, intact
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +22,10 @@ def run(experiment: Experiment) -> None:
     if not method.quantizes:
         log.info("quantize: %s stays in full precision", experiment.cfg.quant.name)
         return
-    if experiment.state_path.exists():
+    if intact(QuantState.load, experiment.state_path):
         log.info("quantize: found, %s", experiment.state_path)
         return
-    if experiment.calibrates and not experiment.stats_path.exists():
+    if experiment.calibrates and not intact(Stats.load, experiment.stats_path):
         calibrate.run(experiment)
     stats = Stats.load(experiment.stats_path) if experiment.calibrates else None
     denoiser = experiment.model.denoiser

@@ -8,11 +8,11 @@ import logging
 from filelock import FileLock
 from torch import nn
 
-from vdq.data.samples import missing
+from vdq.data.samples import read_sample
 from vdq.quant.convert import apply
 from vdq.quant.state import QuantState
 from vdq.stages import quantize
-from vdq.stages.experiment import Experiment
+from vdq.stages.experiment import Experiment, intact
 from vdq.tasks.generation import EXECUTION, Generation
 
 log = logging.getLogger(__name__)
@@ -69,14 +69,15 @@ def _todo(experiment: Experiment) -> list[int]:
     """Prompts without a sample; the last one if only the record of the sampling is missing."""
     count = len(experiment.prompts.evaluation)
     recorded = (experiment.folder / EXECUTION).is_file()
-    return missing(experiment.folder, count) or ([] if recorded else [count - 1])
+    missing = [index for index in range(count) if not intact(read_sample, experiment.folder, index)]
+    return missing or ([] if recorded else [count - 1])
 
 
 def denoiser(experiment: Experiment) -> nn.Module:
     """The denoiser that this experiment samples with: the model's own, or its quantized copy."""
     if not experiment.method.quantizes:
         return experiment.model.denoiser
-    if not experiment.state_path.exists():
+    if not intact(QuantState.load, experiment.state_path):
         quantize.run(experiment)
     state = QuantState.load(experiment.state_path)
     return apply(experiment.model.denoiser, state, experiment.clock, experiment.backend)

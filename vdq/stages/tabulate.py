@@ -1,6 +1,4 @@
-"""runs -> results/: the table of all finished runs that share this experiment's prompts, noise and weights, and a
-sample grid.
-"""
+"""runs -> results/: a table of all finished runs with the same prompts, noise and weights, and a sample grid."""
 
 from __future__ import annotations
 
@@ -22,15 +20,23 @@ GRID_VIDEOS, GRID_FRAMES = 48, 6
 HEADING = """# {name}: {prompts} prompts, model {model}
 
 Every row is a finished run and `run` is its signature. Written by `python run.py stages=[tabulate]`."""
+COST = """# Cost of simulated quantization
+
+Time to sample over the time in full precision, both on the CPU. Written by `python run.py stages=[tabulate]`.
+
+{table}
+"""
 
 
 def run(experiment: Experiment) -> None:
     reference = experiment.reference or experiment
     results, name = Path(experiment.cfg.paths.results), experiment.prompts.name
-    table = _finished(experiment.cfg.paths.runs, reference.signature)
+    table = _finished(experiment, reference)
     heading = HEADING.format(name=name, prompts=len(reference.prompts.evaluation), model=experiment.cfg.model.name)
     write(table, results / f"table_{name}", heading)
     print(comparison(table))
+    this = table[table["signature"].isin([reference.signature, experiment.signature])]
+    write_text(results / f"run_{name}.md", comparison(this) + "\n")
     _write_benchmarks(table, results / f"benchmark_{name}.md")
     prompts = reference.prompts.evaluation[:GRID_VIDEOS]
     samples = [read_sample(reference.folder, index)["frames"] for index in range(len(prompts))]
@@ -38,10 +44,13 @@ def run(experiment: Experiment) -> None:
     log.info("tabulate: %d runs written to %s", len(table), results)
 
 
-def _finished(root: str, reference: str) -> pd.DataFrame:
+def _finished(experiment: Experiment, reference: Experiment) -> pd.DataFrame:
+    """Runs of unchanged recipes with the same reference and the same judges."""
+    root = experiment.cfg.paths.runs
     table = runs(root)
     if len(table):
-        table = table[table["reference"] == reference]
+        same = (table["reference"] == reference.signature) & (table["metrics"] == experiment.metrics_signature)
+        table = table[same & (table["changed"] == "")]
     if not len(table):
         raise ValueError(f"paths.runs={root} holds no finished run of these prompts; sample and score one first")
     return table.sort_values(["weight_bits", "act_bits", "quant"], ascending=[False, False, True], ignore_index=True)
@@ -58,14 +67,10 @@ def _write_benchmarks(table: pd.DataFrame, path: Path) -> None:
             "method": b["quant"],
             "bits": b["bits"],
             "ran": b["backend"],
+            **{field: b[field] for field in ("prompts", "steps", "threads")},
             "time / full precision": f"{b['ratio']['median']:.3f}",
             "quartiles": "{:.3f} to {:.3f}".format(*b["ratio"]["quartiles"]),
         }
         for b in benchmarks
     ]
-    note = "Sampling {prompts} prompts in {steps} steps on {threads} threads of a CPU.".format(**benchmarks[0])
-    markdown = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    write_text(
-        path,
-        f"# Cost of simulated quantization\n\n{note} Written by `python run.py stages=[tabulate]`.\n\n{markdown}\n",
-    )
+    write_text(path, COST.format(table=pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))

@@ -15,7 +15,12 @@ from vdq.tasks.generation import Generation
 
 
 class Calibration(Generation):
-    """Writes the statistics of all prompts and devices to ``path`` when the last prompt is done."""
+    """Writes the statistics of all prompts and devices to ``path`` when the last prompt is done.
+
+    Its noise is not that of the evaluation, so that no recipe is fitted to the noise it is scored on.
+    """
+
+    purpose = "calibration "
 
     def __init__(self, *, path: Path, signature: str, **settings) -> None:
         super().__init__(title="calibrating", **settings)

@@ -68,6 +68,8 @@ class Evaluation(pl.LightningModule):
         return DataLoader(self.data, batch_size=self.batch_size)
 
     def on_test_start(self) -> None:
+        for metric in self.metrics.values():
+            metric.reset()
         batches = self.trainer.num_test_batches[0]
         self.progress = tqdm(total=batches, desc="scoring", unit="batch", disable=not self.trainer.is_global_zero)
 
@@ -79,11 +81,14 @@ class Evaluation(pl.LightningModule):
 
     def on_test_end(self) -> None:
         self.progress.close()
-        values, assets, table = {}, {}, pd.DataFrame({"index": range(len(self.data)), "prompt": self.data.prompts})
+        values, better, assets = {}, {}, {}
+        table = pd.DataFrame({"index": range(len(self.data)), "prompt": self.data.prompts})
         for metric in self.metrics.values():
             values |= metric.compute()
             table = table.assign(**metric.per_video())
+            better |= dict.fromkeys(metric.keys, metric.higher_is_better)
             assets |= metric.assets
         if self.trainer.is_global_zero:
             write_text(self.folder / "per_video.csv", table.to_csv(index=False))
-            write_json(self.folder / "metrics.json", {"values": values, "assets": assets, "num_videos": len(self.data)})
+            scores = {"values": values, "higher_is_better": better, "assets": assets, "num_videos": len(self.data)}
+            write_json(self.folder / "metrics.json", scores)

@@ -32,6 +32,8 @@ class Generation(pl.LightningModule):
     position only, so neither the batch size nor the number of devices nor an interruption changes what is sampled.
     """
 
+    purpose = ""
+
     def __init__(
         self,
         *,
@@ -70,7 +72,7 @@ class Generation(pl.LightningModule):
     def sample(self, indices: list[int], prompts: list[str]) -> Tensor:
         """Latents [n, c, T, H, W] fp32 of n prompts."""
         conditions = self.model.encode(prompts).to(self.device)
-        noise = PromptNoise(self.seed, indices, self.model.latent_shape)
+        noise = PromptNoise(self.seed, indices, self.model.latent_shape, purpose=self.purpose)
         return self.sampler.sample(self.denoiser, conditions, noise, self.clock, lambda *_: self.progress.update())
 
     def on_predict_end(self) -> None:
@@ -94,6 +96,7 @@ class Generation(pl.LightningModule):
             "quantized_layers": len(quantized_layers(self.denoiser)),
             "quantized_calls": calls,
             "videos": len(self.indices),
+            "of_videos": len(self.prompts),
             "seconds": round(time.monotonic() - self.started, 2),
         }
 

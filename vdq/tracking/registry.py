@@ -21,7 +21,10 @@ def read_result(folder: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or not {"signature", "metrics", "finished"} <= result.keys():
+            raise ValueError("it is not the result of a run")
+        return result
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s); the run counts as unfinished", path, error)
         return None

@@ -28,7 +28,7 @@ class DenoiserTraining(pl.LightningModule):
     def __init__(
         self,
         latents: Tensor,
-        steps: int = 3500,
+        steps: int = 4600,
         epoch_steps: int = 100,
         batch_size: int = 32,
         lr: float = 1.5e-3,

@@ -1,0 +1,134 @@
+"""Whatever stops a run, the next one finishes it, and takes nothing half-done for finished."""
+
+import json
+import logging
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vdq.tasks.generation import Generation
+from vdq.tracking import runs
+
+PROMPTS = 6
+
+
+def samples(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "samples").glob("*.safetensors")}
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collects the indices of the prompts that are sampled from now on."""
+    indices: list[int] = []
+    original = Generation.sample
+
+    def spy(self: Generation, numbers: list[int], prompts: list[str]):
+        indices.extend(numbers)
+        return original(self, numbers, prompts)
+
+    monkeypatch.setattr(Generation, "sample", spy)
+    return indices
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_stopped_while_sampling(testbed, finished, sampled, assert_same_latents, number):
+    bed = replace(testbed, settings=(*testbed.settings[1:], f"dataset.num_prompts={PROMPTS}", "batch_size=1"))
+    command = ("quant=fp16", "stages=[sample]")
+    folder = bed.experiment(*command).folder
+    process = bed.start(*command)
+    deadline = time.monotonic() + 300
+    while not samples(folder) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    done = samples(folder)
+    assert 0 < len(done) < PROMPTS, output
+    if number == signal.SIGINT:
+        assert process.returncode == 1
+        assert output.splitlines()[-1] == "stopped; the same command goes on from here" and "Traceback" not in output
+
+    assert runs(bed.runs).empty
+    bed.run(*command)
+    assert len(done) + len(sampled) == PROMPTS
+    assert not {f"{index:04d}.safetensors" for index in sampled} & done.keys()
+    assert done.items() <= samples(folder).items() and len(samples(folder)) == PROMPTS
+
+    first = next(finished.runs.glob("fp16_*"))  # two of these prompts, never interrupted
+    for path in sorted((folder / "samples").glob("*"))[2:]:
+        path.unlink()
+    assert_same_latents(folder, first)
+
+
+def test_half_written_files_count_for_nothing(finished, tmp_path, sampled, work):
+    bed = copied(finished, tmp_path)
+    folder = next(bed.runs.glob("fp16_*"))
+    (folder / "result.json").rename(folder / ".result.json.1.part")
+    (folder / "samples" / "0001.safetensors").rename(folder / "samples" / ".0001.safetensors.1.part")
+    assert folder.name not in {Path(path).name for path in runs(bed.runs)["folder"]}
+    bed.run("quant=fp16")
+    assert sampled == [1]
+    assert work == ["sampling fp16", "scoring"]
+
+
+def test_samples_without_their_record_are_not_finished(finished, tmp_path, sampled):
+    """The record of what sampled them is written after the last one."""
+    bed = copied(finished, tmp_path)
+    folder = next(bed.runs.glob("fp16_*"))
+    (folder / "sampling.json").unlink()
+    (folder / "result.json").unlink()
+    bed.run("quant=fp16")
+    assert sampled == [1]
+    assert json.loads((folder / "manifest.json").read_text())["execution"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("content", ["", '{"quant": "tsq_ts', "[]", "{}"])
+def test_damaged_result_is_computed_again_with_a_warning(finished, tmp_path, work, caplog, content):
+    bed = copied(finished, tmp_path)
+    folder = next(bed.runs.glob("tsq_tsw_*"))
+    intact = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(content)
+    assert len(runs(bed.runs)) == 1  # the reference
+    with caplog.at_level(logging.WARNING, logger="vdq"):
+        bed.run("quant=tsq_tsw")
+    assert work == ["scoring"]
+    assert f"{folder / 'result.json'} cannot be read" in caplog.text
+    result = json.loads((folder / "result.json").read_text())
+    assert result | {"finished": None} == intact | {"finished": None}
+
+
+DAMAGED = {
+    "samples/0001.safetensors": ["sampling tsq_tsw", "scoring"],
+    "quant_state.safetensors": ["sampling tsq_tsw", "scoring"],
+    "../cache/stats_*.safetensors": ["calibrating", "sampling tsq_tsw", "scoring"],
+}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign"])
+@pytest.mark.parametrize("pattern", DAMAGED)
+def test_damaged_artefact_is_made_again_with_a_warning(finished, tmp_path, work, caplog, pattern, damage):
+    bed = copied(finished, tmp_path)
+    folder = next(bed.runs.glob("tsq_tsw_*"))
+    path = next(folder.glob(pattern)) if ".." not in pattern else next(bed.runs.glob(pattern[3:]))
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "foreign": b"not a safetensors"}[damage])
+    (folder / "result.json").unlink()
+    if not pattern.startswith("samples"):
+        (folder / "samples" / "0000.safetensors").unlink()
+    if pattern.startswith(".."):
+        (folder / "quant_state.safetensors").unlink()
+    with caplog.at_level(logging.WARNING, logger="vdq"):
+        bed.run("quant=tsq_tsw")
+    assert work == DAMAGED[pattern]
+    assert "cannot be read" in caplog.text and "made again" in caplog.text
+    assert len(path.read_bytes()) == len(content)
+
+
+def copied(bed, folder: Path):
+    """The same runs in another folder, to be damaged."""
+    import shutil
+
+    shutil.copytree(bed.runs, folder / "runs")
+    return replace(bed, runs=folder / "runs")
