@@ -46,4 +46,4 @@ if __name__ == "__main__":
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        sys.exit("stopped; the same command goes on from here")  # Lightning turns Ctrl-C into SystemExit
+        sys.exit("\nstopped; the same command goes on from here")  # Lightning turns Ctrl-C into SystemExit

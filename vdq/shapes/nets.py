@@ -53,10 +53,10 @@ def build_text_encoder(vocab_size: int) -> T5EncoderModel:
     )
 
 
-def build_denoiser() -> STDiT:
-    """STDiT of depth 6 and width 128 on latents [4, 16, 8, 8]: 256 tokens a video."""
+def build_denoiser(frames: int = FRAMES) -> STDiT:
+    """STDiT of depth 6 and width 128 on latents [4, frames, 8, 8]: 256 tokens a video of 16 frames."""
     return STDiT(
-        input_size=(FRAMES, LATENT_SIDE, LATENT_SIDE),
+        input_size=(frames, LATENT_SIDE, LATENT_SIDE),
         in_channels=LATENT_CHANNELS,
         hidden_size=128,
         depth=6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ class CsvTracker:
     def log(
         self, folder: Path, config: dict, result: dict, metrics: dict, per_video: pd.DataFrame, report: pd.DataFrame
     ) -> None:
+        shutil.rmtree(folder / "csv", ignore_errors=True)  # of an earlier scoring
         logger = CSVLogger(folder, name="csv", version="")
         logger.log_hyperparams(config)
         logger.log_metrics(metrics)

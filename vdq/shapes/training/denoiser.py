@@ -1,5 +1,8 @@
 """Trains the STDiT and its text encoder together on latents: noise prediction, and a bound for the variance.
 
+Epochs alternate between single frames and whole videos. A batch of frames costs as much as a batch of videos but shows
+twelve times as many scenes, so that words are learned from frames and motion from videos.
+
 The loss is the hybrid one of Nichol and Dhariwal (2021, eq. 16), its first term weighted over timesteps. The bound
 trains the variance only: its mean is detached.
 """
@@ -10,7 +13,9 @@ import random
 
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from vdq.diffusion.schedule import Schedule
@@ -23,16 +28,22 @@ MAX_WEIGHT = 25.0
 
 
 class DenoiserTraining(pl.LightningModule):
-    """Batches are latents [B, 4, 16, 8, 8] and captions; 10 % of the captions are replaced by the null caption."""
+    """Batches are latents [B, 4, F, 8, 8] and captions, F = 1 in even epochs and 16 in odd ones.
+
+    10 % of the captions are replaced by the null caption. ``latents`` is fp16 [videos, 4, 16, 8, 8]; ``start`` is a file
+    of weights to go on from.
+    """
 
     def __init__(
         self,
         latents: Tensor,
-        steps: int = 4600,
-        epoch_steps: int = 100,
+        steps: int = 4200,
+        epoch_steps: int = 25,
         batch_size: int = 32,
+        frame_batch_size: int = 384,
         lr: float = 1.5e-3,
         ema_decay: float = 0.998,
+        start: str | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(ignore="latents")
@@ -40,16 +51,37 @@ class DenoiserTraining(pl.LightningModule):
         self.tokenizer = build_tokenizer()
         self.text = build_text_encoder(len(self.tokenizer))
         self.net = build_denoiser()
+        with torch.device("meta"):  # no weights of its own, and a tuple hides it from the module's parameters
+            self._frame_net = (build_denoiser(frames=1),)
         self.schedule = Schedule(1000)
+        if start is not None:
+            self.load_state_dict(load_file(start))
 
     def train_dataloader(self):
+        frames_only = self.current_epoch % 2 == 0
         return loader(
-            self._example, batch_size=self.hparams.batch_size, steps=self.hparams.epoch_steps, epoch=self.current_epoch
+            self._frame if frames_only else self._video,
+            batch_size=self.hparams.frame_batch_size if frames_only else self.hparams.batch_size,
+            steps=self.hparams.epoch_steps,
+            epoch=self.current_epoch,
         )
 
-    def _example(self, index: int) -> tuple[Tensor, str]:
+    def _video(self, index: int) -> tuple[Tensor, str]:
         video = random.Random(f"video {index}").randrange(len(self.latents))
         return self.latents[video].float(), words(training_scene(video), index)
+
+    def _frame(self, index: int) -> tuple[Tensor, str]:
+        latents, text = self._video(index)
+        frame = random.Random(f"frame {index}").randrange(latents.shape[1])
+        return latents[:, frame : frame + 1], text
+
+    def _denoise(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        """The network on whole videos or, with the same weights, on single frames."""
+        if x.shape[2] > 1:
+            return self.net(x, timestep, y, mask)
+        weights = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+        weights["pos_embed_temporal"] = self.net.pos_embed_temporal[:, :1]
+        return functional_call(self._frame_net[0], weights, (x, timestep, y, mask))
 
     def training_step(self, batch: tuple[Tensor, list[str]], _) -> Tensor:
         x0, texts = batch
@@ -57,7 +89,7 @@ class DenoiserTraining(pl.LightningModule):
         timestep = torch.randint(0, 1000, (len(x0),), device=x0.device)
         noise = torch.randn_like(x0)
         x = self.schedule.q_sample(x0, timestep, noise)
-        eps, v = self.net(x, timestep, y, mask).chunk(2, dim=1)
+        eps, v = self._denoise(x, timestep, y, mask).chunk(2, dim=1)
         error = (self._weight(timestep) * F.mse_loss(eps, noise, reduction="none")).mean()
         bound = self._bound(x0, x, timestep, eps.detach(), v).mean()
         self.log_dict({"loss": error + bound, "error": error, "bound": bound}, prog_bar=True)
