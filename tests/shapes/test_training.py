@@ -9,6 +9,7 @@ from torch.distributions import Normal, kl_divergence
 
 from vdq.diffusion.samplers import iddpm_posterior
 from vdq.shapes import train
+from vdq.shapes.nets import build_denoiser
 from vdq.shapes.training.denoiser import DenoiserTraining
 
 
@@ -61,6 +62,17 @@ def test_captions_are_masked_behind_their_end(denoiser):
     assert y.shape == (2, 1, 24, 128) and mask.sum(1).tolist() == [4, 5]
 
 
+def test_single_frames_go_through_the_same_weights(denoiser):
+    """Against a network that is really built for one frame."""
+    single = build_denoiser(frames=1)
+    weights = denoiser.net.state_dict() | {"pos_embed_temporal": denoiser.net.pos_embed_temporal[:, :1]}
+    torch.nn.init.normal_(weights["final_layer.linear.weight"], std=0.1)
+    single.load_state_dict(weights)
+    y, mask = denoiser.captions(["a red circle"])
+    x, timestep = torch.randn(1, 4, 1, 8, 8), torch.tensor([500])
+    torch.testing.assert_close(denoiser._denoise(x, timestep, y, mask), single(x, timestep, y, mask))
+
+
 @pytest.mark.slow
 def test_every_part_trains_resumes_and_is_skipped_when_done(tmp_path, monkeypatch, capsys):
     def run(part: str, *settings: str) -> dict:
@@ -78,18 +90,27 @@ def test_every_part_trains_resumes_and_is_skipped_when_done(tmp_path, monkeypatc
         return json.loads((tmp_path / "weights" / f"{part}.json").read_text())
 
     small = ("epoch_steps=1", "batch_size=2")
+    frames = ("frame_batch_size=3",)
     for part in ("autoencoder", "clip"):
         card = run(part, "steps=2", *small)
         assert card["measured"] and card["sha256"].keys() == {f"{part}.safetensors"}
     assert run("latents", "videos=2")["videos"] == 2
-    assert run("denoiser", "steps=2", *small)["final_loss"] > 0
-    capsys.readouterr()
-    run("denoiser", "steps=2", *small)
-    assert "denoiser: done" in capsys.readouterr().out
 
-    checkpoint = torch.load(tmp_path / "work" / "denoiser" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 2
-    (tmp_path / "weights" / "denoiser.json").unlink()
-    run("denoiser", "steps=3", *small)
-    checkpoint = torch.load(tmp_path / "work" / "denoiser" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 3
+    seen, step = [], DenoiserTraining.training_step
+
+    def stop_after_two(module, batch, index):
+        seen.append(module.global_step)
+        if len(seen) == 3:
+            raise RuntimeError("the power fails")
+        return step(module, batch, index)
+
+    monkeypatch.setattr(DenoiserTraining, "training_step", stop_after_two)
+    with pytest.raises(RuntimeError, match="the power fails"):
+        run("denoiser", "steps=4", *small, *frames)
+    assert not (tmp_path / "weights" / "denoiser.json").exists()
+    assert run("denoiser", "steps=4", *small, *frames)["final_loss"] > 0
+    assert seen == [0, 1, 2, 2, 3]
+
+    capsys.readouterr()
+    run("denoiser")
+    assert "denoiser: done" in capsys.readouterr().out

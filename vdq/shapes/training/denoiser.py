@@ -30,8 +30,8 @@ MAX_WEIGHT = 25.0
 class DenoiserTraining(pl.LightningModule):
     """Batches are latents [B, 4, F, 8, 8] and captions, F = 1 in even epochs and 16 in odd ones.
 
-    10 % of the captions are replaced by the null caption. ``latents`` is fp16 [videos, 4, 16, 8, 8]; ``start`` is a file
-    of weights to go on from.
+    10 % of the captions are replaced by the null caption. ``latents`` is fp16 [videos, 4, 16, 8, 8]; ``start`` is a
+    file of weights to go on from.
     """
 
     def __init__(
