@@ -11,7 +11,7 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.stages import Experiment
-from vdq.tracking.tables import COLUMNS
+from vdq.tracking.tables import METRICS
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -30,9 +30,9 @@ def names(group: str) -> list[str]:
 
 def targets(node: object) -> list[dict]:
     """Every mapping with a ``_target_`` below ``node``."""
-    if isinstance(node, dict):
-        return [*([node] if "_target_" in node else []), *(found for value in node.values() for found in targets(value))]
-    return [found for value in node for found in targets(value)] if isinstance(node, list) else []
+    inside = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    itself = [node] if isinstance(node, dict) and "_target_" in node else []
+    return [*itself, *(found for value in inside for found in targets(value))]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -83,7 +83,7 @@ def test_experiment_sweeps_over_options_that_exist(option):
 def test_sweep_file_asks_for_runs_that_exist(path):
     sweep = yaml.safe_load(path.read_text())
     assert (ROOT / sweep["program"]).is_file()
-    assert sweep["metric"]["name"] in COLUMNS
+    assert sweep["metric"]["name"] in METRICS
     grid = [[f"{name}={value}" for value in field["values"]] for name, field in sweep["parameters"].items()]
     for axis in grid:  # each value once, not all combinations
         for value in axis:

@@ -55,9 +55,9 @@ class Testbed:
         """The run folder that ``python run.py *overrides`` makes or finds."""
         return self.runs / run(self.config(*overrides))
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
+    def start(self, *overrides: str, multirun: bool = False) -> subprocess.Popen[str]:
         """``python run.py *overrides`` as a process of its own."""
-        command = [sys.executable, "run.py", *self.overrides, *overrides]
+        command = [sys.executable, "run.py", *(["-m"] if multirun else []), *self.overrides, *overrides]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -24,7 +24,7 @@ def test_two_processes_equal_one(testbed, tmp_path, assert_same_latents):
     settings = (*testbed.settings[1:], f"dataset.num_prompts={PROMPTS}", "batch_size=1")
     two, one = replace(testbed, settings=settings), replace(testbed, settings=settings, runs=tmp_path / "one")
     process = two.start("quant=tsq_tsw", *DDP)
-    output = process.communicate(timeout=550)[0]
+    output = process.communicate(timeout=1200)[0]
     assert process.returncode == 0, output
     one.run("quant=tsq_tsw")
 

@@ -59,7 +59,7 @@ def test_manifest_says_what_ran_and_what_produced_it(folder):
     assert execution["quantized_layers"] == 78
     assert execution["quantized_calls"] == 78 * 2
     assert execution["videos"] == 2 and execution["seconds"] > 0
-    assert manifest["versions"]["torch"] == torch.__version__.partition('+')[0] and "python" in manifest["versions"]
+    assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0] and "python" in manifest["versions"]
     assert manifest["git"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", manifest["git"])
     assert manifest["result"]["signature"] == folder.name.rpartition("_")[2]
     assert {"reference", "stats", "assets"} <= manifest["result"].keys()

@@ -1,0 +1,94 @@
+"""Stages and what they are asked for, without any model."""
+
+import inspect
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from vdq import stages
+from vdq.quant.state import LayerReport, QuantState
+from vdq.stages.experiment import Experiment, intact
+from vdq.stages.quantize import report_table
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["logger=csv", *overrides])
+
+
+def test_every_stage_runs_an_experiment():
+    assert {"calibrate", "quantize", "sample", "evaluate"} <= set(stages.names())
+    for name in stages.names():
+        module = __import__(f"vdq.stages.{name}", fromlist=["run"])
+        assert list(inspect.signature(module.run).parameters) == ["experiment"]
+        assert module.__doc__
+
+
+def test_stages_run_in_the_order_asked_for(monkeypatch):
+    done = []
+    for name in ("sample", "quantize"):
+        module = __import__(f"vdq.stages.{name}", fromlist=["run"])
+        monkeypatch.setattr(module, "run", lambda experiment, name=name: done.append(name))
+    monkeypatch.setattr(Experiment, "folder", Path("runs/name"))
+    assert stages.run(config("stages=[quantize,sample]")) == "name"
+    assert done == ["quantize", "sample"]
+
+
+def test_default_stages_are_the_whole_job():
+    assert list(config().stages) == ["calibrate", "quantize", "sample", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ((), ""),
+        (("bits=w4a4",), ""),
+        (("quant.alpha=0.3",), "alpha=0.3"),
+        (("quant=cw_tw", "quant.num_time_ranges=4", "seed=1"), "num_time_ranges=4"),
+        (("quant=asq", "quant.alpha=1", "quant.symmetric_acts=true"), "alpha=1, symmetric_acts=True"),
+        (("quant=fp16",), ""),
+    ],
+)
+def test_difference_from_the_recipe_is_named(overrides, changed):
+    assert Experiment(config(*overrides)).changed == changed
+
+
+def test_reference_is_the_full_precision_recipe_with_all_else_equal():
+    experiment = Experiment(config("quant=asq", "dataset.num_prompts=3", "seed=7", "sampler.steps=10"))
+    experiment.__dict__["model"] = "shared"
+    reference = experiment.reference
+    assert reference.cfg.quant.name == "fp16" and not reference.method.quantizes and reference.reference is None
+    assert reference.model == "shared"
+    assert reference.cfg.seed == 7 and len(reference.prompts.evaluation) == 3
+    assert reference.sampler.schedule.num_steps == 10
+    assert experiment.cfg.quant.name == "asq"
+
+
+def test_artefact_is_intact_damaged_or_missing(caplog):
+    def load(path: str, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+    with caplog.at_level(logging.WARNING, logger="vdq"):
+        assert intact(load, "stats", None)
+        assert not intact(load, "stats", FileNotFoundError("stats"))
+        assert caplog.text == ""
+        assert not intact(load, "stats", ValueError("holds no vdq data"))
+        assert "stats" in caplog.text and "holds no vdq data" in caplog.text and "made again" in caplog.text
+        with pytest.raises(RuntimeError):  # a bug is no damage
+            intact(load, "stats", RuntimeError())
+
+
+def test_report_is_one_row_a_layer():
+    quantized = LayerReport("a", (4, 2), "static", 8, 6, 2, 3, 0.5, 1.5)
+    kept = LayerReport("b", (3,), "full_precision", reason="why")
+    table = report_table(QuantState({}, 2, (quantized, kept)))
+    assert table["fqn"].tolist() == ["a", "b"] and table["shape"].tolist() == ["4x2", "3"]
+    assert table.loc[0, ["weight_bits", "act_bits", "weight_error"]].tolist() == [8, 6, 0.5]
+    assert table.loc[1, "reason"] == "why" and pd.isna(table.loc[1, "weight_bits"])

@@ -1,0 +1,162 @@
+"""What W&B was given, read back from the files of an offline run."""
+
+import json
+import logging
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from vdq.data.samples import video_path
+from vdq.data.video import write_mp4
+
+wandb = pytest.importorskip("wandb")
+
+from wandb.proto import wandb_internal_pb2  # noqa: E402
+
+from vdq.tracking.wandb import WandbTracker  # noqa: E402
+
+BLOCK, PIECE, FULL, LAST = 32768, struct.Struct("<IHB"), 1, 4
+REPORT = pd.DataFrame(
+    {"fqn": ["blocks.0.attn.q", "t_block.1"], "kind": ["static", "full_precision"], "weight_bits": [4, None]}
+)
+
+
+@dataclass
+class Logged:
+    """Everything of one run file; later values of a key win, as in W&B."""
+
+    folder: Path
+    config: dict = field(default_factory=dict)
+    values: dict = field(default_factory=dict)
+    staged: dict[str, Path] = field(default_factory=dict)  # what a table holds: where it waits to be uploaded
+    run: object = None
+
+    def table(self, key: str) -> pd.DataFrame:
+        content = json.loads(self.staged[f"{key}.table.json"].read_text())
+        return pd.DataFrame(content["data"], columns=content["columns"])
+
+
+def read(folder: Path) -> Logged:
+    path = next(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    logged = Logged(path.parent)
+    for record in records(path):
+        if record.WhichOneof("record_type") == "run":
+            logged.run = record.run
+        for update in (*record.run.config.update, *record.config.update):
+            logged.config[update.key] = json.loads(update.value_json)
+        for item in (*record.history.item, *record.summary.update):
+            logged.values[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+        for entry in record.artifact.manifest.contents:
+            logged.staged[entry.path] = Path(entry.local_path)
+    return logged
+
+
+def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """The file is a LevelDB log: blocks of 32 KiB, whose pieces have a checksum, a length and a kind before them."""
+    content, position, record = path.read_bytes(), 7, b""  # after the file's own header
+    while position < len(content):
+        left = BLOCK - position % BLOCK
+        if left < PIECE.size:  # too short for another piece
+            position += left
+            continue
+        _, length, kind = PIECE.unpack_from(content, position)
+        record += content[position + PIECE.size : position + PIECE.size + length]
+        position += PIECE.size + length
+        if kind in (FULL, LAST):
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+@pytest.fixture(scope="module")
+def per_video(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("video", "reference")}
+    for seed, folder in enumerate(folders.values()):
+        for index in range(2):
+            torch.manual_seed(10 * seed + index)
+            write_mp4(video_path(folder, index), torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8), 8)
+    table = pd.DataFrame({"index": [0, 1], "prompt": ["a red square", "a blue circle"], "psnr": [30.0, 40.0]})
+    return table.assign(**{name: [str(video_path(f, i)) for i in range(2)] for name, f in folders.items()})
+
+
+RESULT = {
+    "name": "asq_w4a8_shapes",
+    "dataset": "shapes",
+    "model": "shapes",
+    "quant": "asq",
+    "bits": "w4a8",
+    "signature": "0123456789",
+    "reference": "9876543210",
+    "size_mb": 2.5,
+    "psnr": 35.0,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what waits to be uploaded out of the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_DATA_DIR", str(tmp_path_factory.mktemp("wandb")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def logged(folder: Path, per_video: pd.DataFrame) -> Logged:
+    tracker = WandbTracker(mode="offline", tags=["mine"])
+    config = {"quant": {"name": "asq", "alpha": 0.3}, "seed": 42}
+    tracker.log(folder, config, RESULT, {"psnr": 35.0}, per_video, REPORT)
+    assert wandb.run is None  # the next run of a sweep gets its own
+    return read(folder)
+
+
+def test_run_can_be_found(logged):
+    assert (logged.run.project, logged.run.display_name, logged.run.run_group) == ("vdq", "asq_w4a8_shapes", "shapes")
+    assert set(logged.run.tags) == {"asq", "w4a8", "shapes", "mine"}
+
+
+def test_config_signature_metrics_and_size(logged):
+    assert logged.config["quant"] == {"name": "asq", "alpha": 0.3} and logged.config["seed"] == 42
+    assert logged.values["psnr"] == 35.0
+    assert (logged.values["signature"], logged.values["reference"]) == ("0123456789", "9876543210")
+    assert logged.values["size_mb"] == 2.5
+
+
+def test_every_layer_is_reported(logged):
+    table = logged.table("quantization_report")
+    assert table["fqn"].tolist() == ["blocks.0.attn.q", "t_block.1"]
+    assert table["kind"].tolist() == ["static", "full_precision"]
+
+
+def test_videos_stand_beside_their_references_as_mp4(logged, per_video):
+    table = logged.table("videos")
+    assert table["prompt"].tolist() == ["a red square", "a blue circle"] and table["psnr"].tolist() == [30.0, 40.0]
+    for column in ("video", "reference"):
+        for media, original in zip(table[column], per_video[column], strict=True):
+            assert media["_type"] == "video-file" and media["path"].endswith(".mp4")
+            assert logged.staged[media["path"]].read_bytes() == Path(original).read_bytes()
+
+
+def test_full_precision_has_neither_report_nor_references(tmp_path, per_video, caplog):
+    result = RESULT | {"reference": RESULT["signature"], "quant": "fp16"}
+    with caplog.at_level(logging.INFO, logger="vdq"):
+        WandbTracker(mode="offline").log(tmp_path, {}, result, {}, per_video.drop(columns="reference"), pd.DataFrame())
+    logged = read(tmp_path)
+    assert "quantization_report.table.json" not in logged.staged
+    assert "reference" not in logged.table("videos") and len(logged.table("videos")) == 2
+    assert "wandb leet " in caplog.text and "wandb sync " in caplog.text
+    where = caplog.text.partition("wandb sync ")[2].split("`")[0]
+    assert Path(where).resolve() == logged.folder.resolve()  # what can be pasted into a shell
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="logger.mode=sometimes must be online, offline, disabled or null"):
+        WandbTracker(mode="sometimes")
