@@ -26,7 +26,7 @@ lint: $(INSTALLED) ## Check style and formatting
 tables: $(INSTALLED) ## Compute the testbed's runs; write results/ and the tables in README.md
 	$(BIN)/python run.py -m experiment=testbed
 	$(BIN)/python run.py quant=tsq_tsw bits=w6a8
-	$(BIN)/python run.py -m stages=[benchmark] quant=cw_tw,tsw,asq,asq_tsw,tsq_4tr,tsq_tsw,dynamic
+	$(BIN)/python run.py -m stages=[benchmark] quant=cw_tw,tsw,asq_tsw,tsq_tsw,dynamic
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/weights_shapes.md
 	$(BIN)/python -m vdq.tracking.readme

@@ -43,7 +43,7 @@ WRONG = {
     "batch_size=two": ("batch_size=two", "an integer"),
     "seed=1.5": ("seed=1.5", "an integer"),
     "force=maybe": ("force=maybe", "true or false"),
-    "logger.mode=sometimes": ("logger.mode=sometimes", "online, offline or null"),
+    "logger.mode=sometimes": ("logger.mode=sometimes", "online, offline, disabled or null"),
 }
 
 

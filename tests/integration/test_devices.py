@@ -54,7 +54,7 @@ def test_more_processes_than_prompts(testbed):
     assert len(list(testbed.runs.glob("fp16_*/samples/*.safetensors"))) == 1
 
 
-@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+@pytest.mark.parametrize("precision", [pytest.param("16-true", marks=pytest.mark.slow), "bf16-true"])
 def test_half_precision_samples_but_recipes_start_from_the_full_weights(testbed, finished, precision):
     """Statistics, parameters and signature are those of full precision where only the sampling is half."""
     bed = replace(testbed, settings=(*testbed.settings, f"trainer.precision={precision}"))

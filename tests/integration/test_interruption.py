@@ -12,6 +12,7 @@ import pytest
 
 from vdq.tasks.generation import Generation
 from vdq.tracking import runs
+from vdq.tracking.csv import CsvTracker
 
 PROMPTS = 6
 
@@ -91,7 +92,7 @@ def test_damaged_result_is_computed_again_with_a_warning(finished, tmp_path, wor
     folder = next(bed.runs.glob("tsq_tsw_*"))
     intact = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(content)
-    assert len(runs(bed.runs)) == 1  # the reference
+    assert str(folder) not in set(runs(bed.runs)["folder"])
     with caplog.at_level(logging.WARNING, logger="vdq"):
         bed.run("quant=tsq_tsw")
     assert work == ["scoring"]
@@ -132,3 +133,24 @@ def copied(bed, folder: Path):
     """The same runs in another folder, to be damaged."""
     shutil.copytree(bed.runs, folder / "runs")
     return replace(bed, runs=folder / "runs")
+
+
+def test_tracker_that_fails_loses_nothing_but_leaves_the_run_unfinished(finished, tmp_path, work, monkeypatch):
+    """Local files are the truth and are written before anything is sent."""
+    bed = copied(finished, tmp_path)
+    folder = next(bed.runs.glob("tsq_tsw_*"))
+    names = ("config.yaml", "manifest.json", "metrics.json", "per_video.csv", "result.json")
+    for name in names:
+        (folder / name).unlink()
+
+    def log(*_, **__):
+        raise ConnectionError("no network")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsvTracker, "log", log)
+        with pytest.raises(ConnectionError):
+            bed.run("quant=tsq_tsw")
+    assert [name for name in names if (folder / name).exists()] == list(names[:-1])
+    work.clear()
+    bed.run("quant=tsq_tsw")
+    assert work == ["scoring"] and (folder / "result.json").exists()

@@ -120,6 +120,7 @@ def test_other_metrics_score_again_without_sampling(finished, work):
     finished.run("quant=fp16")  # as other tests expect it
 
 
+@pytest.mark.slow
 def test_a_stage_alone_asks_for_what_it_needs(testbed, work):
     testbed.run("stages=[evaluate]", "quant=cw_tw")
     assert work == [REFERENCE, SCORING, CALIBRATION, "sampling cw_tw", SCORING]
