@@ -193,3 +193,15 @@ def test_contact_sheet_refuses_bad_input(tmp_path: Path) -> None:
     for message, (videos, captions, count) in bad.items():
         with pytest.raises(ValueError, match=message):
             contact_sheet(videos, captions, count, tmp_path / "sheet.png")
+
+
+def test_contact_sheet_fills_columns_one_after_the_other(tmp_path):
+    videos = [torch.full((1, 32, 32, 3), 40 * number, dtype=torch.uint8) for number in range(1, 4)]
+    contact_sheet(videos, ["a", "b", "c"], 1, tmp_path / "one.png")
+    contact_sheet(videos, ["a", "b", "c"], 1, tmp_path / "two.png", columns=2)
+    one, two = (np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "two.png"))
+    assert two.shape[1] == 2 * one.shape[1] and two.shape[0] < one.shape[0]
+    middle = one.shape[1] // 2
+    left, right = two[:, middle, 0], two[:, one.shape[1] + middle, 0]
+    assert {40, 80} <= set(left) and 120 not in left
+    assert 120 in right and 40 not in right

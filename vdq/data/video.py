@@ -95,9 +95,15 @@ def read_video(path: str | PathLike[str]) -> Tensor:
 
 
 def contact_sheet(
-    videos: Sequence[Tensor], captions: Sequence[str], frames_per_video: int, path: str | PathLike[str]
+    videos: Sequence[Tensor],
+    captions: Sequence[str],
+    frames_per_video: int,
+    path: str | PathLike[str],
+    columns: int = 1,
 ) -> None:
     """Write a PNG with one row a video: its caption, and below it frames evenly spaced from the first to the last.
+
+    The rows fill `columns` columns, one after the other.
 
     Args:
         videos: uint8 [T,H,W,3] each, all with the same H and W; T may differ.
@@ -121,7 +127,11 @@ def contact_sheet(
     width = max(row.width for row in rows)
     font = ImageFont.load_default(FONT_SIZE)
     texts = [_wrap(caption, font, width) for caption in captions]
-    _write_png(Path(path), rows, texts, font, width)
+    height = -(-len(rows) // columns)
+    starts = range(0, len(rows), height)
+    sheets = [_column(rows[start : start + height], texts[start : start + height], font, width) for start in starts]
+    with complete_or_nothing(Path(path)) as partial:
+        _side_by_side(sheets).save(partial, format="PNG")
 
 
 def _check_frames(name: str, frames: Tensor) -> None:
@@ -175,12 +185,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def _write_png(
-    path: Path, rows: list[Image.Image], texts: list[list[str]], font: ImageFont.FreeTypeFont, width: int
-) -> None:
-    """Stack caption and frames of every row."""
+def _column(rows: list[Image.Image], texts: list[list[str]], font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
+    """Caption and frames of every row, one below the other."""
     line_height = sum(font.getmetrics()) + 2
-    height = MARGIN + sum(row.height + MARGIN for row in rows) + line_height * sum(len(lines) for lines in texts)
+    height = MARGIN + sum(
+        row.height + len(lines) * line_height + MARGIN for row, lines in zip(rows, texts, strict=True)
+    )
     sheet = Image.new("RGB", (width + 2 * MARGIN, height), "white")
     draw = ImageDraw.Draw(sheet)
     top = MARGIN
@@ -190,5 +200,13 @@ def _write_png(
             top += line_height
         sheet.paste(row, (MARGIN, top))
         top += row.height + MARGIN
-    with complete_or_nothing(path) as partial:
-        sheet.save(partial, format="PNG")
+    return sheet
+
+
+def _side_by_side(sheets: list[Image.Image]) -> Image.Image:
+    whole = Image.new("RGB", (sum(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets)), "white")
+    left = 0
+    for sheet in sheets:
+        whole.paste(sheet, (left, 0))
+        left += sheet.width
+    return whole

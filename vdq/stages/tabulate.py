@@ -16,7 +16,7 @@ from vdq.tracking.registry import runs
 from vdq.tracking.tables import comparison, write
 
 log = logging.getLogger(__name__)
-GRID_VIDEOS, GRID_FRAMES = 48, 6
+GRID_VIDEOS, GRID_FRAMES, GRID_COLUMNS = 48, 4, 4
 HEADING = """# {name}: {prompts} prompts, model {model}
 
 Every row is a finished run and `run` is its signature. Written by `python run.py stages=[tabulate]`."""
@@ -40,7 +40,7 @@ def run(experiment: Experiment) -> None:
     _write_benchmarks(table, results / f"benchmark_{name}.md")
     prompts = reference.prompts.evaluation[:GRID_VIDEOS]
     samples = [read_sample(reference.folder, index)["frames"] for index in range(len(prompts))]
-    contact_sheet(samples, prompts, GRID_FRAMES, results / f"samples_{name}.png")
+    contact_sheet(samples, prompts, GRID_FRAMES, results / f"samples_{name}.png", GRID_COLUMNS)
     log.info("tabulate: %d runs written to %s", len(table), results)
 
 
