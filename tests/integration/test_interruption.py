@@ -14,7 +14,7 @@ from vdq.tasks.generation import Generation
 from vdq.tracking import runs
 from vdq.tracking.csv import CsvTracker
 
-PROMPTS = 6
+PROMPTS = 30  # enough that a signal after the first still finds the run at work
 
 
 def samples(folder: Path) -> dict[str, int]:
