@@ -1,6 +1,7 @@
 """The whole pipeline on random weights: same networks and files as the testbed, no training needed."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,7 +59,13 @@ class Testbed:
     def start(self, *overrides: str, multirun: bool = False) -> subprocess.Popen[str]:
         """``python run.py *overrides`` as a process of its own."""
         command = [sys.executable, "run.py", *(["-m"] if multirun else []), *self.overrides, *overrides]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, preexec_fn=_hear_interrupts, **pipes)
+
+
+def _hear_interrupts() -> None:
+    """A test run in the background of a shell ignores Ctrl-C, and its children would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
