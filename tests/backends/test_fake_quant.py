@@ -9,6 +9,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.methods import DynamicMethod, StaticMethod
 from vdq.quant import LayerStats, Stats, apply
 from vdq.quant.linear import DynamicLinear, StaticLinear
+from vdq.quant.weight_sets import KeptWeights, PackedWeights, RequantizedWeights
 
 
 def state(method, linear: nn.Linear):
@@ -25,6 +26,29 @@ def test_static_and_dynamic_layers_are_built():
         assert type(module) is kind and module.fqn == ""
         with torch.no_grad():
             torch.testing.assert_close(module(torch.rand(5, 4)), linear(torch.rand(5, 4)), rtol=0, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("choice", "in_features", "alpha", "kind"),
+    [
+        ("keep", 64, 0.5, KeptWeights),
+        ("packed", 64, 0.5, PackedWeights),
+        ("requantize", 64, 0.5, RequantizedWeights),
+        ("auto", 1000, 0.5, KeptWeights),  # two fp32 sets of 2000 rows: 16 MB
+        ("auto", 1001, 0.5, RequantizedWeights),
+        ("auto", 2002, None, KeptWeights),  # one set
+    ],
+)
+def test_weight_sets_are_where_they_were_asked_for(choice, in_features, alpha, kind):
+    linear = nn.Linear(in_features, 2000)
+    method = StaticMethod(num_time_ranges="per_step", alpha=alpha)
+    module = apply(linear, state(method, linear), StepClock(2), FakeQuantBackend(choice))
+    assert type(module.weights) is kind
+
+
+def test_an_unknown_choice_of_weight_sets_is_refused():
+    with pytest.raises(ValueError, match="^backend.weight_sets=disk must be one of auto, keep, packed, requantize$"):
+        FakeQuantBackend("disk")
 
 
 def test_an_unsupported_layer_is_an_error_that_says_why():

@@ -12,15 +12,18 @@ def test_set_changes_the_index_in_place():
     address = clock.index.data_ptr()
     for step in (0, 19, 7):
         clock.set(step)
-        assert clock.index.item() == step
+        assert clock.index.item() == clock.step == step
     assert clock.index.data_ptr() == address
     assert clock.index.dim() == 0 and clock.index.dtype == torch.long
 
 
 @pytest.mark.parametrize("step", [-1, 20, 1000])
 def test_steps_out_of_range(step):
+    clock = StepClock(20)
+    clock.set(7)
     with pytest.raises(ValueError, match=f"step={step} must be in 0..19"):
-        StepClock(20).set(step)
+        clock.set(step)
+    assert clock.index.item() == clock.step == 7
 
 
 def test_num_steps_must_be_positive():
@@ -35,6 +38,6 @@ def test_shared_by_layers_and_not_saved():
         layer.clock = clock
     layers.to(torch.bfloat16)
     clock.set(3)
-    assert [layer.clock.index.item() for layer in layers] == [3, 3]
+    assert [(layer.clock.index.item(), layer.clock.step) for layer in layers] == [(3, 3), (3, 3)]
     assert clock.index.dtype == torch.long
     assert not any("clock" in name for name in layers.state_dict())

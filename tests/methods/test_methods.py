@@ -13,7 +13,7 @@ from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods import DynamicMethod, FullPrecisionMethod, Method, StaticMethod
 from vdq.models.stdit import STDiT
-from vdq.quant import Observer, QuantState, Stats, apply
+from vdq.quant import LayerStats, Observer, QuantState, Stats, apply, model_size, projections
 
 STEPS = 20
 CONF = Path(__file__).parents[2] / "conf" / "quant"
@@ -95,11 +95,12 @@ def test_recipes_of_the_paper_are_there():
     assert paper <= set(RECIPES)
 
 
+@pytest.mark.parametrize("weight_sets", ["keep", "packed", "requantize"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_static_recipes_reduce_no_activation_at_run_time(name, denoiser, stats):
+def test_static_recipes_reduce_no_activation_at_run_time(name, weight_sets, denoiser, stats):
     """Traced in a whole forward, a static recipe runs no reduction and no host synchronization; dynamic is caught."""
     method = recipe(name)
-    model = apply(denoiser, convert(method, denoiser, stats), StepClock(STEPS), FakeQuantBackend())
+    model = apply(denoiser, convert(method, denoiser, stats), StepClock(STEPS), FakeQuantBackend(weight_sets))
     with Trace() as trace:
         model(*inputs(0))
     assert {"native_layer_norm", "addmm"} <= trace.names  # the whole model ran
@@ -202,6 +203,29 @@ def test_shared_token_ranges_run_in_the_model(denoiser, stats):
     model = apply(denoiser, state, clock, FakeQuantBackend())
     exact = denoiser(*inputs(0))
     assert (model(*inputs(0)) - exact).norm() / exact.norm() < 0.3
+
+
+@pytest.mark.parametrize("depth", [2, pytest.param(28, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "sets"),
+    [(StaticMethod(alpha=0.5, num_time_ranges="per_step"), 20), (StaticMethod(), 1), (DynamicMethod(), 1)],
+    ids=["tsq_tsw", "cw_tw", "dynamic"],
+)
+def test_the_full_model_is_sized_without_its_weights(method, sets, depth):
+    """STDiT-XL/2 on the meta device; a block holds 12 projections of 1152 x 1152 and an MLP of 8 times that."""
+    with torch.device("meta"):
+        model = STDiT(depth=depth)
+    layers = {
+        p.fqn: method.layer(p.weight, LayerStats.empty(STEPS, p.weight.shape[1], device="meta"), STEPS)
+        for p in projections(model)
+        if quantizable(p.fqn)
+    }
+    assert all(tensor.is_meta for params in layers.values() for tensor in params.tensors().values())
+    size = model_size(model, QuantState(layers, STEPS))
+    megabytes = depth * 20 * 1152**2 / 1e6  # at one byte each
+    assert size.weights == pytest.approx(sets * megabytes)
+    assert size.full_precision == pytest.approx(size.original - 4 * megabytes)
+    assert 0 < size.parameters < 0.02 * size.weights
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """A quantized copy of a model, the file of its parameters, and the report about it."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +87,45 @@ def test_fewer_bits_are_worse(net, stats):
         state = convert(net, stats, StaticMethod(weight_bits=bits, act_bits=bits))
         errors.append(float((apply(net, state, clock, FakeQuantBackend())(data(0)) - net(data(0))).norm()))
     assert errors == sorted(errors) and errors[0] < errors[-1] / 100
+
+
+@pytest.mark.parametrize("weight_sets", ["packed", "requantize"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "changed", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copy", "pickle"]
+)
+def test_weight_sets_change_no_bit(net, stats, changed, dtype, weight_sets):
+    """Of a copied model either, whose layers follow the copied clock."""
+    outputs = {}
+    for choice in ("keep", weight_sets):
+        clock = StepClock(STEPS)
+        quantized = apply(net, convert(net, stats), clock, FakeQuantBackend(choice))
+        for model, time in [(quantized, clock), changed((quantized, clock))]:
+            model.to(dtype)
+            for step in range(STEPS):
+                time.set(step)
+                outputs.setdefault(step, []).append(model(data(step).to(dtype)))
+    for same in outputs.values():
+        assert len(same) == 4 and all(torch.equal(same[0], other) for other in same)
+    assert not torch.equal(model(data(0).to(dtype)), outputs[0][0])  # the ranges differ
+
+
+def test_requantized_layers_read_the_weights_of_the_model(net, stats):
+    quantized = apply(net, convert(net, stats), StepClock(STEPS), FakeQuantBackend("requantize"))
+    k = quantized.attn.qkv.k.weights.stored.tensor
+    assert k.data_ptr() == net.attn.qkv.weight[4:].data_ptr() and k.shape == (4, 6)
+
+
+def test_state_dict_is_the_same_for_every_choice_and_holds_no_weight_set(net, stats):
+    choices = ("keep", "packed", "requantize")
+    models = [apply(net, convert(net, stats), StepClock(STEPS), FakeQuantBackend(choice)) for choice in choices]
+    names = [name for name in models[0].state_dict() if name.startswith("fc.")]
+    assert names == ["fc.bias", "fc.divisor", "fc.grid"]
+    expected = models[0](data(0))
+    for model in models[1:]:
+        model(data(1))
+        model.load_state_dict(models[0].state_dict())
+        assert torch.equal(model(data(0)), expected)
 
 
 def test_calls_are_counted(net, stats):

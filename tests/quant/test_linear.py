@@ -8,8 +8,9 @@ from torch import Tensor
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
 from vdq.quant.convert import weight_qparams
-from vdq.quant.linear import DynamicLinear, LayerSpec, SampleRows, StaticLinear
+from vdq.quant.linear import DynamicLinear, LayerSpec, QuantLinear, SampleRows, StaticLinear
 from vdq.quant.state import LinearParams
+from vdq.quant.weight_sets import KeptWeights
 
 STEPS, IN, OUT = 4, 16, 8
 
@@ -59,6 +60,10 @@ def numpy_static(spec: LayerSpec, x: Tensor, step: int) -> np.ndarray:
     return (codes - zero) * scale @ weight.T + spec.bias.double().numpy()
 
 
+def build(kind: type[QuantLinear], spec: LayerSpec) -> QuantLinear:
+    return kind(spec, KeptWeights(spec.weight, spec.params, spec.clock))
+
+
 def data(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(5)) * 2
 
@@ -68,7 +73,7 @@ def data(*shape: int) -> Tensor:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_static_layer_uses_the_parameters_of_the_step(bits, smoothing, symmetric):
     spec = layer(bits=bits, smoothing=smoothing, symmetric=symmetric)
-    module, x = StaticLinear(spec), data(3, 5, IN)
+    module, x = build(StaticLinear, spec), data(3, 5, IN)
     outputs = []
     for step in range(STEPS):
         spec.clock.set(step)
@@ -81,7 +86,7 @@ def test_static_layer_uses_the_parameters_of_the_step(bits, smoothing, symmetric
 def test_static_codes_differ_from_the_formula_only_at_ties(bits):
     """One division by s * D instead of two divisions may move a code only if x / s / D is a half up to rounding."""
     spec = layer(bits=bits)
-    module, x = StaticLinear(spec), data(64, IN)
+    module, x = build(StaticLinear, spec), data(64, IN)
     for step in range(STEPS):
         spec.clock.set(step)
         s, scale = spec.params.smoothing[step // 2].double().numpy(), float(spec.params.act.scale[step])
@@ -97,7 +102,7 @@ def test_static_codes_differ_from_the_formula_only_at_ties(bits):
 @pytest.mark.parametrize("smoothing", [True, False])
 def test_dynamic_layer_equals_numpy(smoothing):
     spec = layer(smoothing=smoothing, granularity="per_token")
-    module, x = DynamicLinear(spec), data(3, 5, IN)
+    module, x = build(DynamicLinear, spec), data(3, 5, IN)
     for step in (0, 3):
         spec.clock.set(step)
         s = spec.params.smoothing[step // 2].double().numpy() if smoothing else 1.0
@@ -109,7 +114,7 @@ def test_dynamic_layer_equals_numpy(smoothing):
 def test_shared_tokens_join_the_rows_of_a_sample_batch():
     """Upstream's reshape (section 2.4): [B*T, S, C] -> [B, T*S, C], one range per token over batch and channels."""
     spec = layer(smoothing=False, granularity="token_shared")
-    module, x = DynamicLinear(spec), data(6, 5, IN)
+    module, x = build(DynamicLinear, spec), data(6, 5, IN)
     spec.rows(module, (torch.empty(2, 1),))  # the denoiser works on B = 2, so T = 3
     tokens = x.double().numpy().reshape(2, 15, IN).transpose(1, 0, 2).reshape(15, -1)
     expected = numpy_rows(tokens, 8).reshape(15, 2, IN).transpose(1, 0, 2).reshape(6, 5, IN)
@@ -124,10 +129,10 @@ def test_shared_tokens_join_the_rows_of_a_sample_batch():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_dtype_changes_reach_weights_only(granularity, dtype):
     spec = layer(granularity=granularity)
-    module = (DynamicLinear if granularity else StaticLinear)(spec)
+    module = build(DynamicLinear if granularity else StaticLinear, spec)
     before, reference = {name: module.get_buffer(name).clone() for name in module.exact}, module(data(3, 5, IN))
     module.to(dtype)
-    assert module.weight.dtype == module.bias.dtype == dtype
+    assert module.weights().dtype == module.bias.dtype == dtype
     for name, value in before.items():
         assert module.get_buffer(name).dtype == value.dtype and torch.equal(module.get_buffer(name), value)
     output = module(data(3, 5, IN).to(dtype))
@@ -140,8 +145,8 @@ def test_sixteen_bits_survive_half_precision():
     """Codes up to 65535 overflow fp16; only the dequantized activation may be cast."""
     spec = layer(bits=16)
     x = data(3, 5, IN)
-    reference = StaticLinear(spec)(x)
-    assert (StaticLinear(spec).half()(x.half()).float() - reference).norm() / reference.norm() < 2e-3
+    reference = build(StaticLinear, spec)(x)
+    assert (build(StaticLinear, spec).half()(x.half()).float() - reference).norm() / reference.norm() < 2e-3
 
 
 def test_zero_weight_gives_the_bias():
@@ -154,7 +159,7 @@ def test_zero_weight_gives_the_bias():
         act=spec.params.act,
         act_range=spec.params.act_range,
     )
-    module = StaticLinear(LayerSpec("fc", torch.zeros(OUT, IN), spec.bias, params, spec.clock, spec.rows))
+    module = build(StaticLinear, LayerSpec("fc", torch.zeros(OUT, IN), spec.bias, params, spec.clock, spec.rows))
     assert torch.equal(module(data(2, IN)), spec.bias.expand(2, OUT))
 
 

@@ -3,6 +3,7 @@
 import copy
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
@@ -22,7 +23,11 @@ def weight_qparams(weight: Tensor, smoothing: Tensor | None, *, bits: int, symme
     """Per output channel and range, of W * s (section 2.2): weight [out, in], smoothing [K, in] or None -> [K, out,
     1].
     """
-    lo, hi = tensor_range(smooth_weight(weight, smoothing), "per_token")
+    # One range at a time: K copies of a large weight do not fit into memory.
+    ranges = [
+        tensor_range(smooth_weight(weight, s), "per_channel") for s in ([None] if smoothing is None else smoothing)
+    ]
+    lo, hi = (torch.stack(bounds) for bounds in zip(*ranges, strict=True))
     return qparams_from_range(lo, hi, bits=bits, symmetric=symmetric)
 
 

@@ -55,43 +55,34 @@ class LayerSpec:
 class QuantLinear(nn.Module):
     """Base of the two executable layers: y = fake_quantize(X / s) What^T + bias, What = dequantize(quantize(W * s)).
 
-    The weights of all Kw time ranges are quantized once, here, and kept dequantized as [Kw, out, in] in the dtype of
-    `weight`; the clock's step selects one inside the graph, without a host synchronization. Dtype changes such as
-    `.half()` reach weight and bias only: buffers named in `exact` stay fp32 (or long) and the quantizer computes in
-    fp32.
+    `weights` is a module of vdq.quant.weight_sets, called for the What of the step. Dtype changes such as `.half()`
+    reach weights and bias only: the buffers named in `exact` stay fp32 and the quantizer computes in fp32.
     """
 
-    exact: tuple[str, ...] = ("weight_range",)
-    weight: Tensor
+    exact: tuple[str, ...]
     bias: Tensor | None
-    weight_range: Tensor
 
-    def __init__(self, layer: LayerSpec) -> None:
+    def __init__(self, layer: LayerSpec, weights: nn.Module) -> None:
         super().__init__()
-        weight, bias, params = layer.weight, layer.bias, layer.params
-        self.clock = layer.clock
-        self.register_buffer("weight", params.dequantized_weight(weight).to(weight.dtype))
-        self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.register_buffer("weight_range", params.weight_range.clone())
+        self.clock, self.weights = layer.clock, weights
+        self.out_features, self.in_features = layer.weight.shape
+        self.weight_ranges = layer.params.num_weight_ranges
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out] in the dtype of the weight."""
-        weight = self.select_range(self.weight)
+        """x [..., in] -> [..., out] in the dtype of the weights."""
+        weight = self.weights()
         return F.linear(self.fake_quantize_input(x).to(weight.dtype), weight, self.bias)
 
     def fake_quantize_input(self, x: Tensor) -> Tensor:
         """Quantized and dequantized X / s, fp32."""
         raise NotImplementedError
 
-    def select_range(self, table: Tensor) -> Tensor:
-        """Row of a [Kw, ...] table for the current step."""
-        if len(table) == 1:
-            return table[0]
-        return table.index_select(0, self.weight_range.index_select(0, self.clock.index))[0]
-
     def extra_repr(self) -> str:
-        ranges, out_features, in_features = self.weight.shape
-        return f"in_features={in_features}, out_features={out_features}, weight_ranges={ranges}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"weight_ranges={self.weight_ranges}"
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
         kept = {name: self._buffers[name] for name in self.exact}
@@ -109,12 +100,12 @@ class StaticLinear(QuantLinear):
     [N, 3] holds the clamp bounds first - z and last - z and the scale D.
     """
 
-    exact = ("weight_range", "divisor", "grid")
+    exact = ("divisor", "grid")
     divisor: Tensor
     grid: Tensor
 
-    def __init__(self, layer: LayerSpec) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: LayerSpec, weights: nn.Module) -> None:
+        super().__init__(layer, weights)
         params = layer.params
         scale, zero_point = params.step_act()
         first, last = code_range(params.act_bits, params.symmetric_acts)
@@ -132,20 +123,24 @@ class StaticLinear(QuantLinear):
 
 
 class DynamicLinear(QuantLinear):
-    """Activation qparams computed from every input, per token (the ViDiT-Q baseline, spec/quantization.md 2.4)."""
+    """Activation qparams computed from every input, per token (the ViDiT-Q baseline, spec/quantization.md 2.4).
 
-    exact = ("weight_range", "smoothing")
+    `smoothing` [N, in] holds s of every step, or is None.
+    """
+
+    exact = ("smoothing",)
     smoothing: Tensor | None
 
-    def __init__(self, layer: LayerSpec) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: LayerSpec, weights: nn.Module) -> None:
+        super().__init__(layer, weights)
         params = layer.params
-        self.register_buffer("smoothing", None if params.smoothing is None else params.smoothing.clone())
+        self.register_buffer("smoothing", params.step_smoothing())
         self.granularity, self.rows = params.act_granularity, layer.rows
         self.format = {"bits": params.act_bits, "symmetric": params.symmetric_acts}
 
     def fake_quantize_input(self, x: Tensor) -> Tensor:
-        smoothed = x.float() if self.smoothing is None else x.float() / self.select_range(self.smoothing)
+        x = x.float()
+        smoothed = x if self.smoothing is None else x / self.smoothing.index_select(0, self.clock.index)[0]
         tokens = self.rows.unfold(smoothed) if self.granularity == "token_shared" else smoothed
         qparams = qparams_from_range(*tensor_range(tokens, self.granularity), **self.format)
         return fake_quantize(tokens, qparams, **self.format).reshape(x.shape)

@@ -1,5 +1,6 @@
 """What became of every layer, and the size of the quantized model."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
     quantized = [(p.weight, state.layers[p.fqn]) for p in projections(denoiser) if p.fqn in state.layers]
     original = sum(_bytes(tensor) for tensor in denoiser.state_dict().values())
     return ModelSize(
-        weights=sum(len(q.weight.scale) * w.numel() * q.weight_bits / 8 for w, q in quantized) / MEGABYTE,
+        weights=sum(q.num_weight_ranges * w.numel() * q.weight_bits / 8 for w, q in quantized) / MEGABYTE,
         parameters=sum(_bytes(tensor) for _, q in quantized for tensor in q.tensors().values()) / MEGABYTE,
         full_precision=(original - sum(_bytes(w) for w, _ in quantized)) / MEGABYTE,
         original=original / MEGABYTE,
@@ -65,11 +66,9 @@ def layer_reports(
 def weight_error(weight: Tensor, params: LinearParams) -> float:
     """Relative L2 error of the quantized weight with smoothing undone, over all ranges; 0 for a zero weight."""
     weight = weight.detach().float()
-    restored = params.dequantized_weight(weight)
-    if params.smoothing is not None:
-        restored = restored / params.smoothing[:, None]
-    norm = weight.norm() * len(restored) ** 0.5
-    return float((restored - weight).norm() / norm) if norm > 0 else 0.0
+    norm = float(weight.norm()) * params.num_weight_ranges**0.5
+    errors = [_range_error(weight, params, range_) for range_ in range(params.num_weight_ranges)]
+    return math.hypot(*errors) / norm if norm > 0 else 0.0
 
 
 def act_range_spread(stats: LayerStats, params: LinearParams) -> float:
@@ -87,11 +86,19 @@ def _quantized(fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats
         "static" if params.static else "dynamic",
         weight_bits=params.weight_bits,
         act_bits=params.act_bits,
-        weight_ranges=len(params.weight.scale),
+        weight_ranges=params.num_weight_ranges,
         act_ranges=len(params.act.scale) if params.static else 0,
         weight_error=weight_error(weight, params),
         act_range_spread=act_range_spread(stats, params) if stats else None,
     )
+
+
+def _range_error(weight: Tensor, params: LinearParams, range_: int) -> float:
+    """L2 norm of what one range's quantization changes in the weight [out, in] fp32, smoothing undone."""
+    restored = params.dequantized_weight(weight, range_)
+    if params.smoothing is not None:
+        restored = restored / params.smoothing[range_]
+    return float((restored - weight).norm())
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -47,13 +47,22 @@ class LinearParams:
     def num_steps(self) -> int:
         return len(self.weight_range)
 
-    def weight_codes(self, weight: Tensor) -> Tensor:
-        """Codes of W * s for every range: weight [out, in] -> [Kw, out, in], integers held in fp32."""
-        return quantize(smooth_weight(weight, self.smoothing), self.weight, **self._weight_format)
+    @property
+    def num_weight_ranges(self) -> int:
+        return len(self.weight.scale)
 
-    def dequantized_weight(self, weight: Tensor) -> Tensor:
-        """The weight that multiplies X / s in each range: weight [out, in] -> [Kw, out, in] fp32."""
-        return dequantize(self.weight_codes(weight), self.weight)
+    def weight_qparams(self, range_: int) -> QParams:
+        """Those of one range, each [out, 1] fp32."""
+        return QParams(self.weight.scale[range_], self.weight.zero_point[range_])
+
+    def weight_codes(self, weight: Tensor, range_: int) -> Tensor:
+        """Codes of W * s of one range: weight [out, in] -> [out, in], integers held in fp32."""
+        s = None if self.smoothing is None else self.smoothing[range_]
+        return quantize(smooth_weight(weight, s), self.weight_qparams(range_), **self._weight_format)
+
+    def dequantized_weight(self, weight: Tensor, range_: int) -> Tensor:
+        """The weight that multiplies X / s in one range: weight [out, in] -> [out, in] fp32."""
+        return dequantize(self.weight_codes(weight, range_), self.weight_qparams(range_))
 
     def step_smoothing(self) -> Tensor | None:
         """s of every step, [N, in] fp32, or None."""
@@ -98,9 +107,9 @@ class LinearParams:
 
 
 def smooth_weight(weight: Tensor, smoothing: Tensor | None) -> Tensor:
-    """W * s in fp32 (paper Eq. 2): weight [out, in], smoothing [K, in] -> [K, out, in]; K = 1 without smoothing."""
-    weight = weight.detach().float()[None]
-    return weight if smoothing is None else weight * smoothing[:, None]
+    """W * s in fp32 (paper Eq. 2): weight [out, in], smoothing [in] of one range or None -> [out, in]."""
+    weight = weight.detach().float()
+    return weight if smoothing is None else weight * smoothing
 
 
 @dataclass(frozen=True)
