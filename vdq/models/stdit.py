@@ -211,15 +211,17 @@ class STDiT(nn.Module):
             raise ValueError(f"hidden_size={hidden_size} must be a multiple of 4 and of num_heads={num_heads}")
         self.input_size, self.patch_size = tuple(input_size), tuple(patch_size)
         self.in_channels, self.out_channels = in_channels, 2 * in_channels
-        frames, rows, columns = (size // patch for size, patch in zip(input_size, patch_size, strict=True))
+        self.hidden_size, self.space_scale, self.time_scale = hidden_size, space_scale, time_scale
 
-        self.register_buffer("pos_embed", _spatial_positions(hidden_size, rows, columns, space_scale))
-        self.register_buffer("pos_embed_temporal", _temporal_positions(hidden_size, frames, time_scale))
         self.x_embedder = PatchEmbedder(in_channels, self.patch_size, hidden_size)
+        for name, table in self.position_tables().items():
+            self.register_buffer(name, table.to(self.x_embedder.proj.weight.device))
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
         self.y_embedder = CaptionEmbedder(caption_channels, hidden_size, model_max_length)
-        self.blocks = nn.ModuleList(STDiTBlock(hidden_size, num_heads, mlp_ratio, frames) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            STDiTBlock(hidden_size, num_heads, mlp_ratio, frames=self._grid[0]) for _ in range(depth)
+        )
         self.final_layer = FinalLayer(hidden_size, math.prod(self.patch_size) * self.out_channels)
         self._initialize()
 
@@ -242,10 +244,26 @@ class STDiT(nn.Module):
             tokens = block(tokens, captions, t0, self.pos_embed_temporal if number == 0 else None)
         return self._unpatchify(self.final_layer(tokens, t)).float()
 
+    def position_tables(self) -> dict[str, Tensor]:
+        """The buffers that depend on the size alone: pos_embed [1, S, C] and pos_embed_temporal [1, T, C], fp32.
+
+        On the CPU also where another default device is set, so that a network built on the meta device gets values.
+        """
+        frames, rows, columns = self._grid
+        with torch.device("cpu"):
+            return {
+                "pos_embed": _spatial_positions(self.hidden_size, rows, columns, self.space_scale),
+                "pos_embed_temporal": _temporal_positions(self.hidden_size, frames, self.time_scale),
+            }
+
+    @property
+    def _grid(self) -> tuple[int, ...]:
+        """Patches along (T, H, W)."""
+        return tuple(size // patch for size, patch in zip(self.input_size, self.patch_size, strict=True))
+
     def _unpatchify(self, tokens: Tensor) -> Tensor:
         """[B, N, pt*ph*pw*2c] with the channel fastest -> [B, 2c, T, H, W]."""
-        grid = [size // patch for size, patch in zip(self.input_size, self.patch_size, strict=True)]
-        x = tokens.reshape(-1, *grid, *self.patch_size, self.out_channels).permute(0, 7, 1, 4, 2, 5, 3, 6)
+        x = tokens.reshape(-1, *self._grid, *self.patch_size, self.out_channels).permute(0, 7, 1, 4, 2, 5, 3, 6)
         return x.reshape(-1, self.out_channels, *self.input_size)
 
     def _initialize(self) -> None:

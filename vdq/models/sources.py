@@ -1,0 +1,131 @@
+"""Where published weights come from: a path on this machine or a repository on huggingface.co, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from tqdm import tqdm
+
+from vdq.files import write_json
+
+NAME = r"[\w.-]*\w"
+REPOSITORY = rf"({NAME}/{NAME})"
+FILE = rf"{REPOSITORY}/({NAME}(?:/{NAME})*)"
+NOT_FETCHED = (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled)
+CHUNK = 1 << 23  # bytes read at a time
+LARGE = 500e6  # bytes; hashing more than that takes seconds
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights as the user names them.
+
+    ``field`` is the configuration's name for them, such as model.weights.denoiser. ``value`` is a local path,
+    owner/name of a Hugging Face repository, or owner/name/path/to/file in one. ``revision`` pins the repository, None
+    is its main branch. ``gigabytes`` is the size of the download, for messages.
+    """
+
+    field: str
+    value: str
+    revision: str | None
+    gigabytes: float
+
+
+def find_file(source: Source) -> Path:
+    """Local path of one file, downloaded when it is neither a local path nor in the Hugging Face cache.
+
+    Raises ValueError when the value is a folder or no name of a file, or when the file cannot be fetched.
+    """
+    path = Path(source.value).expanduser()
+    if path.is_file():
+        return path
+    repository, name = _hub_name(source, path, FILE, "file or owner/name/path/to/file")
+    try:
+        return Path(hf_hub_download(repository, name, revision=source.revision))
+    except NOT_FETCHED as error:
+        raise ValueError(_how_to_fetch(source, [repository, name], error)) from error
+
+
+def find_folder(source: Source, patterns: list[str]) -> Path:
+    """Local path of a folder, downloaded as ``find_file`` does it. Of a repository, the files that match one of the
+    glob ``patterns`` are fetched.
+
+    Raises ValueError when the value is a file or no name of a repository, or when the files cannot be fetched.
+    """
+    path = Path(source.value).expanduser()
+    if path.is_dir():
+        return path
+    (repository,) = _hub_name(source, path, REPOSITORY, "folder or owner/name")
+    try:
+        return Path(snapshot_download(repository, revision=source.revision, allow_patterns=patterns))
+    except NOT_FETCHED as error:
+        includes = [word for pattern in patterns for word in ("--include", pattern)]
+        raise ValueError(_how_to_fetch(source, [repository, *includes], error)) from error
+
+
+def sha256(path: Path, cache: Path) -> str:
+    """Hexadecimal SHA-256 of a file, or of the names and digests of all files in a folder in order of their names.
+
+    Digests are kept in ``cache``/sha256.json and taken from there while a file's size and modification time stay the
+    same. Hidden files of a folder are left out: downloads leave their bookkeeping there.
+    """
+    if path.is_file():
+        return _file_sha256(path, cache / "sha256.json")
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    visible = [name for name in names if "/." not in f"/{name}"]
+    lines = [f"{_file_sha256(path / name, cache / 'sha256.json')}  {name}\n" for name in visible]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _hub_name(source: Source, path: Path, pattern: str, allowed: str) -> tuple[str, ...]:
+    """The groups of ``pattern`` in the value, which is no local path of the right kind."""
+    match = re.fullmatch(pattern, source.value, re.ASCII)
+    if match is None or path.exists():
+        raise ValueError(f"{source.field}={source.value} must be an existing local {allowed} on huggingface.co")
+    return match.groups()
+
+
+def _how_to_fetch(source: Source, what: list[str], error: Exception) -> str:
+    revision = [] if source.revision is None else ["--revision", source.revision]
+    command = shlex.join(["hf", "download", *what, *revision])
+    return (
+        f"{source.field}={source.value} is not on this machine and could not be downloaded ({type(error).__name__}); "
+        f"fetch it (about {source.gigabytes:g} GB) with `{command}` where there is internet and give its local path as "
+        f"{source.field}"
+    )
+
+
+def _file_sha256(path: Path, record: Path) -> str:
+    status = path.stat()
+    key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    known = _read_record(record)
+    if key not in known:
+        known[key] = _digest(path, status.st_size)
+        write_json(record, known)
+    return known[key]
+
+
+def _read_record(record: Path) -> dict[str, str]:
+    """What is not there or damaged is made again."""
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _digest(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    bar = tqdm(total=size, desc=f"sha256 of {path.name}", unit="B", unit_scale=True, disable=size <= LARGE)
+    with path.open("rb") as file, bar:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
