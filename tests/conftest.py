@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -63,3 +64,83 @@ def fixtures() -> Path:
 def _golden_paths(folder: str, kind: str) -> list[Path]:
     pairs = (path for path in sorted((FIXTURES / folder).glob("*.json")) if path.with_suffix(".safetensors").exists())
     return [path for path in pairs if json.loads(path.read_text()).get("kind") == kind]
+
+
+@dataclass(frozen=True)
+class TinyOpenSora:
+    """Open-Sora's parts in small, on disk as they are published: the denoiser as a `.pth` of upstream's layout."""
+
+    folder: Path
+    prompts: Path
+
+    @property
+    def overrides(self) -> list[str]:
+        """Command-line settings of `model=opensora_v1_512` for these files."""
+        dimensions = {"hidden_size": 48, "depth": 2, "num_heads": 4, "caption_channels": 32, "model_max_length": 20}
+        weights = {
+            "denoiser": self.folder / "denoiser.pth",
+            "autoencoder": self.folder / "autoencoder",
+            "text_encoder": self.folder / "text_encoder",
+        }
+        return [
+            "model=opensora_v1_512",
+            "model.image_size=[32,48]",
+            "model.num_frames=4",
+            "dataset=opensora",
+            f"dataset.prompts={self.prompts}",
+            f"dataset.calibration_prompts={self.prompts}",
+            *(f"model.denoiser.{name}={value}" for name, value in dimensions.items()),
+            *(f"model.weights.{part}={path}" for part, path in weights.items()),
+        ]
+
+
+@pytest.fixture(scope="session")
+def tiny_opensora(tmp_path_factory: pytest.TempPathFactory) -> TinyOpenSora:
+    from diffusers import AutoencoderKL
+    from sentencepiece import SentencePieceTrainer
+    from transformers import T5Config, T5EncoderModel
+
+    from vdq.models.stdit import STDiT
+
+    folder = tmp_path_factory.mktemp("opensora")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("A red kite over the sea.\nTwo turtles swim (slowly) past https://example.com a reef.\n")
+    text_encoder = folder / "text_encoder"
+    text_encoder.mkdir()
+    SentencePieceTrainer.train(
+        input=str(prompts),
+        model_prefix=str(text_encoder / "spiece"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (text_encoder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = T5Config(
+            vocab_size=48, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+        )
+        T5EncoderModel(config).save_pretrained(text_encoder)
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+        ).save_pretrained(folder / "autoencoder")
+        net = STDiT(
+            input_size=(16, 8, 8),  # another size than is sampled: the checkpoint's position tables are not used
+            hidden_size=48,
+            depth=2,
+            num_heads=4,
+            caption_channels=32,
+            model_max_length=20,
+        )
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        torch.save({"ema": net.state_dict()}, folder / "denoiser.pth")
+    return TinyOpenSora(folder, prompts)

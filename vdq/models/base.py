@@ -38,19 +38,33 @@ class Conditions:
 
 
 class VideoModel(ABC):
-    """A denoiser with its prompt encoder and its latent decoder; an nn.Module, so that a Trainer moves all of it.
+    """A denoiser with its prompt encoder and its latent decoder.
 
-    denoiser(x [B, c, T, H, W], timestep [B], y [B, 1, L, D], mask) -> [B, 2c, T, H, W] fp32, noise estimate then
-    variance logits. latent_shape is (c, T, H, W); fps is the frame rate of the decoded videos in frames per second.
+    A small model is an nn.Module as well, so that a Trainer moves all of it; a large one keeps its parts to itself and
+    has one of them on the device at a time. denoiser(x [B, c, T, H, W], timestep [B], y [B, 1, L, D], mask) ->
+    [B, 2c, T, H, W] fp32, noise estimate then variance logits. latent_shape is (c, T, H, W); fps is the frame rate of
+    the decoded videos in frames per second. random says that weights are random: of such a model no metric is taken.
+    batch_size is how many prompts are sampled together unless the user says otherwise.
     """
 
     denoiser: nn.Module
     latent_shape: tuple[int, int, int, int]
     fps: float
+    random: bool = False
+    batch_size: int = 8
+
+    @property
+    def structure(self) -> nn.Module:
+        """The denoiser's layers by name and shape; large models answer without their weights, on the meta device."""
+        return self.denoiser
+
+    def prepare(self, prompts: list[str], device: torch.device | str) -> int:
+        """Does on `device` what `encode` needs for these prompts beside the denoiser; returns how many were new."""
+        return 0
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Conditions:
-        """Conditions for n prompts."""
+        """Conditions for n prepared prompts."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
