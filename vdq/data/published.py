@@ -1,0 +1,76 @@
+"""The paper's prompt sets: texts that others published, so they are not in this repository.
+
+The defaults are downloaded once from ViDiT-Q's repository and must have the checksum of the files that were studied.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
+
+from torch.hub import download_url_to_file
+
+from vdq.data.prompts import PromptSet, load_prompts
+
+COMMIT = "44126bdf8dd9d625078b7e0eacba60cd1b7015ae"
+FOLDER = f"https://raw.githubusercontent.com/thu-nics/ViDiT-Q/{COMMIT}/t2v/assets/texts"
+
+
+class File(NamedTuple):
+    """A prompt file of ViDiT-Q and its SHA-256."""
+
+    name: str
+    sha256: str
+
+
+CALIBRATION = File("t2v_samples_10.txt", "964e88f798bdef7c0bb1d5a75058db5536cfafc63e260259376657b5f8247a94")
+OPENSORA = File("t2v_sora.txt", "5967d857d745295b7494df482d50749b4ca3c8439b3ff6b3fc9f9b46da37c53b")
+UCF101 = File("prompt_ucf.txt", "309572effeaa91ba9370f689be41c853aadbd0fbe4c054e06b7673c82240a19d")
+
+
+def opensora(
+    cache: str, prompts: str | None = None, calibration_prompts: str | None = None, num_prompts: int | None = None
+) -> PromptSet:
+    """Open-Sora's 48 prompts for evaluation and its 10 sample prompts for calibration.
+
+    ``prompts`` and ``calibration_prompts`` are files that take their place, one prompt a line; ``num_prompts`` keeps
+    the first n of the evaluation. Raises ValueError for a file that cannot be had or read, or n out of range.
+    """
+    return _prompt_set("opensora", OPENSORA, cache, prompts, calibration_prompts, num_prompts)
+
+
+def ucf101(
+    cache: str, prompts: str | None = None, calibration_prompts: str | None = None, num_prompts: int | None = None
+) -> PromptSet:
+    """One prompt for each of UCF-101's 101 classes; calibrated on Open-Sora's sample prompts as in ``opensora``."""
+    return _prompt_set("ucf101", UCF101, cache, prompts, calibration_prompts, num_prompts)
+
+
+def _prompt_set(
+    name: str, file: File, cache: str, prompts: str | None, calibration_prompts: str | None, num_prompts: int | None
+) -> PromptSet:
+    evaluation = load_prompts(prompts or _downloaded(file, "prompts", Path(cache)))
+    if num_prompts is not None and not 1 <= num_prompts <= len(evaluation):
+        raise ValueError(f"dataset.num_prompts={num_prompts} must be null or 1..{len(evaluation)}")
+    calibration = load_prompts(calibration_prompts or _downloaded(CALIBRATION, "calibration_prompts", Path(cache)))
+    return PromptSet(
+        name=Path(prompts).stem if prompts else name, calibration=calibration, evaluation=evaluation[:num_prompts]
+    )
+
+
+def _downloaded(file: File, field: str, cache: Path) -> Path:
+    """The file in the cache; torch.hub checks the sum and renames when all of it is there."""
+    path = cache / "prompts" / file.name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        url = f"{FOLDER}/{file.name}"
+        try:
+            download_url_to_file(url, str(path), hash_prefix=file.sha256, progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            reason = str(getattr(error, "reason", error)).splitlines()[0]
+            raise ValueError(
+                f"dataset.{field}=null: {url} cannot be downloaded ({reason}); "
+                f"a text file with one prompt a line is allowed"
+            ) from error
+    return path
