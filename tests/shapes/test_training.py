@@ -41,7 +41,8 @@ def test_the_bound_is_the_divergence_of_the_posteriors(denoiser):
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 def test_the_bound_trains_the_variance_only(denoiser, monkeypatch):
-    batch = (torch.randn(2, 4, 16, 8, 8, generator=torch.Generator().manual_seed(0)), ["a red circle", "blue star"])
+    latents = torch.randn(2, 4, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    batch = (latents, ["a red circle", "blue star"], torch.tensor([0, 0]))
 
     def bias_gradient() -> torch.Tensor:
         """Of the last layer, [4 pixels of a patch, noise and variance channels]."""
@@ -63,14 +64,18 @@ def test_captions_are_masked_behind_their_end(denoiser):
 
 
 def test_single_frames_go_through_the_same_weights(denoiser):
-    """Against a network that is really built for one frame."""
-    single = build_denoiser(frames=1)
-    weights = denoiser.net.state_dict() | {"pos_embed_temporal": denoiser.net.pos_embed_temporal[:, :1]}
+    """Against networks that are really built for one frame, of the number that each frame has in its video."""
+    weights = denoiser.net.state_dict()
     torch.nn.init.normal_(weights["final_layer.linear.weight"], std=0.1)
-    single.load_state_dict(weights)
-    y, mask = denoiser.captions(["a red circle"])
-    x, timestep = torch.randn(1, 4, 1, 8, 8), torch.tensor([500])
-    torch.testing.assert_close(denoiser._denoise(x, timestep, y, mask), single(x, timestep, y, mask))
+    y, mask = denoiser.captions(["a red circle", "a blue star"])
+    x, timestep, frames = torch.randn(2, 4, 1, 8, 8), torch.tensor([500, 20]), torch.tensor([0, 9])
+    result = denoiser._denoise(x, timestep, y, mask, frames)
+    for row, frame in enumerate(frames):
+        single = build_denoiser(frames=1)
+        single.load_state_dict(weights | {"pos_embed_temporal": denoiser.net.pos_embed_temporal[:, frame : frame + 1]})
+        rows = slice(row, row + 1)
+        expected = single(x[rows], timestep[rows], y[rows], mask[rows])
+        torch.testing.assert_close(result[rows], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
