@@ -15,13 +15,14 @@ from vdq.data.video import write_mp4
 from vdq.files import complete_or_nothing
 
 
-def write_sample(folder: Path, index: int, latents: Tensor, frames: Tensor, fps: float) -> None:
+def write_sample(folder: Path, index: int, latents: Tensor, frames: Tensor, fps: float, note: str = "") -> None:
     """Writes latents [c, T, H, W] fp32 and frames uint8 [T, H, W, 3]; the lossless file comes last and makes it
-    complete.
+    complete. ``note`` goes into the metadata of both.
     """
-    write_mp4(video_path(folder, index), frames, fps)
+    write_mp4(video_path(folder, index), frames, fps, comment=note)
     with complete_or_nothing(_tensors(folder, index)) as partial:
-        save_file({"latents": latents.contiguous(), "frames": frames.contiguous()}, partial)
+        tensors = {"latents": latents.contiguous(), "frames": frames.contiguous()}
+        save_file(tensors, partial, metadata={"note": note} if note else None)
 
 
 def read_sample(folder: Path, index: int) -> dict[str, Tensor]:

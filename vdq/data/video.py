@@ -47,7 +47,7 @@ def to_uint8(video: Tensor) -> Tensor:
     return unit.mul_(255).add_(0.5).clamp_(0, 255).movedim(-4, -1).to(torch.uint8).contiguous()
 
 
-def write_mp4(path: str | PathLike[str], frames: Tensor, fps: float, *, crf: int = 18) -> None:
+def write_mp4(path: str | PathLike[str], frames: Tensor, fps: float, *, crf: int = 18, comment: str = "") -> None:
     """Write uint8 frames [T,H,W,3] as H.264 yuv420p; the file appears complete or not at all.
 
     Args:
@@ -55,6 +55,7 @@ def write_mp4(path: str | PathLike[str], frames: Tensor, fps: float, *, crf: int
         frames: RGB frames with even height and width, which 4:2:0 needs.
         fps: frames per second.
         crf: constant rate factor of x264, 0 (best) to 51.
+        comment: text for the file's metadata.
 
     Raises:
         ValueError: on another dtype or shape, an odd size, or fps or crf out of range.
@@ -68,6 +69,8 @@ def write_mp4(path: str | PathLike[str], frames: Tensor, fps: float, *, crf: int
     if not 0 <= crf <= 51:
         raise ValueError(f"crf is {crf}; 0 to 51 is allowed")
     with complete_or_nothing(Path(path)) as partial, av.open(str(partial), mode="w", format="mp4") as container:
+        if comment:
+            container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1

@@ -25,6 +25,7 @@ def run(experiment: Experiment) -> None:
         if intact(Stats.load, path):
             log.info("calibrate: statistics found, %s", path)
             return
+        experiment.prepare()
         prompts = experiment.prompts.calibration
         task = Calibration(
             path=path,
@@ -35,7 +36,7 @@ def run(experiment: Experiment) -> None:
             clock=experiment.clock,
             prompts=prompts,
             indices=list(range(len(prompts))),
-            batch_size=experiment.cfg.batch_size,
+            batch_size=experiment.batch_size,
             seed=experiment.cfg.seed,
         )
         experiment.predict(task)

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment) -> None:
+    if experiment.model.random:
+        log.warning("evaluate: the model's weights are random: no metric is taken of %s", experiment.folder)
+        return
     pair = [experiment] if experiment.reference is None else [experiment.reference, experiment]
     results = [_evaluate(each) for each in pair]
     if len({(result["dtype"], result["device"]) for result in results}) > 1:
@@ -88,7 +91,7 @@ def _finish(experiment: Experiment) -> dict:
 
 def _identity(experiment: Experiment) -> dict:
     """What the run is: the columns that tables and sweeps select by."""
-    cfg, method, denoiser = experiment.cfg, experiment.method, experiment.model.denoiser
+    cfg, method, structure = experiment.cfg, experiment.method, experiment.model.structure
     state = QuantState.load(experiment.state_path) if method.quantizes else QuantState({}, experiment.clock.num_steps)
     kinds = {"static" if params.static else "dynamic" for params in state.layers.values()}
     return {
@@ -105,7 +108,7 @@ def _identity(experiment: Experiment) -> dict:
         "seed": cfg.seed,
         "num_prompts": len(experiment.prompts.evaluation),
         "quantized_layers": len(state.layers),
-        "size_mb": model_size(denoiser, state).total,
+        "size_mb": model_size(structure, state).total,
         "signature": experiment.signature,
         "reference": (experiment.reference or experiment).signature,
         "stats": experiment.stats_signature if experiment.calibrates else None,

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from vdq.cli import check_types
 from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
+from vdq.memory import PeakMemory
 from vdq.methods.base import Method
 from vdq.metrics.base import VideoMetric
 from vdq.models.base import VideoModel
@@ -39,6 +41,8 @@ from vdq.tracking.registry import RESULT
 log = logging.getLogger(__name__)
 SIGNATURE_LENGTH = 10
 CONF = Path(__file__).parents[2] / "conf"
+# Fields that say where things are and what is in memory, not what is computed; weights count by their content.
+PLACES = {"weights", "revisions", "cache", "decode_frames", "weight_sets"}
 
 
 class Experiment:
@@ -50,9 +54,9 @@ class Experiment:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        check_types("", _plain(cfg), {"seed": int, "batch_size": int, "force": bool})
-        if cfg.batch_size < 1:
-            raise ValueError(f"batch_size={cfg.batch_size} must be at least 1")
+        check_types("", _plain(cfg), {"seed": int, "batch_size": int | None, "force": bool})
+        if cfg.batch_size is not None and cfg.batch_size < 1:
+            raise ValueError(f"batch_size={cfg.batch_size} must be null or at least 1")
         self.sampler: Sampler = _made("sampler", cfg.sampler)
         self.method: Method = _made("quant", cfg.quant)
         self.method.check(self.sampler.schedule.num_steps)
@@ -78,6 +82,11 @@ class Experiment:
     def model(self) -> VideoModel:
         return _made("model", self.cfg.model)
 
+    @property
+    def batch_size(self) -> int:
+        """Prompts that are sampled together."""
+        return self.cfg.batch_size or self.model.batch_size
+
     @cached_property
     def clock(self) -> StepClock:
         return StepClock(self.sampler.schedule.num_steps)
@@ -85,7 +94,7 @@ class Experiment:
     @cached_property
     def calibrates(self) -> bool:
         """Whether the recipe wants statistics of any layer."""
-        names = [p.fqn for p in projections(self.model.denoiser)]
+        names = [p.fqn for p in projections(self.model.structure)]
         return any(self.method.needs(fqn) for fqn in names if self.model.quantizable(fqn))
 
     @cached_property
@@ -96,11 +105,11 @@ class Experiment:
     def signature(self) -> str:
         content = self._common() | {"quant": _plain(self.cfg.quant), "evaluation": self.prompts.evaluation}
         if self.method.quantizes:
-            content["backend"] = _plain(self.cfg.backend)
+            content["backend"] = _computed(self.cfg.backend)
         if self.calibrates:
             content["stats"] = self.stats_signature
         if self.cfg.quant.get("token_granularity") == "token_shared":  # the rows of a batch share their scales
-            content["batch_size"] = self.cfg.batch_size
+            content["batch_size"] = self.batch_size
         return _signature(content)
 
     @property
@@ -111,7 +120,7 @@ class Experiment:
 
     @property
     def stats_path(self) -> Path:
-        return Path(self.cfg.paths.runs) / "cache" / f"stats_{self.stats_signature}.safetensors"
+        return Path(self.cfg.paths.runs) / "cache" / f"stats_{self._mark}{self.stats_signature}.safetensors"
 
     @property
     def folder(self) -> Path:
@@ -123,8 +132,12 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Recipe, bits and prompt set; bits are left out where the recipe does not quantize."""
-        return "_".join(filter(None, (self.cfg.quant.name, self.bits, self.prompts.name)))
+        """Recipe, bits and prompt set; bits are left out where the recipe does not quantize, random weights told."""
+        return self._mark + "_".join(filter(None, (self.cfg.quant.name, self.bits, self.prompts.name)))
+
+    @property
+    def _mark(self) -> str:
+        return "random_weights_" if self.model.random else ""
 
     @property
     def bits(self) -> str:
@@ -157,6 +170,15 @@ class Experiment:
         reference.__dict__["model"] = self.model  # one set of weights in memory
         return reference
 
+    def prepare(self) -> None:
+        """Encodes the prompts of both sets that are new, before the denoiser is in memory."""
+        device = self.trainer().strategy.root_device
+        start = time.monotonic()
+        with PeakMemory(device) as peak:
+            count = self.model.prepare([*self.prompts.calibration, *self.prompts.evaluation], device)
+        if count:
+            log.info("text: %d prompts encoded in %.0f s, at most %s", count, time.monotonic() - start, peak)
+
     def forget(self, stages: list[str]) -> None:
         """Removes what this run made in these stages and after them; statistics and the reference stay."""
         if not {"quantize", "sample", "evaluate"} & set(stages) or not self.folder.is_dir():
@@ -181,13 +203,16 @@ class Experiment:
     def predict(self, task: Generation) -> None:
         """Runs a task on the configured devices.
 
-        A Trainer of half precision converts weights in place, so it gets copies: recipes start from the originals.
+        A Trainer of half precision converts weights in place, so it gets copies: recipes start from the originals. A
+        quantized denoiser is a copy already.
         """
         trainer = self.trainer()
         if trainer.world_size > len(task.indices):  # Lightning refuses a process without a prompt
             trainer = self.trainer(devices=len(task.indices))
         if trainer.precision != "32-true":
-            task.model, task.denoiser, task.clock = copy.deepcopy((task.model, task.denoiser, task.clock))
+            own = (task.clock, task.denoiser) if task.denoiser is not self.model.denoiser else (task.clock,)
+            memo = {id(part): part for part in own}
+            task.model, task.denoiser = copy.deepcopy((task.model, task.denoiser), memo)
         trainer.predict(task, return_predictions=False)
 
     def config(self) -> dict[str, Any]:
@@ -196,7 +221,7 @@ class Experiment:
     def _common(self) -> dict[str, Any]:
         return {
             "weights": self.model.weights_sha256,
-            "model": {key: value for key, value in _plain(self.cfg.model).items() if key != "weights"},
+            "model": _computed(self.cfg.model),
             "sampler": _plain(self.cfg.sampler),
             "seed": self.cfg.seed,
         }
@@ -226,6 +251,10 @@ def _made(group: str, cfg: DictConfig) -> Any:
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _computed(cfg: DictConfig) -> dict[str, Any]:
+    return {key: value for key, value in _plain(cfg).items() if key not in PLACES}
 
 
 def _signature(content: dict[str, Any]) -> str:

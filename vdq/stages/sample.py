@@ -16,6 +16,7 @@ from vdq.stages.experiment import Experiment, intact
 from vdq.tasks.generation import EXECUTION, Generation
 
 log = logging.getLogger(__name__)
+RANDOM_NOTE = "made with random weights: not a result"
 
 
 def run(experiment: Experiment) -> None:
@@ -32,6 +33,7 @@ def run(experiment: Experiment) -> None:
             log.info(
                 "sample: %s: %d of %d videos found, the rest follows", folder, len(prompts) - len(todo), len(prompts)
             )
+        experiment.prepare()
         task = Generation(
             model=experiment.model,
             denoiser=denoiser(experiment),
@@ -39,11 +41,12 @@ def run(experiment: Experiment) -> None:
             clock=experiment.clock,
             prompts=prompts,
             indices=todo,
-            batch_size=experiment.cfg.batch_size,
+            batch_size=experiment.batch_size,
             seed=experiment.cfg.seed,
             folder=folder,
             title=f"sampling {experiment.cfg.quant.name}",
             arithmetic=experiment.arithmetic,
+            note=RANDOM_NOTE if experiment.model.random else "",
         )
         experiment.predict(task)
         ran = json.loads((folder / EXECUTION).read_text())
@@ -58,6 +61,8 @@ def run(experiment: Experiment) -> None:
             ran["quantized_layers"],
             ran["quantized_calls"],
         )
+        peaks = [f"{gigabytes} GB while {phase}" for phase, gigabytes in ran["peak_memory_gb"].items()]
+        log.info("sample: peak memory on %s: %s", ran["device"], ", ".join(peaks))
 
 
 def complete(experiment: Experiment) -> bool:

@@ -4,6 +4,7 @@ linear.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch import Tensor
 from vdq.quant.observers import Observer
 from vdq.quant.stats import Stats
 from vdq.tasks.generation import Generation
+
+log = logging.getLogger(__name__)
 
 
 class Calibration(Generation):
@@ -42,6 +45,7 @@ class Calibration(Generation):
         stats = _merged(self.observer.stats(num_prompts=self.seen, signature=self.signature))
         if self.trainer.is_global_zero:
             stats.save(self.path)
+            log.info("calibrate: peak memory on %s: %.2f GB", self.device.type, self.peaks["denoising"])
 
 
 def _merged(stats: Stats) -> Stats:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -18,6 +20,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import Sampler
 from vdq.files import write_json
+from vdq.memory import PeakMemory
 from vdq.models.base import VideoModel
 from vdq.quant.calls import CallCounter
 from vdq.quant.convert import quantized_layers
@@ -48,11 +51,12 @@ class Generation(pl.LightningModule):
         folder: Path | None = None,
         title: str = "sampling",
         arithmetic: str = "full precision",
+        note: str = "",
     ) -> None:
         super().__init__()
         self.model, self.denoiser, self.clock = model, denoiser, clock
         self.sampler, self.prompts, self.indices, self.batch_size = sampler, prompts, indices, batch_size
-        self.seed, self.folder, self.title, self.arithmetic = seed, folder, title, arithmetic
+        self.seed, self.folder, self.title, self.arithmetic, self.note = seed, folder, title, arithmetic, note
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(Subset(PromptDataset(self.prompts), self.indices), batch_size=self.batch_size)
@@ -61,19 +65,30 @@ class Generation(pl.LightningModule):
         steps = self.trainer.num_predict_batches[0] * self.sampler.schedule.num_steps
         self.progress = tqdm(total=steps, desc=self.title, unit="step", disable=not self.trainer.is_global_zero)
         self.counter = CallCounter(self.denoiser).__enter__()
+        self.peaks: dict[str, float] = {}
         self.started = time.monotonic()
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
         indices, prompts = batch[0].tolist(), list(batch[1])
         latents = self.sample(indices, prompts)
-        for index, latent, frames in zip(indices, latents.cpu(), self.model.decode(latents).cpu(), strict=True):
-            write_sample(self.folder, index, latent, frames, self.model.fps)
+        with self.watched("decoding"):
+            videos = self.model.decode(latents).cpu()
+        for index, latent, frames in zip(indices, latents.cpu(), videos, strict=True):
+            write_sample(self.folder, index, latent, frames, self.model.fps, self.note)
 
     def sample(self, indices: list[int], prompts: list[str]) -> Tensor:
         """Latents [n, c, T, H, W] fp32 of n prompts."""
         conditions = self.model.encode(prompts).to(self.device)
         noise = PromptNoise(self.seed, indices, self.model.latent_shape, purpose=self.purpose)
-        return self.sampler.sample(self.denoiser, conditions, noise, self.clock, lambda *_: self.progress.update())
+        with self.watched("denoising"):
+            return self.sampler.sample(self.denoiser, conditions, noise, self.clock, lambda *_: self.progress.update())
+
+    @contextmanager
+    def watched(self, phase: str) -> Iterator[None]:
+        """Keeps the peak memory of a phase over all batches in ``peaks``, GB."""
+        with PeakMemory(self.device) as peak:
+            yield
+        self.peaks[phase] = max(self.peaks.get(phase, 0.0), peak.gigabytes or 0.0)
 
     def on_predict_end(self) -> None:
         self.progress.close()
@@ -97,6 +112,8 @@ class Generation(pl.LightningModule):
             "quantized_calls": calls,
             "videos": len(self.indices),
             "of_videos": len(self.prompts),
+            "peak_memory_gb": {phase: round(peak, 2) for phase, peak in self.peaks.items()},
+            "note": self.note,
             "seconds": round(time.monotonic() - self.started, 2),
         }
 

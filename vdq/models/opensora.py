@@ -1,0 +1,182 @@
+"""Open-Sora 1.0: T5 v1.1 XXL, the STDiT denoiser and Stable Diffusion's frame autoencoder (spec/opensora.md).
+
+The three are never on the device together: prompts are encoded first and the encoder is freed, then the denoiser
+works, and the autoencoder is there only while a video is decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from vdq.data.video import to_uint8
+from vdq.models.base import Conditions, VideoModel
+from vdq.models.captions import RANDOM, CaptionEncoder
+from vdq.models.checkpoint import load_denoiser
+from vdq.models.sources import Source, find_file, find_folder, sha256
+from vdq.models.stdit import STDiT
+
+DOWNSAMPLING = 8  # of the autoencoder, per side
+SCALING_FACTOR = 0.18215
+GIGABYTES = {"denoiser": 3.0, "autoencoder": 0.3, "text_encoder": 19.0}  # of the published files
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class OpenSoraModel(VideoModel):
+    """Videos of ``num_frames`` frames of ``image_size`` (height, width) pixels.
+
+    ``denoiser`` holds STDiT's dimensions; ``weights`` and ``revisions`` say where denoiser, autoencoder and
+    text_encoder come from: a path, a Hugging Face repository (owner/name, for the denoiser owner/name/file), or
+    "random". ``decode_frames`` frames are decoded at a time. Raises ValueError for a size that does not split into
+    patches, and when the weights of denoiser or autoencoder cannot be found; those of the text encoder are looked for
+    when a prompt is new.
+    """
+
+    batch_size = 1  # of 512 x 512 pixels; guidance doubles it
+
+    def __init__(
+        self,
+        *,
+        image_size: Sequence[int] = (512, 512),
+        num_frames: int = 16,
+        space_scale: float = 1.0,
+        time_scale: float = 1.0,
+        fps: int = 8,
+        denoiser: dict[str, Any] | None = None,
+        text_dtype: str = "fp32",
+        decode_dtype: str = "fp32",
+        decode_frames: int = 4,
+        weights: dict[str, str],
+        revisions: dict[str, str | None],
+        cache: str = "runs/cache",
+    ) -> None:
+        multiple = 2 * DOWNSAMPLING
+        if len(image_size) != 2 or any(type(side) is not int or side < 1 or side % multiple for side in image_size):
+            raise ValueError(f"model.image_size={list(image_size)} must be two multiples of {multiple}: height, width")
+        if num_frames < 1 or decode_frames < 1:
+            raise ValueError(f"model.num_frames={num_frames} and model.decode_frames={decode_frames} must be >= 1")
+        if decode_dtype not in DTYPES:
+            raise ValueError(f"model.decode_dtype={decode_dtype} must be one of {', '.join(DTYPES)}")
+        height, width = (side // DOWNSAMPLING for side in image_size)
+        self.latent_shape = (4, num_frames, height, width)
+        self.fps, self.decode_dtype, self.decode_frames = fps, DTYPES[decode_dtype], decode_frames
+        self.cache = Path(cache)
+        self._dimensions = {
+            **(denoiser or {}),
+            "input_size": self.latent_shape[1:],
+            "space_scale": space_scale,
+            "time_scale": time_scale,
+        }
+        self._sources = {
+            part: Source(f"model.weights.{part}", weights[part], revisions.get(part), GIGABYTES[part])
+            for part in GIGABYTES
+        }
+        self._paths = {part: self._find(part) for part in ("denoiser", "autoencoder")}
+        structure = self.structure
+        self.captions = CaptionEncoder(
+            source=self._sources["text_encoder"],
+            dtype=text_dtype,
+            max_length=structure.y_embedder.y_embedding.shape[0],
+            width=structure.y_embedder.y_embedding.shape[1],
+            cache=self.cache,
+        )
+
+    @property
+    def random(self) -> bool:
+        return any(source.value == RANDOM for source in self._sources.values())
+
+    @cached_property
+    def structure(self) -> STDiT:
+        with torch.device("meta"):
+            return STDiT(**self._dimensions)
+
+    @cached_property
+    def denoiser(self) -> STDiT:
+        path = self._paths["denoiser"]
+        if path is None:
+            return _random(lambda: STDiT(**self._dimensions))
+        return load_denoiser(lambda: STDiT(**self._dimensions), path, self.cache)
+
+    @cached_property
+    def autoencoder(self) -> AutoencoderKL:
+        path = self._paths["autoencoder"]
+        return _random(_stable_diffusion) if path is None else _load_autoencoder(path, self._sources["autoencoder"])
+
+    def prepare(self, prompts: list[str], device: torch.device | str) -> int:
+        return self.captions.prepare(prompts, device)
+
+    def encode(self, prompts: list[str]) -> Conditions:
+        """T5 features of prepared prompts; the null caption is the denoiser's own."""
+        y, mask = self.captions.features(prompts)
+        return Conditions(y, self.denoiser.y_embedder.y_embedding.to(y), mask)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, 4, T, H/8, W/8] to uint8 [B, T, H, W, 3] on the CPU, frame by frame; rounded in fp32."""
+        frames = (latents / SCALING_FACTOR).transpose(1, 2).flatten(0, 1).to(self.decode_dtype)
+        self.autoencoder.to(latents.device, self.decode_dtype)
+        decoded = [self.autoencoder.decode(part).sample.float().cpu() for part in frames.split(self.decode_frames)]
+        self.autoencoder.to("cpu")
+        return to_uint8(torch.cat(decoded).unflatten(0, (len(latents), -1)).transpose(1, 2))
+
+    def quantizable(self, fqn: str) -> bool:
+        """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
+        return fqn.startswith("blocks.")
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        parts = [RANDOM if path is None else sha256(path, self.cache) for path in self._paths.values()]
+        return hashlib.sha256(" ".join([*parts, self.captions.identity]).encode()).hexdigest()
+
+    def _find(self, part: str) -> Path | None:
+        source = self._sources[part]
+        if source.value == RANDOM:
+            return None
+        if part == "denoiser":
+            return find_file(source)
+        return find_folder(source, ["*.json", "*.safetensors"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpenSoraModel:
+        """Itself: its parts are never changed in place, and the denoiser is too large for copies nobody asked for."""
+        return self
+
+
+def _stable_diffusion() -> AutoencoderKL:
+    """The structure of stabilityai/sd-vae-ft-ema (spec section 5)."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=256,
+    )
+
+
+def _load_autoencoder(path: Path, source: Source) -> AutoencoderKL:
+    try:
+        net, loaded = AutoencoderKL.from_pretrained(path, output_loading_info=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{source.field}={path} holds no AutoencoderKL ({str(error).splitlines()[0]})") from error
+    wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]))
+    if wrong:
+        raise ValueError(f"{source.field}={path}: {len(wrong)} tensors do not fit AutoencoderKL, such as {wrong[0]}")
+    return net.eval().requires_grad_(False)
+
+
+def _random(build: Any) -> nn.Module:
+    """The same random weights every time. No layer is left at zero, which would hide everything behind it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = build()
+        for parameter in net.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+    return net.eval().requires_grad_(False)
