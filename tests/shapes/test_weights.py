@@ -55,7 +55,6 @@ def test_the_judge_recognizes_held_out_renderings():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the denoiser that ships is under-trained: top-1 is between 0.5 and 0.6")
 def test_full_precision_samples_show_their_prompts():
     """At least 80 % of the 48 sampled videos have the highest CLIPSIM with their own prompt."""
     model, clip, names = ShapesModel(), ShapesClip(), prompts("evaluation")

@@ -3,8 +3,9 @@
 Two in five epochs show single frames, the others whole videos. A batch of frames costs as much as a batch of videos
 but shows twelve times as many scenes, so that words are learned from frames and coherence from videos. A single frame
 carries the temporal position it has in its video, which teaches where motion has brought the shape by then. Motions
-come in opposite pairs, so that over all videos a frame's number says nothing of the shape's place, and a network has to
-find number and word at once; the first steps show motions of one direction only, from which the number is learned.
+come in opposite pairs: shown equally often, a frame's number alone would say nothing of the shape's place, and number
+and word would have to be found at once. So the first steps leave one direction of each pair out, and the next ones show
+it less often.
 
 The loss is the hybrid one of Nichol and Dhariwal (2021, eq. 16), its first term weighted over timesteps. The bound
 trains the variance only: its mean is detached.
@@ -28,6 +29,7 @@ from vdq.shapes.tokenizer import build_tokenizer
 from vdq.shapes.training.data import loader, training_scene, words
 
 FRAME_EPOCHS = (0, 2)  # of every five
+FREQUENT = ("right", "down", "grow")
 FIRST_MOTIONS = ("right", "grow", "still")
 NULL_SHARE = 0.1
 MAX_WEIGHT = 1000.0
@@ -46,7 +48,8 @@ class DenoiserTraining(pl.LightningModule):
         self,
         latents: Tensor,
         steps: int = 4700,
-        first_motions_steps: int = 300,
+        first_motions_steps: int = 250,
+        uneven_steps: int = 1100,
         epoch_steps: int = 25,
         batch_size: int = 32,
         frame_batch_size: int = 384,
@@ -57,8 +60,10 @@ class DenoiserTraining(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore="latents")
         self.latents = latents
-        self.videos = list(range(len(latents)))
-        self.first_videos = [video for video in self.videos if training_scene(video).motion in FIRST_MOTIONS]
+        motions = [training_scene(video).motion for video in range(len(latents))]
+        self.first = [video for video, motion in enumerate(motions) if motion in FIRST_MOTIONS]
+        self.uneven = [video for video, motion in enumerate(motions) for _ in range(3 if motion in FREQUENT else 1)]
+        self.even = list(range(len(latents)))
         self.tokenizer = build_tokenizer()
         self.text = build_text_encoder(len(self.tokenizer))
         self.net = build_denoiser()
@@ -78,9 +83,15 @@ class DenoiserTraining(pl.LightningModule):
         )
 
     def _video(self, index: int) -> tuple[Tensor, str, int]:
-        first = self.current_epoch * self.hparams.epoch_steps < self.hparams.first_motions_steps
-        video = random.Random(f"video {index}").choice(self.first_videos if first else self.videos)
+        video = random.Random(f"video {index}").choice(self._videos())
         return self.latents[video].float(), words(training_scene(video), index), 0
+
+    def _videos(self) -> list[int]:
+        """Those that may be shown in this epoch, some of them several times."""
+        step = self.current_epoch * self.hparams.epoch_steps
+        if step < self.hparams.first_motions_steps:
+            return self.first
+        return self.uneven if step < self.hparams.uneven_steps else self.even
 
     def _frame(self, index: int) -> tuple[Tensor, str, int]:
         latents, text, _ = self._video(index)
