@@ -29,6 +29,7 @@ tables: $(INSTALLED) ## Compute the testbed's runs; write results/ and the table
 	$(BIN)/python run.py -m stages=[benchmark] quant=cw_tw,tsw,asq_tsw,tsq_tsw,dynamic
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/weights_shapes.md
+	$(BIN)/python -m vdq.tracking.sizes results/sizes_opensora.md
 	$(BIN)/python -m vdq.tracking.readme
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python

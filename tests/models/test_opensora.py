@@ -17,6 +17,7 @@ from vdq.quant.calls import CallCounter
 from vdq.quant.convert import apply
 from vdq.quant.layers import projections
 from vdq.quant.observers import Observer
+from vdq.quant.stats import LayerStats
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -47,6 +48,14 @@ def test_published_sizes(name, latent_shape, tokens, space_scale):
     column = net.position_tables()["pos_embed"][0, 1, :2]
     expected = torch.tensor([1 / space_scale, 1 / space_scale * 10000 ** (-1 / 288)], dtype=torch.float64).sin()
     torch.testing.assert_close(column.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_statistics_of_20_steps_stay_below_300_mb():
+    net = model("opensora_v1_512").structure
+    widths = {p.input_fqn: p.weight.shape[1] for p in projections(net) if p.fqn.startswith("blocks.")}
+    stats = [LayerStats.empty(20, width, "meta") for width in widths.values()]
+    size = sum(t.numel() * t.element_size() for s in stats for t in (s.min, s.max, s.abs_sum, s.rows))
+    assert len(stats) == 28 * 9 and size < 300e6
 
 
 def test_size_and_length_are_overrides():

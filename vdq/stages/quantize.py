@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from vdq.files import write_text
+from vdq.memory import PeakMemory
 from vdq.quant.report import model_size
 from vdq.quant.state import QuantState
 from vdq.quant.stats import Stats
@@ -29,20 +30,22 @@ def run(experiment: Experiment) -> None:
         calibrate.run(experiment)
     stats = Stats.load(experiment.stats_path) if experiment.calibrates else None
     denoiser = experiment.model.denoiser
-    state = method.convert(
-        denoiser, stats, num_steps=experiment.sampler.schedule.num_steps, quantizable=experiment.model.quantizable
-    )
+    with PeakMemory("cpu") as peak:
+        state = method.convert(
+            denoiser, stats, num_steps=experiment.sampler.schedule.num_steps, quantizable=experiment.model.quantizable
+        )
     report = report_table(state)
     write_text(folder / "report.csv", report.to_csv(index=False))
     state.save(experiment.state_path)
     size = model_size(denoiser, state)
     log.info(
-        "quantize: %d of %d layers, weight error %.4f (mean), model %.2f MB instead of %.2f MB",
+        "quantize: %d of %d layers, weight error %.4f (mean), model %.2f MB instead of %.2f MB; peak memory %s",
         len(state.layers),
         len(report),
         report["weight_error"].mean(),
         size.total,
         size.original,
+        peak,
     )
 
 

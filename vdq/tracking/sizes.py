@@ -74,9 +74,10 @@ def main() -> None:
     sizes, kept = (frame.to_markdown(index=False, disable_numparse=True) for frame in (table(), memory().astype(str)))
     write_text(
         path,
-        f"# STDiT-XL/2 quantized: size in MB, from its structure (`python -m vdq.tracking.sizes {path}`)\n\n{sizes}\n\n"
-        "Codes at their bit-width for every weight set, scales, zero points and smoothing factors in fp32, everything "
-        "that is not quantized in fp32. Full precision is 759.6 M parameters in fp32.\n\n"
+        f"# Size of STDiT-XL/2 quantized\n\nMB, from the structure alone, by weight bits. "
+        f"Written by `python -m vdq.tracking.sizes`.\n\n{sizes}\n\n"
+        "Codes at their bit-width for every weight set; scales, zero points, smoothing factors and everything that is\n"
+        "not quantized in fp32. Full precision is 759.6 M parameters in fp32.\n\n"
         f"Memory of the quantized layers for `tsq_tsw` at W8 and fp16, GB, by `backend.weight_sets`:\n\n{kept}\n",
     )
 
