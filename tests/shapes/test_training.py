@@ -5,9 +5,11 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
 from vdq.diffusion.samplers import iddpm_posterior
+from vdq.models.shapes import WEIGHTS
 from vdq.shapes import train
 from vdq.shapes.nets import build_denoiser
 from vdq.shapes.training.denoiser import DenoiserTraining
@@ -61,6 +63,14 @@ def test_the_bound_trains_the_variance_only(denoiser, monkeypatch):
 def test_captions_are_masked_behind_their_end(denoiser):
     y, mask = denoiser.captions(["a red circle", "blue star going round"])
     assert y.shape == (2, 1, 24, 128) and mask.sum(1).tolist() == [4, 5]
+
+
+def test_training_goes_on_from_a_folder_of_weights():
+    module = DenoiserTraining(torch.zeros(1, 4, 16, 8, 8), start=str(WEIGHTS))
+    for net, name in ((module.net, "denoiser"), (module.text, "text_encoder")):
+        state = net.state_dict()
+        for key, tensor in load_file(WEIGHTS / f"{name}.safetensors").items():
+            assert torch.equal(state[key], tensor)
 
 
 def test_single_frames_go_through_the_same_weights(denoiser):

@@ -14,10 +14,11 @@ trains the variance only: its mean is detached.
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_model
 from timm.optim import Muon
 from torch import Tensor
 from torch.func import functional_call
@@ -41,7 +42,7 @@ class DenoiserTraining(pl.LightningModule):
     and 16 in the others.
 
     10 % of the captions are replaced by the null caption. ``latents`` is fp16 [videos, 4, 16, 8, 8]; ``start`` is a
-    file of weights to go on from.
+    folder of weights to go on from, such as the one that ships.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class DenoiserTraining(pl.LightningModule):
             self._frame_net = (build_denoiser(frames=1),)
         self.schedule = Schedule(1000)
         if start is not None:
-            self.load_state_dict(load_file(start))
+            load_model(self.net, Path(start) / "denoiser.safetensors")
+            load_model(self.text, Path(start) / "text_encoder.safetensors")
 
     def train_dataloader(self):
         frames_only = self.current_epoch % 5 in FRAME_EPOCHS
