@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -48,6 +48,13 @@ class PromptSet:
         for field in ("calibration", "evaluation"):
             if not getattr(self, field):
                 raise ValueError(f"{field} prompts of {self.name} are empty; at least one prompt is allowed")
+
+    def first(self, num_prompts: int | None) -> "PromptSet":
+        """With the first n evaluation prompts, None for all. Raises ValueError for n out of range."""
+        count = len(self.evaluation)
+        if num_prompts is not None and not 1 <= num_prompts <= count:
+            raise ValueError(f"dataset.num_prompts={num_prompts} must be null or 1..{count}")
+        return replace(self, evaluation=self.evaluation[:num_prompts])
 
 
 class PromptDataset(Dataset[tuple[int, str]]):

@@ -51,12 +51,9 @@ def _prompt_set(
     name: str, file: File, cache: str, prompts: str | None, calibration_prompts: str | None, num_prompts: int | None
 ) -> PromptSet:
     evaluation = load_prompts(prompts or _downloaded(file, "prompts", Path(cache)))
-    if num_prompts is not None and not 1 <= num_prompts <= len(evaluation):
-        raise ValueError(f"dataset.num_prompts={num_prompts} must be null or 1..{len(evaluation)}")
     calibration = load_prompts(calibration_prompts or _downloaded(CALIBRATION, "calibration_prompts", Path(cache)))
-    return PromptSet(
-        name=Path(prompts).stem if prompts else name, calibration=calibration, evaluation=evaluation[:num_prompts]
-    )
+    name = Path(prompts).stem if prompts else name
+    return PromptSet(name=name, calibration=calibration, evaluation=evaluation).first(num_prompts)
 
 
 def _downloaded(file: File, field: str, cache: Path) -> Path:

@@ -27,7 +27,7 @@ def run(experiment: Experiment) -> None:
         raise ValueError(
             f"trainer.accelerator={experiment.cfg.trainer.accelerator} cannot be benchmarked; cpu is allowed"
         )
-    nets = {"full_precision": experiment.model.denoiser, experiment.cfg.quant.name: sample.denoiser(experiment)}
+    nets = {"full_precision": experiment.denoiser, experiment.cfg.quant.name: sample.denoiser(experiment)}
     prompts = experiment.prompts.evaluation[: experiment.batch_size]
     seconds: dict[str, list[float]] = {name: [] for name in nets}
     for round_ in tqdm(range(ROUNDS + 1), desc="benchmark", unit="round"):

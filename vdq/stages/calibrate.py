@@ -25,13 +25,12 @@ def run(experiment: Experiment) -> None:
         if intact(Stats.load, path):
             log.info("calibrate: statistics found, %s", path)
             return
-        experiment.prepare()
         prompts = experiment.prompts.calibration
         task = Calibration(
             path=path,
             signature=experiment.stats_signature,
             model=experiment.model,
-            denoiser=experiment.model.denoiser,
+            denoiser=experiment.denoiser,
             sampler=experiment.sampler,
             clock=experiment.clock,
             prompts=prompts,

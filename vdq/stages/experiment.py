@@ -24,6 +24,7 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
+from torch import nn
 
 from vdq.backends.base import Backend
 from vdq.cli import check_types
@@ -170,8 +171,14 @@ class Experiment:
         reference.__dict__["model"] = self.model  # one set of weights in memory
         return reference
 
-    def prepare(self) -> None:
-        """Encodes the prompts of both sets that are new, before the denoiser is in memory."""
+    @cached_property
+    def denoiser(self) -> nn.Module:
+        """The model's own, in full precision. Prompts are encoded first: their encoder may be larger still."""
+        self._encode()
+        return self.model.denoiser
+
+    def _encode(self) -> None:
+        """Encodes the prompts of both sets that are new."""
         device = self.trainer().strategy.root_device
         start = time.monotonic()
         with PeakMemory(device) as peak:
@@ -210,7 +217,7 @@ class Experiment:
         if trainer.world_size > len(task.indices):  # Lightning refuses a process without a prompt
             trainer = self.trainer(devices=len(task.indices))
         if trainer.precision != "32-true":
-            own = (task.clock, task.denoiser) if task.denoiser is not self.model.denoiser else (task.clock,)
+            own = (task.clock, task.denoiser) if task.denoiser is not self.denoiser else (task.clock,)
             memo = {id(part): part for part in own}
             task.model, task.denoiser = copy.deepcopy((task.model, task.denoiser), memo)
         trainer.predict(task, return_predictions=False)

@@ -29,7 +29,7 @@ def run(experiment: Experiment) -> None:
     if experiment.calibrates and not intact(Stats.load, experiment.stats_path):
         calibrate.run(experiment)
     stats = Stats.load(experiment.stats_path) if experiment.calibrates else None
-    denoiser = experiment.model.denoiser
+    denoiser = experiment.denoiser
     with PeakMemory("cpu") as peak:
         state = method.convert(
             denoiser, stats, num_steps=experiment.sampler.schedule.num_steps, quantizable=experiment.model.quantizable

@@ -33,7 +33,6 @@ def run(experiment: Experiment) -> None:
             log.info(
                 "sample: %s: %d of %d videos found, the rest follows", folder, len(prompts) - len(todo), len(prompts)
             )
-        experiment.prepare()
         task = Generation(
             model=experiment.model,
             denoiser=denoiser(experiment),
@@ -62,7 +61,7 @@ def run(experiment: Experiment) -> None:
             ran["quantized_calls"],
         )
         peaks = [f"{gigabytes} GB while {phase}" for phase, gigabytes in ran["peak_memory_gb"].items()]
-        log.info("sample: peak memory on %s: %s", ran["device"], ", ".join(peaks))
+        log.info("sample: peak memory on %s: %s", ran["device"], ", ".join(peaks) or "unknown")
 
 
 def complete(experiment: Experiment) -> bool:
@@ -81,8 +80,8 @@ def _todo(experiment: Experiment) -> list[int]:
 def denoiser(experiment: Experiment) -> nn.Module:
     """The denoiser that this experiment samples with: the model's own, or its quantized copy."""
     if not experiment.method.quantizes:
-        return experiment.model.denoiser
+        return experiment.denoiser
     if not intact(QuantState.load, experiment.state_path):
         quantize.run(experiment)
     state = QuantState.load(experiment.state_path)
-    return apply(experiment.model.denoiser, state, experiment.clock, experiment.backend)
+    return apply(experiment.denoiser, state, experiment.clock, experiment.backend)

@@ -45,7 +45,8 @@ class Calibration(Generation):
         stats = _merged(self.observer.stats(num_prompts=self.seen, signature=self.signature))
         if self.trainer.is_global_zero:
             stats.save(self.path)
-            log.info("calibrate: peak memory on %s: %.2f GB", self.device.type, self.peaks["denoising"])
+            if "denoising" in self.peaks:
+                log.info("calibrate: peak memory on %s: %.2f GB", self.device.type, self.peaks["denoising"])
 
 
 def _merged(stats: Stats) -> Stats:

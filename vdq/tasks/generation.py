@@ -88,7 +88,8 @@ class Generation(pl.LightningModule):
         """Keeps the peak memory of a phase over all batches in ``peaks``, GB."""
         with PeakMemory(self.device) as peak:
             yield
-        self.peaks[phase] = max(self.peaks.get(phase, 0.0), peak.gigabytes or 0.0)
+        if peak.gigabytes is not None:
+            self.peaks[phase] = max(self.peaks.get(phase, 0.0), peak.gigabytes)
 
     def on_predict_end(self) -> None:
         self.progress.close()
