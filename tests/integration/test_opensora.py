@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_method
 from safetensors import safe_open
 from transformers import AutoTokenizer, T5EncoderModel
 
@@ -101,6 +102,18 @@ def test_a_second_recipe_uses_what_is_there(start, finished, folder, monkeypatch
     second = start(folder, "quant=dynamic", "bits=w6a8")
     assert second.name.startswith("dynamic_w6a8_prompts_")
     assert [path.stat().st_mtime_ns for path in sorted(folder.glob("fp16_*/samples/*"))] == before
+
+
+@pytest.mark.parametrize("stages", ["[calibrate,quantize,sample]", "[benchmark]"])
+def test_the_text_encoder_is_gone_before_the_denoiser_is_loaded(start, tmp_path, monkeypatch, stages):
+    """Also by a recipe that needs no calibration."""
+    order = []
+    for module, name in (("captions.T5EncoderModel", "from_pretrained"), ("opensora", "load_denoiser")):
+        target = f"vdq.models.{module}.{name}"
+        original = get_method(target)
+        monkeypatch.setattr(target, lambda *a, name=name, f=original, **k: (order.append(name), f(*a, **k))[1])
+    start(tmp_path, "quant=dynamic", f"stages={stages}")
+    assert order == ["from_pretrained", "load_denoiser"]
 
 
 @pytest.mark.parametrize("weight_sets", ["keep", "packed", "requantize"])

@@ -30,11 +30,6 @@ def read_sample(folder: Path, index: int) -> dict[str, Tensor]:
     return load_file(_tensors(folder, index))
 
 
-def missing(folder: Path, count: int) -> list[int]:
-    """Numbers below ``count`` that have no complete sample yet."""
-    return [index for index in range(count) if not _tensors(folder, index).is_file()]
-
-
 def video_path(folder: Path, index: int) -> Path:
     return folder / "videos" / f"{index:04d}.mp4"
 
