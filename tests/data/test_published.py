@@ -49,7 +49,7 @@ def test_other_content_is_refused_and_not_kept(upstream, tmp_path):
 
 
 def test_without_network_the_sentence_names_field_address_and_what_is_allowed(upstream, tmp_path, texts):
-    with pytest.raises(ValueError, match="dataset.calibration_prompts=null: .*t2v_samples_10.txt.* one prompt a line"):
+    with pytest.raises(ValueError, match="dataset.calibration_prompts=null: .*t2v_samples_10.txt.* give a local path"):
         opensora(str(tmp_path), prompts=str(texts))
 
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from vdq.models import captions
 from vdq.models.captions import CaptionEncoder
-from vdq.models.sources import Source
+from vdq.sources import Source
 
 PROMPTS = ["A red kite!", "", "two turtles " * 30]
 LENGTH, WIDTH = 20, 32

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import URLError
-
-from torch.hub import download_url_to_file
 
 from vdq.data.prompts import PromptSet, load_prompts
+from vdq.sources import Download, find_download
 
 COMMIT = "44126bdf8dd9d625078b7e0eacba60cd1b7015ae"
 FOLDER = f"https://raw.githubusercontent.com/thu-nics/ViDiT-Q/{COMMIT}/t2v/assets/texts"
@@ -57,17 +55,5 @@ def _prompt_set(
 
 
 def _downloaded(file: File, field: str, cache: Path) -> Path:
-    """The file in the cache; torch.hub checks the sum and renames when all of it is there."""
-    path = cache / "prompts" / file.name
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        url = f"{FOLDER}/{file.name}"
-        try:
-            download_url_to_file(url, str(path), hash_prefix=file.sha256, progress=False)
-        except (URLError, OSError, RuntimeError) as error:
-            reason = str(getattr(error, "reason", error)).splitlines()[0]
-            raise ValueError(
-                f"dataset.{field}=null: {url} cannot be downloaded ({reason}); "
-                f"a text file with one prompt a line is allowed"
-            ) from error
-    return path
+    download = Download(f"dataset.{field}", f"{FOLDER}/{file.name}", file.sha256, megabytes=0.01)
+    return find_download(download, None, cache / "prompts")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from vdq.files import complete_or_nothing
-from vdq.models.sources import Source, find_folder, sha256
+from vdq.sources import Source, find_folder, sha256
 
 log = logging.getLogger(__name__)
 FILES = ["*.json", "*.model", "*.bin", "*.safetensors"]

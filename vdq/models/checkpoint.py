@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdq.files import complete_or_nothing
-from vdq.models.sources import sha256
 from vdq.models.stdit import STDiT
+from vdq.sources import sha256
 
 PICKLED = (".pth", ".pt")
 RECOMPUTED = ("pos_embed", "pos_embed_temporal")  # fit one size of video only

@@ -20,8 +20,8 @@ from vdq.data.video import to_uint8
 from vdq.models.base import Conditions, VideoModel
 from vdq.models.captions import RANDOM, CaptionEncoder
 from vdq.models.checkpoint import load_denoiser
-from vdq.models.sources import Source, find_file, find_folder, sha256
 from vdq.models.stdit import STDiT
+from vdq.sources import Source, find_file, find_folder, sha256
 
 DOWNSAMPLING = 8  # of the autoencoder, per side
 SCALING_FACTOR = 0.18215

@@ -14,6 +14,7 @@ trains the variance only: its mean is detached.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -30,8 +31,6 @@ from vdq.shapes.tokenizer import build_tokenizer
 from vdq.shapes.training.data import loader, training_scene, words
 
 FRAME_EPOCHS = (0, 2)  # of every five
-FREQUENT = ("right", "down", "grow")
-FIRST_MOTIONS = ("right", "grow", "still")
 NULL_SHARE = 0.1
 MAX_WEIGHT = 1000.0
 TABLES = ("scale_shift_table", "relative_attention_bias", "t_block")
@@ -42,14 +41,17 @@ class DenoiserTraining(pl.LightningModule):
     and 16 in the others.
 
     10 % of the captions are replaced by the null caption. ``latents`` is fp16 [videos, 4, 16, 8, 8]; ``start`` is a
-    folder of weights to go on from, such as the one that ships.
+    folder of weights to go on from, such as the one that ships. The first ``first_motions_steps`` steps show
+    ``first_motions`` only; until ``uneven_steps`` those of ``frequent`` are shown three times as often as the others.
     """
 
     def __init__(
         self,
         latents: Tensor,
         steps: int = 4700,
+        first_motions: Sequence[str] = ("right", "grow", "still"),
         first_motions_steps: int = 250,
+        frequent: Sequence[str] = ("right", "down", "grow"),
         uneven_steps: int = 1100,
         epoch_steps: int = 25,
         batch_size: int = 32,
@@ -62,8 +64,8 @@ class DenoiserTraining(pl.LightningModule):
         self.save_hyperparameters(ignore="latents")
         self.latents = latents
         motions = [training_scene(video).motion for video in range(len(latents))]
-        self.first = [video for video, motion in enumerate(motions) if motion in FIRST_MOTIONS]
-        self.uneven = [video for video, motion in enumerate(motions) for _ in range(3 if motion in FREQUENT else 1)]
+        self.first = [video for video, motion in enumerate(motions) if motion in first_motions]
+        self.uneven = [video for video, motion in enumerate(motions) for _ in range(3 if motion in frequent else 1)]
         self.even = list(range(len(latents)))
         self.tokenizer = build_tokenizer()
         self.text = build_text_encoder(len(self.tokenizer))

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants, errors
 
-from vdq.models import sources
-from vdq.models.sources import Source, find_file, find_folder, sha256
+from vdq import sources
+from vdq.sources import Download, Source, find_download, find_file, find_folder, sha256
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 FILE = Source("model.weights.denoiser", "owner/name/sub/weights.pth", REVISION, 3.04)
@@ -214,3 +214,54 @@ def test_progress_is_shown_for_large_files_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "LARGE", 0)
     sha256(write(tmp_path / "large", b"2"), tmp_path / "cache")
     assert "sha256 of large: 100%" in capsys.readouterr().err
+
+
+CONTENT = b"published weights"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A file at an address, which is a local one here."""
+    path = write(tmp_path / "there" / "model.pth", CONTENT)
+    return Download("metrics.dover.weights", f"{path.as_uri()}?dl=1", DIGEST, 0.1), path
+
+
+def test_downloads_once_and_takes_a_local_path_before(published, tmp_path):
+    download, there = published
+    download = replace(download, url=there.as_uri())
+    found = find_download(download, None, tmp_path / "cache")
+    assert found == tmp_path / "cache" / "model.pth" and found.read_bytes() == CONTENT
+    there.unlink()
+    assert find_download(download, None, tmp_path / "cache") == found
+    own = write(tmp_path / "own.pth", b"mine")
+    assert find_download(download, str(own), tmp_path / "cache") == own
+
+
+def test_name_leaves_the_query_out(published):
+    assert published[0].name == "model.pth"
+
+
+def test_other_content_is_refused_and_not_kept(published, tmp_path):
+    download = replace(published[0], url=published[1].as_uri())
+    published[1].write_bytes(b"something else")
+    text = message(find_download, download, None, tmp_path / "cache")
+    assert "metrics.dover.weights=null" in text and "invalid hash" in text
+    assert not list((tmp_path / "cache").iterdir())
+    write(tmp_path / "cache" / "model.pth", b"damaged")
+    assert "not the published file" in message(find_download, download, None, tmp_path / "cache")
+    assert find_download(replace(download, sha256=None), None, tmp_path / "cache").read_bytes() == b"damaged"
+
+
+def test_without_network_the_command_to_fetch_it_is_told(published, tmp_path):
+    download = replace(published[0], url=published[1].as_uri())
+    published[1].unlink()
+    text = message(find_download, download, None, tmp_path / "cache")
+    assert "0.1 MB" in text and "give a local path as metrics.dover.weights" in text
+    target = str(tmp_path / "cache" / "model.pth")
+    assert command(text) == ["curl", "--location", "--create-dirs", "--output", target, download.url]
+
+
+def test_a_path_that_is_no_file_is_refused(published, tmp_path):
+    text = message(find_download, published[0], str(tmp_path / "none.pth"), tmp_path)
+    assert text.startswith("metrics.dover.weights=")

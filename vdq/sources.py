@@ -1,4 +1,6 @@
-"""Where published weights come from: a path on this machine or a repository on huggingface.co, and their digests."""
+"""Where published files come from: a path on this machine, a repository on huggingface.co or an address, and their
+digests.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlparse
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from torch.hub import download_url_to_file
 from tqdm import tqdm
 
-from vdq.files import write_json
+from vdq.files import complete_or_nothing, write_json
 
 NAME = r"[\w.-]*\w"
 REPOSITORY = rf"({NAME}/{NAME})"
@@ -21,6 +26,7 @@ FILE = rf"{REPOSITORY}/({NAME}(?:/{NAME})*)"
 NOT_FETCHED = (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled)
 CHUNK = 1 << 23  # bytes read at a time
 LARGE = 500e6  # bytes; hashing more than that takes seconds
+LARGE_DOWNLOAD = 5e6  # bytes; fetching more than that takes seconds
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,54 @@ def find_folder(source: Source, patterns: list[str]) -> Path:
     except NOT_FETCHED as error:
         includes = [word for pattern in patterns for word in ("--include", pattern)]
         raise ValueError(_how_to_fetch(source, [repository, *includes], error)) from error
+
+
+@dataclass(frozen=True)
+class Download:
+    """A published file at an address. ``sha256`` is None where nobody published one: what comes is then taken as it
+    is. ``field`` is the configuration's name for a path that takes its place, ``megabytes`` is for messages.
+    """
+
+    field: str
+    url: str
+    sha256: str | None
+    megabytes: float
+
+    @property
+    def name(self) -> str:
+        return Path(urlparse(self.url).path).name
+
+
+def find_download(download: Download, path: str | None, cache: Path) -> Path:
+    """``path`` if it is given, or else the file in ``cache``, downloaded and compared with its checksum when it is
+    not there yet.
+
+    Raises ValueError when the path is no file, when the file in the cache is another one, or when it cannot be fetched.
+    """
+    if path is not None:
+        if not Path(path).expanduser().is_file():
+            raise ValueError(f"{download.field}={path} must be an existing file, or null for {download.url}")
+        return Path(path).expanduser()
+    target = cache / download.name
+    if not target.is_file():
+        _fetch(download, target)
+    elif download.sha256 not in (None, sha256(target, cache)):
+        raise ValueError(f"{target} is not the published file (its SHA-256 is not {download.sha256}); remove it")
+    return target
+
+
+def _fetch(download: Download, target: Path) -> None:
+    try:
+        with complete_or_nothing(target) as partial:
+            large = download.megabytes * 1e6 > LARGE_DOWNLOAD
+            download_url_to_file(download.url, str(partial), hash_prefix=download.sha256, progress=large)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
+        command = shlex.join(["curl", "--location", "--create-dirs", "--output", str(target), download.url])
+        raise ValueError(
+            f"{download.field}=null: {download.url} cannot be downloaded ({reason}); fetch it ({download.megabytes:g} "
+            f"MB) with `{command}` where there is internet, or give a local path as {download.field}"
+        ) from error
 
 
 def sha256(path: Path, cache: Path) -> str:
