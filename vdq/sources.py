@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shlex
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ REPOSITORY = rf"({NAME}/{NAME})"
 FILE = rf"{REPOSITORY}/({NAME}(?:/{NAME})*)"
 NOT_FETCHED = (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled)
 CHUNK = 1 << 23  # bytes read at a time
+logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # it tells of every retry
 LARGE = 500e6  # bytes; hashing more than that takes seconds
 LARGE_DOWNLOAD = 5e6  # bytes; fetching more than that takes seconds
 

@@ -20,6 +20,7 @@ class SmallClip(nn.Module):
 
     name = "small"
     sha256 = "0" * 64
+    frame_size = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +35,9 @@ class SmallClip(nn.Module):
         self.batches.append(len(frames))
         return self.model.encode_image(frames.permute(0, 3, 1, 2).float() / 255)
 
+    def truncated(self, prompts: list[str]) -> int:
+        return sum(len(prompt) > 23 for prompt in prompts)
+
     def encode_text(self, prompts: list[str]) -> Tensor:
         tokens = torch.zeros(len(prompts), 24, dtype=torch.long)
         for row, prompt in zip(tokens, prompts, strict=True):
@@ -46,6 +50,7 @@ class Replay:
 
     name = "replay"
     sha256 = "1" * 64
+    frame_size = None
 
     def __init__(self, images: Tensor, texts: dict[str, Tensor]) -> None:
         self.images, self.texts = images, texts
@@ -161,6 +166,25 @@ def test_names_its_weights_and_builds_no_graph() -> None:
 def test_refuses_bad_input(videos: Tensor, prompts: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClipMetric(encoder=SmallClip()).update(videos, prompts)
+
+
+def test_label_tells_encoders_apart_and_notes_count_cut_prompts() -> None:
+    metric = ClipMetric(encoder=SmallClip(), label="standard")
+    metric.update(random_videos(), PROMPTS)
+    assert set(metric.compute()) == set(metric.per_video()) == {"clipsim_standard", "clip_temp_standard"}
+    assert metric.notes(["short", "a" * 24]) == {"truncated_prompts": 1}
+    plain = ClipMetric(encoder=SmallClip())
+    plain.update(random_videos(), PROMPTS)
+    assert list(plain.compute().values()) == list(metric.compute().values())
+
+
+def test_an_encoder_of_one_size_refuses_others() -> None:
+    encoder = SmallClip()
+    encoder.frame_size = (16, 16)
+    assert ClipMetric(encoder=encoder).refusal(5, 16, 16) is None
+    with pytest.raises(ValueError, match="size 16x16; small takes 8x8 only"):
+        encoder.frame_size = (8, 8)
+        ClipMetric(encoder=encoder).update(random_videos(), PROMPTS)
 
 
 def test_refuses_an_empty_batch_size() -> None:

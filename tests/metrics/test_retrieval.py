@@ -13,7 +13,7 @@ TEXT = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]])
 class MeanColor:
     """Embeds a frame by its mean colour and a prompt by the colour it names."""
 
-    name, sha256 = "mean color", "0"
+    name, sha256, frame_size = "mean color", "0", None
 
     def encode_images(self, frames):
         return frames.float().mean((1, 2)) - 20

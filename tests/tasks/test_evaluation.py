@@ -10,7 +10,7 @@ from pytest import approx
 from vdq.data.samples import write_sample
 from vdq.metrics.base import VideoMetric
 from vdq.metrics.fidelity import LatentMetric
-from vdq.tasks.evaluation import Evaluation
+from vdq.tasks.evaluation import Evaluation, SampleDataset
 
 PROMPTS = [f"prompt {number}" for number in range(5)]
 
@@ -45,7 +45,8 @@ def metrics() -> dict[str, VideoMetric]:
 
 
 def evaluate(trainer, folder, reference, scored):
-    task = Evaluation(metrics=scored, prompts=PROMPTS, folder=folder, reference=reference, batch_size=2)
+    data = SampleDataset(PROMPTS, folder, reference)
+    task = Evaluation(metrics=scored, data=data, folder=folder, batch_size=2)
     trainer.test(task, verbose=False)
     return json.loads((folder / "metrics.json").read_text()), pd.read_csv(folder / "per_video.csv")
 

@@ -7,6 +7,7 @@ one encoder thread, so that equal frames give equal files on any number of cores
 import logging
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from os import PathLike
 from pathlib import Path
 
@@ -148,8 +149,13 @@ def _read_with_decord(path: Path) -> np.ndarray | None:
         reader = decord.VideoReader(str(path))
         return reader.get_batch(range(len(reader))).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
-        logger.info("decord cannot read %s, PyAV takes over (%s)", path, str(error).splitlines()[0])
+        _say_once(path.name, str(error).splitlines()[0].rpartition("] ")[2])
         return None
+
+
+@cache
+def _say_once(name: str, reason: str) -> None:
+    logger.info("decord cannot read %s, PyAV takes over (%s)", name, reason)
 
 
 def _read_with_pyav(path: Path) -> np.ndarray:

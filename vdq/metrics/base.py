@@ -27,12 +27,15 @@ class VideoMetric(Metric):
             set), `latents`, `reference` (full-precision videos) and `reference_latents`.
         keys: names of the values, in the order of `compute()`.
         higher_is_better: the same for every key.
+        unavailable: why the metric cannot be taken here, one sentence; None where it can. The evaluation then leaves
+            it out and says so.
     """
 
     inputs: ClassVar[tuple[str, ...]]
     keys: ClassVar[tuple[str, ...]]
     is_differentiable = False
     full_state_update = False
+    unavailable: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -44,6 +47,14 @@ class VideoMetric(Metric):
     def assets(self) -> dict[str, str]:
         """Weights the metric used, name -> sha256; empty for a metric without weights."""
         return {}
+
+    def notes(self, prompts: list[str]) -> dict[str, int]:
+        """Counts that a result should tell beside the values, given all prompts of the set."""
+        return {}
+
+    def refusal(self, frames: int, height: int, width: int) -> str | None:
+        """Why videos of this size have no value, in one sentence; None where they have one. `update` raises it."""
+        return None
 
     def compute(self) -> dict[str, float]:
         """Unweighted mean over videos of each key; ValueError if no video was given."""
@@ -71,6 +82,13 @@ class VideoMetric(Metric):
         if not self._is_synced and isinstance(self.index, list) and not self.index:
             self._append([], {key: [] for key in self.keys})
         super().sync(*args, **kwargs)
+
+    def _check(self, videos: Tensor, index: Sequence[int] | Tensor | None) -> None:
+        """ValueError unless `videos` are uint8 [B,T,H,W,3] of a size that has a value, and `index` fits them."""
+        check_videos("videos", videos)
+        check_index(index, len(videos))
+        if reason := self.refusal(*videos.shape[1:4]):
+            raise ValueError(reason)
 
     def _record(self, index: Sequence[int] | Tensor | None, count: int, values: Mapping[str, Sequence[float]]) -> None:
         """Keep the values of `count` videos, one list per key; `index` None leaves them unnumbered."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdq.metrics.base import VideoMetric, check_index, check_videos
+from vdq.metrics.base import VideoMetric
 
 
 class ClipEncoder(Protocol):
@@ -26,10 +26,12 @@ class ClipEncoder(Protocol):
     Attributes:
         name: model and preprocessing, as a table should call them.
         sha256: hash of the weights file.
+        frame_size: the only height and width it takes, None for any.
     """
 
     name: str
     sha256: str
+    frame_size: tuple[int, int] | None
 
     def encode_images(self, frames: Tensor) -> Tensor:
         """uint8 [N,H,W,3] -> floating [N,D], normalised or not."""
@@ -39,12 +41,25 @@ class ClipEncoder(Protocol):
         """n prompts -> floating [n,D], normalised or not, on the device of the image embeddings."""
         ...
 
+    def truncated(self, prompts: list[str]) -> int:
+        """How many of the prompts are longer than the model reads."""
+        ...
+
+
+def refused_size(encoder: ClipEncoder, height: int, width: int) -> str | None:
+    """Why an encoder does not take frames of this size."""
+    if encoder.frame_size in (None, (height, width)):
+        return None
+    allowed = "{}x{}".format(*encoder.frame_size)
+    return f"frames have size {height}x{width}; {encoder.name} takes {allowed} only (metrics=paper takes any size)"
+
 
 class ClipMetric(VideoMetric):
     """Mean CLIPSIM (`clipsim`) and CLIP-temp (`clip_temp`) over the videos, each in -1..1.
 
     Args:
         encoder: model that embeds frames and prompts.
+        label: tells values of one encoder from those of another, `clipsim_<label>`.
         frames_per_batch: most frames in one forward; a batch never mixes videos, so a video's value does not depend
             on the videos beside it.
     """
@@ -53,7 +68,8 @@ class ClipMetric(VideoMetric):
     keys = ("clipsim", "clip_temp")
     higher_is_better = True
 
-    def __init__(self, *, encoder: ClipEncoder, frames_per_batch: int = 64, **kwargs: Any) -> None:
+    def __init__(self, *, encoder: ClipEncoder, label: str = "", frames_per_batch: int = 64, **kwargs: Any) -> None:
+        self.keys = tuple(f"{key}_{label}" if label else key for key in ClipMetric.keys)
         super().__init__(**kwargs)
         if frames_per_batch < 1:
             raise ValueError(f"frames_per_batch is {frames_per_batch}; an integer >= 1 is allowed")
@@ -64,18 +80,24 @@ class ClipMetric(VideoMetric):
     def assets(self) -> dict[str, str]:
         return {self.encoder.name: self.encoder.sha256}
 
+    def notes(self, prompts: list[str]) -> dict[str, int]:
+        """`truncated_prompts`: those of which the encoder reads the beginning only."""
+        return {"truncated_prompts": self.encoder.truncated(prompts)}
+
+    def refusal(self, frames: int, height: int, width: int) -> str | None:
+        if frames < 2:
+            return "videos have 1 frame; clip_temp compares neighbouring frames, so T >= 2 is allowed"
+        return refused_size(self.encoder, height, width)
+
     def update(self, videos: Tensor, prompts: Sequence[str], *, index: Sequence[int] | Tensor | None = None) -> None:
         """Add videos, uint8 [B,T,H,W,3], and their B prompts; `index` numbers the videos within the set.
 
         Raises:
             ValueError: on another dtype or shape, a prompt too many or too few, or one-frame videos.
         """
-        check_videos("videos", videos)
-        check_index(index, len(videos))
+        self._check(videos, index)
         if isinstance(prompts, str) or len(prompts) != len(videos):
             raise ValueError(f"prompts is {prompts!r}; one string for each of the {len(videos)} videos is allowed")
-        if videos.shape[1] < 2:
-            raise ValueError("videos have 1 frame; clip_temp compares neighbouring frames, so T >= 2 is allowed")
         scores = [self._score(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
         self._record(index, len(videos), dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
 

@@ -6,9 +6,10 @@ a video is good: the full-precision video is the reference, whatever it shows.
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
+from skimage.metrics import structural_similarity
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from vdq.metrics.base import VideoMetric, check_index, check_videos
 
@@ -29,20 +30,20 @@ class FidelityMetric(VideoMetric):
     keys = ("psnr", "ssim")
     higher_is_better = True
 
+    def refusal(self, frames: int, height: int, width: int) -> str | None:
+        if min(height, width) < SSIM_WINDOW:
+            return f"frames have size {height}x{width}; at least {SSIM_WINDOW}x{SSIM_WINDOW} is allowed"
+        return None
+
     def update(self, videos: Tensor, reference: Tensor, *, index: Sequence[int] | Tensor | None = None) -> None:
         """Add videos and their full-precision references, both uint8 [B,T,H,W,3]; `index` numbers them within the set.
 
         Raises:
             ValueError: on another dtype, on shapes that differ, or frames smaller than the SSIM window.
         """
-        check_videos("videos", videos)
+        self._check(videos, index)
         check_videos("reference", reference)
-        check_index(index, len(videos))
         _check_same_shape("videos", videos, reference)
-        if min(videos.shape[2:4]) < SSIM_WINDOW:
-            raise ValueError(
-                f"frames have size {tuple(videos.shape[2:4])}; at least {SSIM_WINDOW} x {SSIM_WINDOW} is allowed"
-            )
         scores = [_frame_means(video, ref) for video, ref in zip(videos, reference, strict=True)]
         self._record(index, len(videos), dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
 
@@ -78,19 +79,21 @@ def _check_same_shape(name: str, tensor: Tensor, reference: Tensor) -> None:
 
 def _frame_means(video: Tensor, reference: Tensor) -> tuple[float, float]:
     """PSNR and SSIM of one video, uint8 [T,H,W,3], each averaged over the frames."""
-    # float64: SSIM subtracts squared means from means of squares, both up to 255^2.
-    video, reference = (v.permute(0, 3, 1, 2).to(torch.float64) for v in (video, reference))
-    psnr = peak_signal_noise_ratio(video, reference, data_range=DATA_RANGE, reduction="none", dim=(1, 2, 3))
-    _, ssim_map = structural_similarity_index_measure(
-        video,
+    psnr = peak_signal_noise_ratio(
+        video.double(), reference.double(), data_range=DATA_RANGE, reduction="none", dim=(1, 2, 3)
+    )
+    pairs = zip(video.cpu().numpy(), reference.cpu().numpy(), strict=True)
+    return psnr.clamp(max=PSNR_LIMIT_DB).mean().item(), float(np.mean([_ssim(*pair) for pair in pairs]))
+
+
+def _ssim(frame: np.ndarray, reference: np.ndarray) -> float:
+    """scikit-image filters rows and columns one after the other, 40 times as fast as torchmetrics' whole window."""
+    return structural_similarity(
+        frame,
         reference,
         data_range=DATA_RANGE,
-        kernel_size=SSIM_WINDOW,
+        channel_axis=-1,
+        gaussian_weights=True,
         sigma=1.5,
-        reduction="none",
-        return_full_image=True,
+        use_sample_covariance=False,
     )
-    # torchmetrics pads the frames and would average over windows that reach into the padding.
-    border = SSIM_WINDOW // 2
-    ssim = ssim_map[..., border:-border, border:-border].mean()
-    return psnr.clamp(max=PSNR_LIMIT_DB).mean().item(), ssim.item()

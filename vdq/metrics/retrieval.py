@@ -6,8 +6,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdq.metrics.base import VideoMetric, check_index, check_videos
-from vdq.metrics.clip import ClipEncoder
+from vdq.metrics.base import VideoMetric
+from vdq.metrics.clip import ClipEncoder, refused_size
 
 
 class PromptRetrieval(VideoMetric):
@@ -28,6 +28,9 @@ class PromptRetrieval(VideoMetric):
     def assets(self) -> dict[str, str]:
         return {self.encoder.name: self.encoder.sha256}
 
+    def refusal(self, frames: int, height: int, width: int) -> str | None:
+        return refused_size(self.encoder, height, width)
+
     def update(
         self,
         videos: Tensor,
@@ -41,8 +44,7 @@ class PromptRetrieval(VideoMetric):
         Raises:
             ValueError: on another dtype or shape, or a prompt that is no candidate.
         """
-        check_videos("videos", videos)
-        check_index(index, len(videos))
+        self._check(videos, index)
         if unknown := set(prompts) - set(candidates):
             raise ValueError(f"prompts has {min(unknown)!r}, which is not one of the {len(candidates)} candidates")
         texts = F.normalize(self.encoder.encode_text(list(candidates)).double(), dim=-1)

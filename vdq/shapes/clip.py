@@ -10,6 +10,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from vdq.shapes.nets import build_clip
+from vdq.shapes.render import SIDE
 from vdq.shapes.tokenizer import build_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights" / "clip.safetensors"
@@ -19,6 +20,7 @@ class ShapesClip(nn.Module):
     """Judge of the testbed: frames of 64 x 64 pixels and captions to vectors of width 64."""
 
     name = "shapes-clip"
+    frame_size = (SIDE, SIDE)
 
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
@@ -42,3 +44,8 @@ class ShapesClip(nn.Module):
         """Captions to float32 [n, 64], not normalised."""
         tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.net.encode_text(tokens.to(self.net.logit_scale.device))
+
+    def truncated(self, texts: list[str]) -> int:
+        """How many captions are longer than the text tower reads."""
+        lengths = self.tokenizer(texts, return_length=True).length
+        return sum(length > self.tokenizer.model_max_length for length in lengths)

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 from diffusers import AutoencoderKL
 from transformers import T5Config, T5EncoderModel
 
+from vdq.clip_library import open_clip
 from vdq.models.stdit import STDiT
 from vdq.shapes.render import FRAMES, SIDE
 from vdq.shapes.tokenizer import MAX_LENGTH
-
-# timm, which open_clip imports, imports wandb where it finds it; `logger=csv` promises not to.
-_hide_wandb = "wandb" not in sys.modules
-if _hide_wandb:
-    sys.modules["wandb"] = None
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg  # noqa: E402
-
-if _hide_wandb:
-    del sys.modules["wandb"]
 
 LATENT_CHANNELS, LATENT_SIDE = 4, SIDE // 8
 TEXT_WIDTH = 128
@@ -66,10 +56,10 @@ def build_denoiser(frames: int = FRAMES) -> STDiT:
     )
 
 
-def build_clip(vocab_size: int) -> CLIP:
+def build_clip(vocab_size: int) -> open_clip.CLIP:
     """open_clip's CLIP with a small vision transformer (64 x 64 pixels, patch 8) and a small text tower."""
-    return CLIP(
+    return open_clip.CLIP(
         embed_dim=64,
-        vision_cfg=CLIPVisionCfg(layers=4, width=128, head_width=32, patch_size=8, image_size=SIDE),
-        text_cfg=CLIPTextCfg(context_length=MAX_LENGTH, vocab_size=vocab_size, width=128, heads=4, layers=2),
+        vision_cfg=open_clip.CLIPVisionCfg(layers=4, width=128, head_width=32, patch_size=8, image_size=SIDE),
+        text_cfg=open_clip.CLIPTextCfg(context_length=MAX_LENGTH, vocab_size=vocab_size, width=128, heads=4, layers=2),
     )

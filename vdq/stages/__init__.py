@@ -11,12 +11,15 @@ import warnings
 
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.stages import folder
 from vdq.stages.experiment import Experiment
+
+NO_STAGES = {"experiment", "folder"}
 
 
 def names() -> list[str]:
-    """Every module of this package that has a ``run``: the allowed values of ``stages``."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "experiment")
+    """Every module of this package that is a verb: the allowed values of ``stages``."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NO_STAGES)
 
 
 def run(cfg: DictConfig) -> str:
@@ -28,10 +31,22 @@ def run(cfg: DictConfig) -> str:
             raise ValueError(f"stages={list(cfg.stages)} has the unknown stage {stage}; allowed: {', '.join(names())}")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="pytorch_lightning")  # its advice on loaders and its own deprecations
+    _check_folder(cfg)
     experiment = Experiment(cfg)
     experiment.check(cfg.stages)
+    if cfg.videos is not None:
+        return folder.run(experiment).name
     if cfg.force:
         experiment.forget(cfg.stages)
     for stage in cfg.stages:
         importlib.import_module(f"vdq.stages.{stage}").run(experiment)
     return experiment.folder.name
+
+
+def _check_folder(cfg: DictConfig) -> None:
+    """Fields that belong together: a folder of videos is scored and nothing else."""
+    if cfg.videos is not None and list(cfg.stages) != ["evaluate"]:
+        raise ValueError(f"videos={cfg.videos} can only be scored: add stages=[evaluate]")
+    for field in ("prompts", "reference", "skip_bad"):
+        if cfg.videos is None and cfg[field]:
+            raise ValueError(f"{field}={cfg[field]} belongs to a folder of videos; add videos=FOLDER")

@@ -19,7 +19,7 @@ from vdq.quant.report import model_size
 from vdq.quant.state import QuantState
 from vdq.stages import sample
 from vdq.stages.experiment import Experiment
-from vdq.tasks.evaluation import Evaluation
+from vdq.tasks.evaluation import Evaluation, SampleDataset
 from vdq.tasks.generation import EXECUTION
 from vdq.tracking.manifest import manifest
 from vdq.tracking.registry import RESULT, read_result
@@ -51,8 +51,8 @@ def _evaluate(experiment: Experiment) -> dict:
             return result
         (folder / RESULT).unlink(missing_ok=True)
         reference = experiment.reference.folder if experiment.reference else None
-        prompts = experiment.prompts.evaluation
-        task = Evaluation(metrics=experiment.metrics, prompts=prompts, folder=folder, reference=reference)
+        data = SampleDataset(experiment.prompts.evaluation, folder, reference)
+        task = Evaluation(metrics=experiment.metrics, data=data, folder=folder)
         experiment.trainer(precision="32-true").test(task, verbose=False)
         return _finish(experiment)
 
@@ -67,7 +67,7 @@ def _finish(experiment: Experiment) -> dict:
     folder, config = experiment.folder, experiment.config()
     scores = json.loads((folder / "metrics.json").read_text())
     execution = json.loads((folder / EXECUTION).read_text())
-    result = _identity(experiment) | _ran(execution) | scores["values"]
+    result = _identity(experiment) | _ran(execution) | scores["values"] | scores["notes"]
     result |= {
         "metrics": experiment.metrics_signature,
         "higher_is_better": scores["higher_is_better"],

@@ -42,6 +42,15 @@ from vdq.tracking.registry import RESULT
 log = logging.getLogger(__name__)
 SIGNATURE_LENGTH = 10
 CONF = Path(__file__).parents[2] / "conf"
+TYPES = {
+    "seed": int,
+    "batch_size": int | None,
+    "force": bool,
+    "videos": str | None,
+    "prompts": str | None,
+    "reference": str | None,
+    "skip_bad": bool,
+}
 # Fields that say where things are and what is in memory, not what is computed; weights count by their content.
 PLACES = {"weights", "revisions", "cache", "decode_frames", "weight_sets"}
 
@@ -55,7 +64,7 @@ class Experiment:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        check_types("", _plain(cfg), {"seed": int, "batch_size": int | None, "force": bool})
+        check_types("", _plain(cfg), TYPES)
         if cfg.batch_size is not None and cfg.batch_size < 1:
             raise ValueError(f"batch_size={cfg.batch_size} must be null or at least 1")
         self.sampler: Sampler = _made("sampler", cfg.sampler)
@@ -100,7 +109,7 @@ class Experiment:
 
     @cached_property
     def stats_signature(self) -> str:
-        return _signature(self._common() | {"calibration": self.prompts.calibration})
+        return signature_of(self._common() | {"calibration": self.prompts.calibration})
 
     @cached_property
     def signature(self) -> str:
@@ -111,13 +120,13 @@ class Experiment:
             content["stats"] = self.stats_signature
         if self.cfg.quant.get("token_granularity") == "token_shared":  # the rows of a batch share their scales
             content["batch_size"] = self.batch_size
-        return _signature(content)
+        return signature_of(content)
 
     @property
     def metrics_signature(self) -> str:
         """Of the metrics' configuration and the weights they use."""
         assets = [metric.assets for metric in self.metrics.values()]
-        return _signature({"metrics": _plain(self.cfg.metrics), "assets": assets})
+        return signature_of({"metrics": _computed(self.cfg.metrics), "assets": assets})
 
     @property
     def stats_path(self) -> Path:
@@ -261,9 +270,16 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _computed(cfg: DictConfig) -> dict[str, Any]:
-    return {key: value for key, value in _plain(cfg).items() if key not in PLACES}
+    return _without_places(_plain(cfg))
 
 
-def _signature(content: dict[str, Any]) -> str:
+def _without_places(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_places(value) for key, value in node.items() if key not in PLACES}
+
+
+def signature_of(content: dict[str, Any] | list[Any]) -> str:
+    """Hash of anything that JSON can hold."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:SIGNATURE_LENGTH]

@@ -1,9 +1,8 @@
-"""Scoring finished samples with every configured metric; correct under several processes, one video at a time in
-memory.
-"""
+"""Scoring videos with every configured metric; correct under several processes, one video at a time in memory."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -12,21 +11,36 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from vdq.data.folder import Clip, read_clip
 from vdq.data.samples import read_sample
 from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
 
+log = logging.getLogger(__name__)
 
-class SampleDataset(Dataset):
-    """Samples of a run beside those of its reference: index, prompt, video, latents, and the reference's if there is
-    one.
+
+class ScoredData(Dataset):
+    """What is scored: items with their ``index`` and the tensors and texts named in ``inputs``.
+
+    ``table`` has one row an item and says what it is; ``prompts`` are those of all items, if there are any.
     """
+
+    inputs: set[str]
+    table: pd.DataFrame
+    prompts: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+class SampleDataset(ScoredData):
+    """Samples of a run beside those of its reference: prompt, video, latents, and the reference's if there is one."""
 
     def __init__(self, prompts: list[str], folder: Path, reference: Path | None) -> None:
         self.prompts, self.folder, self.reference = prompts, folder, reference
-
-    def __len__(self) -> int:
-        return len(self.prompts)
+        self.table = pd.DataFrame({"index": range(len(prompts)), "prompt": prompts})
+        self.inputs = {"prompts", "candidates", "videos", "latents"}
+        self.inputs |= {"reference", "reference_latents"} if reference else set()
 
     def __getitem__(self, index: int) -> dict:
         sample = read_sample(self.folder, index)
@@ -42,27 +56,37 @@ class SampleDataset(Dataset):
         return item
 
 
+class ClipDataset(ScoredData):
+    """Videos of a folder with prompts and references; either all have one or none."""
+
+    def __init__(self, clips: list[Clip]) -> None:
+        self.clips = clips
+        self.prompts = [clip.prompt for clip in clips] if clips[0].prompt is not None else None
+        self.table = pd.DataFrame({"index": range(len(clips)), "file": [clip.path.name for clip in clips]})
+        if self.prompts is not None:
+            self.table["prompt"] = self.prompts
+        self.inputs = {"videos"} | ({"prompts", "candidates"} if self.prompts is not None else set())
+        self.inputs |= {"reference"} if clips[0].reference is not None else set()
+
+    def __getitem__(self, index: int) -> dict:
+        clip = self.clips[index]
+        item = {"index": index, "videos": read_clip(clip.path)}
+        if clip.prompt is not None:
+            item["prompts"] = clip.prompt
+        if clip.reference is not None:
+            item["reference"] = read_clip(clip.reference)
+        return item
+
+
 class Evaluation(pl.LightningModule):
     """Writes ``metrics.json`` (set values) and ``per_video.csv`` into ``folder``; metrics without their inputs are
-    left out.
+    left out, and so are, with a warning, those that are not available here.
     """
 
-    def __init__(
-        self,
-        *,
-        metrics: dict[str, VideoMetric],
-        prompts: list[str],
-        folder: Path,
-        reference: Path | None,
-        batch_size: int = 4,
-    ) -> None:
+    def __init__(self, *, metrics: dict[str, VideoMetric], data: ScoredData, folder: Path, batch_size: int = 4) -> None:
         super().__init__()
-        self.data = SampleDataset(prompts, folder, reference)
-        available = {"prompts", "candidates", "videos", "latents"} | (
-            {"reference", "reference_latents"} if reference else set()
-        )
-        self.metrics = nn.ModuleDict({name: m for name, m in metrics.items() if set(m.inputs) <= available})
-        self.folder, self.batch_size = folder, batch_size
+        self.data, self.folder, self.batch_size = data, folder, batch_size
+        self.metrics = nn.ModuleDict(usable(metrics, data.inputs))
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.data, batch_size=self.batch_size)
@@ -81,14 +105,24 @@ class Evaluation(pl.LightningModule):
 
     def on_test_end(self) -> None:
         self.progress.close()
-        values, better, assets = {}, {}, {}
-        table = pd.DataFrame({"index": range(len(self.data)), "prompt": self.data.prompts})
+        values, better, assets, notes = {}, {}, {}, {}
+        table = self.data.table
         for metric in self.metrics.values():
             values |= metric.compute()
             table = table.assign(**metric.per_video())
             better |= dict.fromkeys(metric.keys, metric.higher_is_better)
             assets |= metric.assets
+            notes |= metric.notes(self.data.prompts or [])
         if self.trainer.is_global_zero:
             write_text(self.folder / "per_video.csv", table.to_csv(index=False))
-            scores = {"values": values, "higher_is_better": better, "assets": assets, "num_videos": len(self.data)}
-            write_json(self.folder / "metrics.json", scores)
+            scores = {"values": values, "higher_is_better": better, "assets": assets, "notes": notes}
+            write_json(self.folder / "metrics.json", scores | {"num_videos": len(self.data)})
+
+
+def usable(metrics: dict[str, VideoMetric], inputs: set[str]) -> dict[str, VideoMetric]:
+    """The metrics whose inputs are there and that are available; what else is missing is logged."""
+    fitting = {name: metric for name, metric in metrics.items() if set(metric.inputs) <= inputs}
+    for name, metric in fitting.items():
+        if metric.unavailable:
+            log.warning("metrics.%s is left out: %s", name, metric.unavailable)
+    return {name: metric for name, metric in fitting.items() if not metric.unavailable}

@@ -44,7 +44,7 @@ class WandbTracker:
             entity=self.entity,
             name=result["name"],
             group=self.group or result["dataset"],
-            tags=[result["quant"], result["bits"], result["model"], *self.tags],
+            tags=list(filter(None, [result["quant"], result["bits"], result["model"], *self.tags])),
             save_dir=folder,
             mode=self.mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),
             settings=wandb.Settings(silent=True, console="off"),

@@ -1,0 +1,145 @@
+"""Any folder of videos -> metrics: ``stages=[evaluate] videos=FOLDER``, with ``prompts`` and ``reference`` if wanted.
+
+No model takes part. What cannot be scored is known before anything is: listed with the reason, left out of every mean
+and counted in the result.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from vdq.data.folder import Clip, load_clips, read_clip
+from vdq.files import write_json, write_text
+from vdq.metrics.base import VideoMetric
+from vdq.sources import sha256
+from vdq.stages.experiment import Experiment, signature_of
+from vdq.tasks.evaluation import ClipDataset, Evaluation, usable
+from vdq.tracking.registry import RESULT, read_result
+from vdq.tracking.tables import comparison
+
+log = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment) -> Path:
+    """Scores ``cfg.videos`` and returns the folder of the result.
+
+    Raises ValueError when nothing can be scored and, after the result is written, when something could not be and
+    ``skip_bad`` is false.
+    """
+    cfg = experiment.cfg
+    clips, excluded = load_clips(cfg.videos, cfg.prompts, cfg.reference)
+    signature = signature_of(_content(clips, excluded, Path(cfg.paths.runs) / "cache"))
+    folder = Path(cfg.paths.runs) / f"videos_{Path(cfg.videos).resolve().name}_{signature}"
+    with FileLock(_made(folder) / ".lock"):
+        result = None if cfg.force else read_result(folder)
+        if result and result["metrics"] == experiment.metrics_signature:
+            log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
+        else:
+            result = _evaluate(experiment, clips, excluded, folder, signature)
+    print(f"\n{comparison(pd.DataFrame([result]))}\n\n{folder}")
+    _report(result["excluded"], cfg.videos, cfg.skip_bad)
+    return folder
+
+
+def _content(clips: list[Clip], excluded: dict[str, str], cache: Path) -> list:
+    """What the result depends on beside the metrics."""
+    rows = [
+        [clip.path.name, sha256(clip.path, cache), clip.prompt, clip.reference and sha256(clip.reference, cache)]
+        for clip in tqdm(clips, desc="hashing", unit="video", delay=2)
+    ]
+    return [*rows, excluded]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _evaluate(
+    experiment: Experiment, clips: list[Clip], excluded: dict[str, str], folder: Path, signature: str
+) -> dict:
+    (folder / RESULT).unlink(missing_ok=True)
+    data = ClipDataset(clips) if clips else None
+    metrics = usable(experiment.metrics, data.inputs) if data else {}
+    if data and not metrics:
+        raise ValueError(f"metrics can take none of videos={experiment.cfg.videos} without prompts or reference")
+    progress = tqdm(clips, desc="reading", unit="video", delay=2)
+    refused = {clip.path.name: reason for clip in progress if (reason := _reason(clip, metrics))}
+    good, excluded = [clip for clip in clips if clip.path.name not in refused], excluded | refused
+    if not good:
+        _report(excluded, experiment.cfg.videos, skip_bad=True)
+        raise ValueError(f"videos={experiment.cfg.videos} has no video that can be scored; the reasons are above")
+    task = Evaluation(metrics=metrics, data=ClipDataset(good), folder=folder, batch_size=1)
+    experiment.trainer(precision="32-true").test(task, verbose=False)
+    return _finish(experiment, good, excluded, folder, signature)
+
+
+def _reason(clip: Clip, metrics: dict[str, VideoMetric]) -> str | None:
+    """Why a clip cannot be scored."""
+    try:
+        video = read_clip(clip.path)
+        reference = None if clip.reference is None else read_clip(clip.reference)
+    except ValueError as error:
+        return str(error)
+    if reference is not None and reference.shape != video.shape:
+        return "it is {}x{}x{}, its reference {}x{}x{} (frames, height, width)".format(
+            *video.shape[:3], *reference.shape[:3]
+        )
+    reasons = (metric.refusal(*video.shape[:3]) for metric in metrics.values())
+    return next(filter(None, reasons), None)
+
+
+def _finish(experiment: Experiment, clips: list[Clip], excluded: dict[str, str], folder: Path, signature: str) -> dict:
+    scores, cfg = json.loads((folder / "metrics.json").read_text()), experiment.cfg
+    name = Path(cfg.videos).resolve().name
+    result = {"name": f"videos_{name}", "dataset": name, "quant": "videos", "bits": "", "kind": "", "changed": ""}
+    result |= {"model": "", "size_mb": None, "seed": cfg.seed, "signature": signature, "reference": None}
+    result |= scores["values"] | scores["notes"]
+    result |= {
+        "num_videos": scores["num_videos"],
+        "num_excluded": len(excluded),
+        "excluded": excluded,
+        "metrics": experiment.metrics_signature,
+        "higher_is_better": scores["higher_is_better"],
+        "assets": scores["assets"],
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config())))
+    table = pd.read_csv(folder / "per_video.csv")
+    experiment.tracker.log(
+        folder,
+        experiment.config(),
+        result,
+        metrics=scores["values"],
+        per_video=table.assign(**_watchable(clips)),
+        report=pd.DataFrame(),
+    )
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _watchable(clips: list[Clip]) -> dict[str, list[str | None]]:
+    """Paths of the videos that a browser plays."""
+
+    def shown(path: Path | None) -> str | None:
+        return str(path) if path is not None and path.suffix.lower() == ".mp4" else None
+
+    return {"video": [shown(clip.path) for clip in clips], "reference": [shown(clip.reference) for clip in clips]}
+
+
+def _report(excluded: dict[str, str], videos: str, skip_bad: bool) -> None:
+    for name, reason in excluded.items():
+        log.warning("excluded: %s: %s", name, reason)
+    if excluded and not skip_bad:
+        raise ValueError(
+            f"videos={videos} has {len(excluded)} that could not be scored and are in no mean (listed above and in "
+            f"{RESULT}); skip_bad=true accepts that"
+        )
