@@ -3,6 +3,7 @@
 import json
 import logging
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class Logged:
     values: dict = field(default_factory=dict)
     staged: dict[str, Path] = field(default_factory=dict)  # what a table holds: where it waits to be uploaded
     run: object = None
+    exited: bool = False
 
     def table(self, key: str) -> pd.DataFrame:
         content = json.loads(self.staged[f"{key}.table.json"].read_text())
@@ -47,6 +49,7 @@ def read(folder: Path) -> Logged:
     for record in records(path):
         if record.WhichOneof("record_type") == "run":
             logged.run = record.run
+        logged.exited |= record.WhichOneof("record_type") == "exit"
         for update in (*record.run.config.update, *record.config.update):
             logged.config[update.key] = json.loads(update.value_json)
         for item in (*record.history.item, *record.summary.update):
@@ -54,6 +57,16 @@ def read(folder: Path) -> Logged:
         for entry in record.artifact.manifest.contents:
             logged.staged[entry.path] = Path(entry.local_path)
     return logged
+
+
+def eventually(folder: Path, seconds: int = 60) -> Logged:
+    """What W&B has written when its process is done; on a busy machine that takes a while."""
+    for _ in range(2 * seconds):
+        logged = read(folder)
+        if logged.run is not None and logged.staged and logged.exited:
+            return logged
+        time.sleep(0.5)
+    raise TimeoutError(f"W&B did not finish {folder} in {seconds} s")
 
 
 def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
@@ -115,7 +128,7 @@ def logged(folder: Path, per_video: pd.DataFrame) -> Logged:
     config = {"quant": {"name": "asq", "alpha": 0.3}, "seed": 42}
     tracker.log(folder, config, RESULT, {"psnr": 35.0}, per_video, REPORT)
     assert wandb.run is None  # the next run of a sweep gets its own
-    return read(folder)
+    return eventually(folder)
 
 
 def test_run_can_be_found(logged):
@@ -149,7 +162,7 @@ def test_full_precision_has_neither_report_nor_references(tmp_path, per_video, c
     result = RESULT | {"reference": RESULT["signature"], "quant": "fp16"}
     with caplog.at_level(logging.INFO, logger="vdq"):
         WandbTracker(mode="offline").log(tmp_path, {}, result, {}, per_video.drop(columns="reference"), pd.DataFrame())
-    logged = read(tmp_path)
+    logged = eventually(tmp_path)
     assert "quantization_report.table.json" not in logged.staged
     assert "reference" not in logged.table("videos") and len(logged.table("videos")) == 2
     assert "wandb leet " in caplog.text and "wandb sync " in caplog.text
