@@ -129,3 +129,10 @@ def test_every_part_trains_resumes_and_is_skipped_when_done(tmp_path, monkeypatc
     capsys.readouterr()
     run("denoiser")
     assert "denoiser: done" in capsys.readouterr().out
+
+
+def test_the_text_encoder_begins_with_order(denoiser):
+    """The word that follows changes what a word becomes, by far more than T5's own start lets it."""
+    batch = denoiser.tokenizer(["from left to right", "from right to left"], return_tensors="pt")
+    one, other = denoiser.text(**{k: batch[k] for k in ("input_ids", "attention_mask")}).last_hidden_state.detach()
+    assert (one[1] - other[3]).norm() > 0.1 * one[1].norm()  # "left" after "from" and after "to"

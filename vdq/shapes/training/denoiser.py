@@ -24,6 +24,7 @@ from timm.optim import Muon
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
+from transformers import T5EncoderModel
 
 from vdq.diffusion.schedule import Schedule
 from vdq.shapes.nets import build_denoiser, build_text_encoder
@@ -73,7 +74,9 @@ class DenoiserTraining(pl.LightningModule):
         with torch.device("meta"):  # no weights of its own, and a tuple hides it from the module's parameters
             self._frame_net = (build_denoiser(frames=1),)
         self.schedule = Schedule(1000)
-        if start is not None:
+        if start is None:
+            _look_at_neighbours(self.text)
+        else:
             load_model(self.net, Path(start) / "denoiser.safetensors")
             load_model(self.text, Path(start) / "text_encoder.safetensors")
 
@@ -177,6 +180,17 @@ class DenoiserTraining(pl.LightningModule):
             optimizer, self.hparams.lr, self.hparams.steps, pct_start=0.05, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.no_grad()
+def _look_at_neighbours(text: T5EncoderModel) -> None:
+    """One head of the first layer begins with the word before, one with the word behind.
+
+    T5's own start is nearly blind to order, and a bag of words cannot tell "from left to right" from its opposite.
+    """
+    bias = text.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
+    behind = len(bias) // 2  # buckets of the words behind begin here
+    bias[1, 0] = bias[behind + 1, 1] = 4.0
 
 
 def _is_block_matrix(name: str, parameter: Tensor) -> bool:
