@@ -23,12 +23,16 @@ lint: $(INSTALLED) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-tables: $(INSTALLED) ## Compute the testbed's runs; write results/ and the tables in README.md
-	$(BIN)/python run.py -m experiment=testbed
+tables: $(INSTALLED) ## Compute the testbed's tables and figures; write results/ and the tables in README.md
+	$(BIN)/python run.py -m experiment=alpha
+	$(BIN)/python run.py stages=[choose_alpha] experiment=alpha
+	$(BIN)/python run.py stages=[search_alpha] experiment=alpha
 	$(BIN)/python run.py quant=tsq_tsw bits=w6a8
-	$(BIN)/python run.py -m stages=[benchmark] quant=cw_tw,tsw,asq_tsw,tsq_tsw,dynamic
+	for name in table1 table2 table3 table4 table5 figure1 figure2 figure4 table6; do \
+		$(BIN)/python run.py -m experiment=$$name || exit 1; \
+	done
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
-	$(BIN)/python -m vdq.shapes.card results/weights_shapes.md
+	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
 	$(BIN)/python -m vdq.tracking.sizes results/sizes_opensora.md
 	$(BIN)/python -m vdq.tracking.readme
 

@@ -36,7 +36,7 @@ WRONG = {
     "dataset.num_prompts=0": ("dataset.num_prompts=0", "null or 1..48"),
     "dataset.num_prompts=49": ("dataset.num_prompts=49", "null or 1..48"),
     "dataset.num_prompts=abc": ("dataset.num_prompts=abc", "an integer or null"),
-    "stages=[calibrate,train]": ("stages", "train", "calibrate, evaluate, quantize, sample, tabulate"),
+    "stages=[calibrate,train]": ("stages", "train", "calibrate, choose_alpha, evaluate, quantize, sample"),
     "stages=sample": ("stages=sample", "list"),
     "stages=[]": ("stages=[]", "list"),
     "batch_size=0": ("batch_size=0", "at least 1"),
@@ -104,5 +104,5 @@ def test_help_and_composed_config_are_readable():
     shown = python("run.py", "--help")
     assert shown.returncode == 0 and "quant: asq, asq_tsw, cw_tw" in shown.stdout and "bits: w16a16" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 120
-    composed = python("run.py", "--cfg", "job", "quant=asq", "bits=w4a6")
-    assert composed.returncode == 0 and "alpha: 0.5" in composed.stdout and "act: 6" in composed.stdout
+    composed = python("run.py", "--cfg", "job", "quant=asq", "bits=w4a6", "alpha=half")
+    assert composed.returncode == 0 and "asq: 0.5" in composed.stdout and "act: 6" in composed.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import traceback
 from collections.abc import Mapping
@@ -24,6 +25,9 @@ def one_sentence(error: Exception) -> str | None:
         return _unknown_key(key[1], error.__cause__)
     if isinstance(error, InstantiationException):
         return _instantiation(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        name = error.filename or "a file"
+        return f"{name} cannot be written: {error.strerror}; with more space the same command goes on"
     if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_by_us(error):
         return _first_line(error)
     return None

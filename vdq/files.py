@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
+
+NO_SPACE = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+DAY = 86400
 
 
 @contextmanager
 def complete_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that becomes ``path`` when the block ends without an error; the folder is
-    created.
+    created. Raises ValueError if the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # process numbers repeat on other machines
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)  # safetensors writes files that only their owner may read; runs are shared
         os.replace(partial, path)
+    except Exception as error:
+        if reason := _no_space(error):
+            raise ValueError(f"{path} cannot be written: {reason}; with more space the same command goes on") from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -31,3 +46,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes what killed processes left of this file; after a day nobody is writing it any more."""
+    for old in path.parent.glob(f".{escape(path.name)}.*.part"):
+        try:
+            if old.stat().st_mtime < time.time() - DAY:
+                old.unlink()
+        except FileNotFoundError:  # another process was faster
+            pass
+
+
+def _no_space(error: Exception) -> str | None:
+    """The system's words for a full disk; libraries wrap them in errors of their own."""
+    return next((reason for reason in NO_SPACE if reason in str(error)), None)

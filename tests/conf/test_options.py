@@ -79,7 +79,17 @@ def test_sampler_takes_the_steps_of_its_name(option):
 def test_experiment_sweeps_over_options_that_exist(option):
     params = OmegaConf.load(CONF / "experiment" / f"{option}.yaml").hydra.sweeper.params
     for group, values in params.items():
-        assert set(values.split(",")) <= set(names(group))
+        if group == "quant.alpha":
+            assert all(0 <= float(value) <= 1 for value in values.split(","))
+        else:
+            assert set(values.split(",")) <= set(names(group))
+
+
+def test_alphas_of_every_model_are_complete():
+    recipes = {name for name in names("quant") if "${alpha." in (CONF / "quant" / f"{name}.yaml").read_text()}
+    for option in names("alpha"):
+        alphas = OmegaConf.load(CONF / "alpha" / f"{option}.yaml")
+        assert set(alphas) == recipes and all(0 <= alpha <= 1 for alpha in alphas.values())
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -26,14 +26,11 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Testbed:
-    """Runs the program in this process, on ``weights`` and below ``runs``, with few steps and prompts.
-
-    SSIM is left out by default, since it takes longer than all the rest.
-    """
+    """Runs the program in this process, on ``weights`` and below ``runs``, with few steps and prompts."""
 
     weights: Path
     runs: Path
-    settings: tuple[str, ...] = ("dataset.num_prompts=2", "sampler.steps=2", "logger=csv", "~metrics.fidelity")
+    settings: tuple[str, ...] = ("dataset.num_prompts=2", "sampler.steps=2", "logger=csv", "alpha=half")
 
     @property
     def overrides(self) -> list[str]:

@@ -27,7 +27,7 @@ from vdq.stages import run
 from vdq.tracking.registry import runs as registry
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ("sampler.steps=2", "logger=csv")
+SETTINGS = ("sampler.steps=2", "logger=csv", "metrics=fidelity")  # the others need published weights
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def scored(finished, tmp_path_factory):
     """The finished runs with all metrics."""
     runs = tmp_path_factory.mktemp("scored") / "runs"
     shutil.copytree(finished.runs, runs)
-    bed = replace(finished, runs=runs, settings=finished.settings[:-1])
+    bed = replace(finished, runs=runs)
     bed.run("quant=tsq_tsw")
     return bed
 
@@ -115,7 +115,7 @@ def test_result_holds_identity_and_scores(folder):
     result = read(folder / "result.json")
     assert (result["quant"], result["bits"], result["kind"], result["alpha"]) == ("tsq_tsw", "w8a8", "static", 0.5)
     assert (result["weight_bits"], result["act_bits"], result["quantized_layers"]) == (8, 8, 78)
-    assert result["assets"].keys() == {"shapes-clip"} and len(result["assets"]["shapes-clip"]) == 64
+    assert result["assets"].keys() == {"shapes-clip", "shapes-dover"} and len(result["assets"]["shapes-clip"]) == 64
     assert read(folder / "metrics.json")["values"].items() <= result.items()
 
 

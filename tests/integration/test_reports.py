@@ -59,20 +59,26 @@ def test_tabulate_writes_table_grid_and_cost(bed, monkeypatch, capsys):
         (folder / "result.json").write_text(json.dumps({**result, "signature": f"other{number}", field: value}))
 
     bed.run("stages=[tabulate]", "quant=tsq_tsw")
-    results = bed.runs / "results"
-    table = pd.read_csv(results / "table_shapes.csv").set_index("quant")
+    results = bed.runs / "results" / "shapes"
+    table = pd.read_csv(results / "runs_shapes.csv").set_index("quant")
     assert "other" not in " ".join(table["signature"])  # not comparable: prompts, recipe or judge differ
     assert table.loc["tsq_tsw", "signature"] == result["signature"]
     assert table.loc["tsq_tsw", "clipsim"] == pytest.approx(result["clipsim"])
     assert pd.isna(table.loc["fp16", "latent_rel_l2"])
-    text = (results / "table_shapes.md").read_text()
+    text = (results / "runs_shapes.md").read_text()
     assert f"`{result['signature']}`" in text and "2 prompts, model shapes" in text and "↑" in text
     assert "tsq_tsw" in capsys.readouterr().out
 
     with Image.open(results / "samples_shapes.png") as grid:
         assert grid.width >= 2 * GRID_FRAMES * 64 and grid.height >= 64  # the two videos side by side
         assert grid.convert("L").getextrema()[0] < 200  # not blank
-    assert "tsq_tsw" in (results / "benchmark_shapes.md").read_text()
+    assert "tsq_tsw" in (results / "table6.md").read_text() and "2259" in (results / "table6.md").read_text()
+    row = pd.read_csv(results / "table1.csv").set_index("method").loc["tsq_tsw"]
+    assert row["run"] == result["signature"] and row["clipsim"] == pytest.approx(result["clipsim"])
+    assert not (results / "table2.md").exists()  # no run of it
+    for name in ("figure2", "figure3"):
+        with Image.open(results / f"{name}.png") as figure:
+            assert figure.convert("L").getextrema()[0] < 200
 
 
 def test_tabulate_without_runs_says_what_to_do(testbed):

@@ -29,7 +29,7 @@ def last_table(output: str) -> list[list[str]]:
 
 
 def test_sweep_ends_in_one_table(testbed, imported):
-    process = testbed.start("quant=cw_tw,tsw", "bits=w8a8,w4a4", multirun=True)
+    process = testbed.start("quant=cw_tw,tsw", "bits=w8a8,w4a4", "tabulate=true", multirun=True)
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     header, _, *rows = last_table(output)
@@ -49,6 +49,9 @@ def test_sweep_ends_in_one_table(testbed, imported):
     assert len(sampled) == 5 and sum("/fp16_" in line for line in sampled) == 1
     assert "Callback" not in output and "Traceback" not in output  # Hydra only warns of a failing callback
     assert not imported.exists()
+    results = testbed.runs / "results"
+    assert "`" + rows[1][-1] + "`" in (results / "shapes" / "table1.md").read_text()
+    assert (results / "gallery" / "index.html").is_file()
 
 
 @pytest.mark.slow

@@ -36,7 +36,9 @@ SYNCHRONIZATIONS = {"_local_scalar_dense", "item", "nonzero"}
 
 
 def recipe(name: str, **overrides: object) -> Method:
-    cfg = OmegaConf.merge({"bits": {"weight": 8, "act": 8}}, {"quant": OmegaConf.load(CONF / f"{name}.yaml")})
+    alphas = OmegaConf.load(CONF.parent / "alpha" / "half.yaml")
+    bits = {"weight": 8, "act": 8}
+    cfg = OmegaConf.merge({"bits": bits, "alpha": alphas}, {"quant": OmegaConf.load(CONF / f"{name}.yaml")})
     options = OmegaConf.to_container(cfg, resolve=True)["quant"]
     options.pop("name", None)
     return instantiate(options | overrides)

@@ -22,10 +22,10 @@ SAMPLER = {"steps": 20, "guidance_scale": 7.0, "guidance_channels": 3}
 
 def test_files_are_those_of_the_cards_and_small():
     listed = {}
-    for part in ("autoencoder", "clip", "latents", "denoiser"):
+    for part in ("autoencoder", "clip", "latents", "denoiser", "dover"):
         listed |= json.loads((WEIGHTS / f"{part}.json").read_text())["sha256"]
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in WEIGHTS.glob("*.safetensors")}
-    assert found == listed and len(found) == 4
+    assert found == listed and len(found) == 5
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 40e6
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+RANDOM = "random"  # in place of a path: weights drawn at random
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -44,7 +46,8 @@ class VideoModel(ABC):
     has one of them on the device at a time. denoiser(x [B, c, T, H, W], timestep [B], y [B, 1, L, D], mask) ->
     [B, 2c, T, H, W] fp32, noise estimate then variance logits. latent_shape is (c, T, H, W); fps is the frame rate of
     the decoded videos in frames per second. random says that weights are random: of such a model no metric is taken.
-    batch_size is how many prompts are sampled together unless the user says otherwise.
+    batch_size is how many prompts are sampled together unless the user says otherwise. prompt_sets are the options of
+    `dataset` that stand for the paper's first and second prompt set in its tables.
     """
 
     denoiser: nn.Module
@@ -52,6 +55,7 @@ class VideoModel(ABC):
     fps: float
     random: bool = False
     batch_size: int = 8
+    prompt_sets: tuple[str, str] = ("opensora", "ucf101")
 
     @property
     def structure(self) -> nn.Module:

@@ -21,12 +21,12 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from vdq.files import complete_or_nothing
+from vdq.models.base import RANDOM
 from vdq.sources import Source, find_folder, sha256
 
 log = logging.getLogger(__name__)
 FILES = ["*.json", "*.model", "*.bin", "*.safetensors"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-RANDOM = "random"
 
 
 def clean(prompt: str) -> str:

@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from vdq.data.video import to_uint8
-from vdq.models.base import Conditions, VideoModel
-from vdq.models.captions import RANDOM, CaptionEncoder
+from vdq.models.base import RANDOM, Conditions, VideoModel
+from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import load_denoiser
 from vdq.models.stdit import STDiT
 from vdq.sources import Source, find_file, find_folder, sha256

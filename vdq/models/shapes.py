@@ -28,6 +28,7 @@ class ShapesModel(nn.Module, VideoModel):
 
     latent_shape = (4, 16, 8, 8)
     fps = 8
+    prompt_sets = ("shapes", "shapes_short")
 
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()

@@ -11,12 +11,13 @@ import pandas as pd
 from vdq.files import write_text
 
 WEIGHTS = Path(__file__).parent / "weights"
+PARTS = ("autoencoder", "clip", "denoiser", "dover")
 NOTE = "Written by `python -m vdq.shapes.card`."
 
 
 def table(weights: Path = WEIGHTS) -> str:
     """Markdown with one row a trained network: parameters, training, and what was measured."""
-    cards = [json.loads((weights / f"{part}.json").read_text()) for part in ("autoencoder", "clip", "denoiser")]
+    cards = [json.loads((weights / f"{part}.json").read_text()) for part in PARTS]
     rows = [
         {
             "network": name,

@@ -32,6 +32,7 @@ from vdq.shapes.training.data import to_float, training_scene
 from vdq.shapes.training.denoiser import DenoiserTraining
 
 SEED = 0
+WEIGHTS = Path(__file__).parent / "weights"
 PARTS = ("autoencoder", "clip", "latents", "denoiser")
 
 
@@ -106,7 +107,9 @@ def fit(name: str, module: pl.LightningModule, workdir: Path, *extra: pl.Callbac
     }
 
 
-def finish(part: str, nets: dict[str, nn.Module], card: dict, weights: Path) -> None:
+def finish(
+    part: str, nets: dict[str, nn.Module], card: dict, weights: Path, command: str = "python -m vdq.shapes.train"
+) -> None:
     """Writes what a part made, and its card last: a part with a card is complete."""
     paths = {name: weights / f"{name}.safetensors" for name in nets}
     for name, net in nets.items():
@@ -114,7 +117,7 @@ def finish(part: str, nets: dict[str, nn.Module], card: dict, weights: Path) -> 
             save_model(net, str(partial))
     card |= {
         "part": part,
-        "command": "python -m vdq.shapes.train",
+        "command": command,
         "seed": SEED,
         "date": date.today().isoformat(),
         "parameters": {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()},
@@ -134,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS)}; all of them by default")
     parser.add_argument("--workdir", type=Path, default=Path("runs/shapes_training"), help="checkpoints and latents")
-    parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights", help="where the results go")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the results go")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the named part, e.g. steps=100"
     )

@@ -39,8 +39,15 @@ def run(cfg: DictConfig) -> str:
     if cfg.force:
         experiment.forget(cfg.stages)
     for stage in cfg.stages:
-        importlib.import_module(f"vdq.stages.{stage}").run(experiment)
+        for each in _with_yardstick(experiment, stage):
+            importlib.import_module(f"vdq.stages.{stage}").run(each)
     return experiment.folder.name
+
+
+def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:
+    """The experiment, before it full precision with other noise if that is wanted beside full precision."""
+    wanted = experiment.cfg.yardstick and not experiment.method.quantizes and stage in ("sample", "evaluate")
+    return [experiment.variant(seed=experiment.cfg.seed + 1), experiment] if wanted else [experiment]
 
 
 def _check_folder(cfg: DictConfig) -> None:

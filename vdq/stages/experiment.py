@@ -34,7 +34,7 @@ from vdq.diffusion.samplers import Sampler
 from vdq.memory import PeakMemory
 from vdq.methods.base import Method
 from vdq.metrics.base import VideoMetric
-from vdq.models.base import VideoModel
+from vdq.models.base import RANDOM, VideoModel
 from vdq.quant.layers import projections
 from vdq.tasks.generation import Generation
 from vdq.tracking.registry import RESULT
@@ -45,6 +45,8 @@ CONF = Path(__file__).parents[2] / "conf"
 TYPES = {
     "seed": int,
     "batch_size": int | None,
+    "tabulate": bool,
+    "yardstick": bool,
     "force": bool,
     "videos": str | None,
     "prompts": str | None,
@@ -77,7 +79,9 @@ class Experiment:
         """Makes what these stages will need beside the model; raises ValueError if something is wrong with it."""
         if {"calibrate", "sample", "evaluate"} & set(stages):
             self.trainer()
-        if "evaluate" in stages:
+        weights = self.cfg.model.get("weights")
+        random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
+        if "evaluate" in stages and (self.cfg.videos is not None or not random):
             _ = self.metrics, self.tracker
 
     @cached_property
@@ -157,10 +161,13 @@ class Experiment:
     def changed(self) -> str:
         """The recipe's fields that differ from its file in conf/quant, as ``name=value``; bits are no difference."""
         path = CONF / "quant" / f"{self.cfg.quant.name}.yaml"
-        written = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-        bits = ("weight_bits", "act_bits")
+        if not path.is_file():
+            return ""
+        cfg = self.cfg.copy()
+        cfg.quant = OmegaConf.load(path)
+        written, bits = _plain(cfg.quant), ("weight_bits", "act_bits")
         fields = [(key, value) for key, value in _plain(self.cfg.quant).items() if key not in bits]
-        return ", ".join(f"{key}={value}" for key, value in fields if written and written.get(key) != value)
+        return ", ".join(f"{key}={value}" for key, value in fields if written.get(key) != value)
 
     @property
     def arithmetic(self) -> str:
@@ -172,13 +179,23 @@ class Experiment:
     @cached_property
     def reference(self) -> Experiment | None:
         """The full-precision run of the same prompts and noise; None if this is one."""
-        if not self.method.quantizes:
-            return None
+        return self.variant(quant="fp16") if self.method.quantizes else None
+
+    def variant(self, *, seed: int | None = None, alpha: float | None = None, **options: str) -> Experiment:
+        """This experiment with other options of config groups, such as ``quant="asq"``, and with the same model."""
         cfg = self.cfg.copy()
-        cfg.quant = OmegaConf.load(CONF / "quant" / "fp16.yaml")
-        reference = Experiment(cfg)
-        reference.__dict__["model"] = self.model  # one set of weights in memory
-        return reference
+        for group, name in options.items():
+            cfg[group] = _option(group, name)
+        if "dataset" in options:
+            same = cfg.dataset._target_ == self.cfg.dataset._target_
+            kept = set(cfg.dataset) if same else {"num_prompts", "calibration_prompts"} & set(cfg.dataset)
+            cfg.dataset.update({key: self.cfg.dataset[key] for key in kept})
+        cfg.seed = self.cfg.seed if seed is None else seed
+        if alpha is not None:
+            cfg.quant.alpha = alpha
+        other = Experiment(cfg)
+        other.__dict__["model"] = self.model  # one set of weights in memory
+        return other
 
     @cached_property
     def denoiser(self) -> nn.Module:
@@ -263,6 +280,13 @@ def _made(group: str, cfg: DictConfig) -> Any:
     tree = OmegaConf.create()
     OmegaConf.update(tree, group, arguments)  # errors then name the field as the user wrote it
     return instantiate(OmegaConf.select(tree, group))
+
+
+def _option(group: str, name: str) -> DictConfig:
+    """The content of conf/group/name.yaml with that of the options that it extends."""
+    cfg = OmegaConf.load(CONF / group / f"{name}.yaml")
+    parents = [_option(group, parent) for parent in cfg.pop("defaults", []) if parent != "_self_"]
+    return OmegaConf.merge(*parents, cfg)
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 from filelock import FileLock
 from torch import nn
@@ -48,7 +49,7 @@ def run(experiment: Experiment) -> None:
             note=RANDOM_NOTE if experiment.model.random else "",
         )
         experiment.predict(task)
-        ran = json.loads((folder / EXECUTION).read_text())
+        ran = _record(folder / EXECUTION)
         log.info(
             "sample: %s: %d videos in %.0f s; ran %s in %s on %s, %d quantized layers called %d times",
             folder,
@@ -72,9 +73,13 @@ def complete(experiment: Experiment) -> bool:
 def _todo(experiment: Experiment) -> list[int]:
     """Prompts without a sample; the last one if only the record of the sampling is missing."""
     count = len(experiment.prompts.evaluation)
-    recorded = (experiment.folder / EXECUTION).is_file()
+    recorded = intact(_record, experiment.folder / EXECUTION)
     missing = [index for index in range(count) if not intact(read_sample, experiment.folder, index)]
     return missing or ([] if recorded else [count - 1])
+
+
+def _record(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def denoiser(experiment: Experiment) -> nn.Module:

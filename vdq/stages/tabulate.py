@@ -1,76 +1,143 @@
-"""runs -> results/: a table of all finished runs with the same prompts, noise and weights, and a sample grid."""
+"""runs -> results/: the paper's tables and figures, a table of all finished runs with the same prompts, noise and
+weights, and a sample grid; all of it from the registry alone.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
+from tqdm import tqdm
 
 from vdq.data.samples import read_sample
 from vdq.data.video import contact_sheet
 from vdq.files import write_text
-from vdq.stages.experiment import Experiment
+from vdq.quant.stats import Stats
+from vdq.stages.experiment import Experiment, intact
+from vdq.tracking import paper_report, paper_tables
+from vdq.tracking.execution import read_benchmarks, table6
+from vdq.tracking.figures import ranges_figure
+from vdq.tracking.frames import FIGURES, frames_figure
+from vdq.tracking.gallery import write_gallery
 from vdq.tracking.registry import runs
 from vdq.tracking.tables import comparison, write
 
 log = logging.getLogger(__name__)
 GRID_VIDEOS, GRID_FRAMES, GRID_COLUMNS = 48, 4, 4
+SETS = ("opensora", "ucf101")  # the paper's first and second prompt set
 HEADING = """# {name}: {prompts} prompts, model {model}
 
 Every row is a finished run and `run` is its signature. Written by `python run.py stages=[tabulate]`."""
-COST = """# Cost of simulated quantization
-
-Time to sample over the time in full precision, both on the CPU. Written by `python run.py stages=[tabulate]`.
-
-{table}
-"""
 
 
 def run(experiment: Experiment) -> None:
-    reference = experiment.reference or experiment
-    results, name = Path(experiment.cfg.paths.results), experiment.prompts.name
-    table = _finished(experiment, reference)
+    registry = runs(experiment.cfg.paths.runs)
+    find = _finder(experiment, registry)
+    table = _finished(experiment, registry)
+    folder = Path(experiment.cfg.paths.results) / experiment.cfg.model.name
+    _write_all_runs(experiment, table, folder)
+    _write_paper(find, folder)
+    if experiment.prompts.name == experiment.model.prompt_sets[0]:
+        _write_figures(experiment, find, folder)
+        _write_gallery(experiment, table, folder)
+    log.info("tabulate: %d runs written to %s", len(table), folder)
+
+
+def _write_all_runs(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
+    reference, name = experiment.reference or experiment, experiment.prompts.name
     heading = HEADING.format(name=name, prompts=len(reference.prompts.evaluation), model=experiment.cfg.model.name)
-    write(table, results / f"table_{name}", heading)
+    write(table, folder / f"runs_{name}", heading)
     print(comparison(table))
     this = table[table["signature"].isin([reference.signature, experiment.signature])]
-    write_text(results / f"run_{name}.md", comparison(this) + "\n")
-    _write_benchmarks(table, results / f"benchmark_{name}.md")
+    write_text(folder / f"run_{name}.md", comparison(this) + "\n")
     prompts = reference.prompts.evaluation[:GRID_VIDEOS]
     samples = [read_sample(reference.folder, index)["frames"] for index in range(len(prompts))]
-    contact_sheet(samples, prompts, GRID_FRAMES, results / f"samples_{name}.png", GRID_COLUMNS)
-    log.info("tabulate: %d runs written to %s", len(table), results)
+    contact_sheet(samples, prompts, GRID_FRAMES, folder / f"samples_{name}.png", GRID_COLUMNS)
+    benchmarks = read_benchmarks(table)
+    if len(benchmarks):
+        write_text(folder / "table6.md", table6(benchmarks))
+        write_text(folder / "table6.csv", benchmarks.to_csv(index=False))
 
 
-def _finished(experiment: Experiment, reference: Experiment) -> pd.DataFrame:
+def _write_paper(find: paper_tables.Find, folder: Path) -> None:
+    """Tables of which at least one quantized run is there."""
+    for name in tqdm(paper_tables.TITLES, desc="tables", unit="table", delay=2):
+        filled = paper_tables.fill(name, find)
+        if "run" in filled and filled.loc[~filled["method"].str.startswith("fp16"), "run"].notna().any():
+            paper_report.write_table(name, filled, folder)
+
+
+def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path) -> None:
+    for name, figure in FIGURES.items():
+        found = [(label, find(SETS[0], *row)) for label, row in figure.rows]
+        shown = [(label, Path(run["folder"])) for label, run in found if run is not None]
+        if len(shown) > 1:
+            prompts = experiment.prompts.evaluation
+            index = figure.prompt % len(prompts)  # of a run with few prompts, another one
+            frames_figure(shown, index, prompts[index], folder / f"{name}.png")
+    if experiment.calibrates and intact(Stats.load, experiment.stats_path):
+        alpha = experiment.variant(quant="asq").method.alpha
+        ranges_figure(Stats.load(experiment.stats_path), experiment.model.denoiser, alpha, folder / "figure3.png")
+
+
+def _write_gallery(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
+    """Videos of every run beside the reference, the tables above them."""
+    tables = [path for name in paper_tables.TITLES if (path := folder / f"{name}.md").is_file()]
+    write_gallery(
+        table,
+        tables,
+        Path(experiment.cfg.paths.results) / "gallery",
+        metrics=("vqa_a", "vqa_t", "psnr"),
+        title=f"Quantized {experiment.cfg.model.name}",
+    )
+
+
+def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, str, int, int], pd.Series | None]:
+    """Finished runs by the paper's names: data set, method and bit-widths."""
+
+    @cache
+    def prompt_set(dataset: str) -> Experiment | None:
+        option = experiment.model.prompt_sets[SETS.index(dataset)]
+        try:
+            return experiment.variant(dataset=option)
+        except ValueError as error:  # prompts that were never fetched; then there are no runs of them either
+            log.warning("tabulate: no tables of dataset=%s: %s", option, error)
+            return None
+
+    def find(dataset: str, method: str, weight_bits: int, act_bits: int) -> pd.Series | None:
+        base = prompt_set(dataset)
+        if base is None or registry.empty:
+            return None
+        full = base.variant(quant="fp16")
+        if method == "fp16":
+            wanted = full
+        elif method == paper_tables.YARDSTICK:
+            wanted = full.variant(seed=full.cfg.seed + 1)
+        else:
+            try:
+                wanted = base.variant(quant=method, bits=f"w{weight_bits}a{act_bits}")
+            except ValueError:  # time ranges that do not divide the number of steps
+                return None
+        rows = registry[registry["signature"] == wanted.signature]
+        judges = registry.loc[registry["signature"] == full.signature, "metrics"]
+        rows = rows[rows["metrics"].isin(judges)]  # scored by the networks that scored full precision
+        return None if rows.empty else rows.iloc[-1]
+
+    return find
+
+
+def _finished(experiment: Experiment, registry: pd.DataFrame) -> pd.DataFrame:
     """Runs of unchanged recipes with the same reference and the same judges."""
-    root = experiment.cfg.paths.runs
-    table = runs(root)
+    reference = (experiment.reference or experiment).signature
+    table = registry
     if len(table):
-        same = (table["reference"] == reference.signature) & (table["metrics"] == experiment.metrics_signature)
-        table = table[same & (table["changed"] == "")]
+        judges = table.loc[table["signature"] == reference, "metrics"]
+        table = table[(table["reference"] == reference) & table["metrics"].isin(judges) & (table["changed"] == "")]
     if not len(table):
-        raise ValueError(f"paths.runs={root} holds no finished run of these prompts; sample and score one first")
+        raise ValueError(
+            f"paths.runs={experiment.cfg.paths.runs} holds no finished run of these prompts; sample and score one first"
+        )
     return table.sort_values(["weight_bits", "act_bits", "quant"], ascending=[False, False, True], ignore_index=True)
-
-
-def _write_benchmarks(table: pd.DataFrame, path: Path) -> None:
-    """The cost of every recipe that was benchmarked, if any was."""
-    files = [Path(folder) / "benchmark.json" for folder in table["folder"]]
-    benchmarks = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    if not benchmarks:
-        return
-    rows = [
-        {
-            "method": b["quant"],
-            "bits": b["bits"],
-            "ran": b["backend"],
-            **{field: b[field] for field in ("prompts", "steps", "threads")},
-            "time / full precision": f"{b['ratio']['median']:.3f}",
-            "quartiles": "{:.3f} to {:.3f}".format(*b["ratio"]["quartiles"]),
-        }
-        for b in benchmarks
-    ]
-    write_text(path, COST.format(table=pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -124,5 +125,11 @@ def usable(metrics: dict[str, VideoMetric], inputs: set[str]) -> dict[str, Video
     fitting = {name: metric for name, metric in metrics.items() if set(metric.inputs) <= inputs}
     for name, metric in fitting.items():
         if metric.unavailable:
-            log.warning("metrics.%s is left out: %s", name, metric.unavailable)
+            _say_once(f"metrics.{name} is left out: {metric.unavailable}")
     return {name: metric for name, metric in fitting.items() if not metric.unavailable}
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    """A sweep would repeat it for every run."""
+    log.warning(sentence)

@@ -1,6 +1,7 @@
 """The registry of finished runs: every run folder with a ``result.json``, one row each.
 
-``result.json`` is the last file a run writes, so a folder without it is unfinished, whatever else it holds.
+``result.json`` is the last file a run writes, so a folder without it is unfinished, whatever else it holds. So is one
+whose scores or record of the sampling were damaged afterwards.
 """
 
 from __future__ import annotations
@@ -13,21 +14,41 @@ import pandas as pd
 
 log = logging.getLogger(__name__)
 RESULT = "result.json"
+SCORES = "per_video.csv"
+RECORDS = ("metrics.json", "sampling.json")
 
 
 def read_result(folder: Path) -> dict | None:
-    """The result of a finished run, or None if the run is unfinished or its result cannot be read (which is logged)."""
+    """The result of a finished run; None if the run is unfinished or one of its files is damaged, which is logged."""
     path = folder / RESULT
     if not path.is_file():
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or not {"signature", "metrics", "finished"} <= result.keys():
+        result = _json(path)
+        if not {"signature", "metrics", "finished"} <= result.keys():
             raise ValueError("it is not the result of a run")
+        for path in filter(Path.is_file, (folder / name for name in RECORDS)):
+            _json(path)
+        path = folder / SCORES
+        if path.is_file():
+            _check_scores(path, result.get("num_prompts"))
         return result
     except (OSError, ValueError) as error:
         log.warning("%s cannot be read (%s); the run counts as unfinished", path, error)
         return None
+
+
+def _json(path: Path) -> dict:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it holds no fields")
+    return content
+
+
+def _check_scores(path: Path, count: int | None) -> None:
+    rows = len(pd.read_csv(path))
+    if count not in (None, rows):
+        raise ValueError(f"it has {rows} rows instead of {count}")
 
 
 def runs(root: str | Path = "runs") -> pd.DataFrame:

@@ -13,12 +13,21 @@ AFTER = {"size_mb": "MB", "signature": "run"}
 METRICS = {
     "clipsim": "CLIPSIM",
     "clip_temp": "CLIP-temp",
+    "clipsim_evalcrafter": "CLIPSIM (EvalCrafter)",
+    "clip_temp_evalcrafter": "CLIP-temp (EvalCrafter)",
+    "clipsim_standard": "CLIPSIM (standard)",
+    "clip_temp_standard": "CLIP-temp (standard)",
+    "vqa_a": "VQA-a",
+    "vqa_t": "VQA-t",
     "top1": "top-1",
     "psnr": "PSNR dB",
     "ssim": "SSIM",
+    "lpips": "LPIPS",
     "latent_rel_l2": "latent L2",
+    "fvd": "FVD",
+    "fvd_fp16": "FVD-FP16",
 }
-DIGITS = {"top1": 3, "psnr": 2, "size_mb": 2}
+DIGITS = {"top1": 3, "psnr": 2, "vqa_a": 2, "vqa_t": 2, "fvd": 1, "fvd_fp16": 1, "size_mb": 2}
 
 
 def comparison(table: pd.DataFrame) -> str:

@@ -1,0 +1,123 @@
+"""The paper's tables with made-up runs in them; numpy and the paper's own CSV files are the oracles."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vdq.tracking.claims import CLAIMS, values_of, verdict
+from vdq.tracking.paper_report import claims_of, write_table
+from vdq.tracking.paper_tables import TITLES, YARDSTICK, fill, key_of, paper_rows, wanted
+
+PROMPTS = 24
+VALUES = {"fp16": 0.5, YARDSTICK: 0.52, "dynamic": 0.49, "asq": 0.45, "tsq_tsw": 0.47}
+
+
+@pytest.fixture
+def find(tmp_path):
+    """Runs of some methods at every bit-width, their per-video values spread around a mean."""
+
+    def find(dataset, method, weight_bits, act_bits):
+        if method not in VALUES:
+            return None
+        signature = f"{method}{weight_bits}{act_bits}".replace(" ", "").replace(",", "")
+        rng = np.random.default_rng(7)
+        clipsim = VALUES[method] + 0.01 * weight_bits / 16 + 0.1 * rng.standard_normal(PROMPTS)
+        table = pd.DataFrame({"index": range(PROMPTS), "clipsim": clipsim, "vqa_a": 100 * clipsim})
+        (tmp_path / signature).mkdir(exist_ok=True)
+        table.sample(frac=1, random_state=0).to_csv(tmp_path / signature / "per_video.csv", index=False)
+        assets = {"shapes-clip": "0"}
+        return pd.Series(
+            {
+                "signature": signature,
+                "folder": str(tmp_path / signature),
+                "model": "shapes",
+                "kind": "",
+                "assets": assets,
+            }
+        )
+
+    return find
+
+
+def test_the_papers_own_numbers_fit_its_claims():
+    for name in TITLES:
+        table = fill(name, lambda *row: None)
+        for claim in CLAIMS:
+            if name in claim.tables:
+                assert verdict(claim, values_of(table, "paper_"))[0] == "holds", (name, claim.name)
+                assert verdict(claim, values_of(table))[0] == "not testable"
+
+
+def test_every_row_of_the_paper_is_wanted_after_full_precision_and_its_yardstick():
+    for name in TITLES:
+        rows = wanted(name)
+        assert rows["method"].tolist()[:2] == ["fp16", YARDSTICK]
+        paper = paper_rows(name)
+        assert set(zip(paper["method"], paper["w_bits"])) <= set(zip(rows["method"], rows["w_bits"]))  # noqa: B905
+
+
+def test_values_intervals_and_averages(find):
+    table = fill("table3", find)
+    asq = table[(table["method"] == "asq") & (table["w_bits"] == "4") & (table["a_bits"] == "8")].iloc[0]
+    rng = np.random.default_rng(7)
+    spread = 0.1 * rng.standard_normal(PROMPTS)
+    assert asq["clipsim"] == pytest.approx(np.mean(0.4525 + spread))
+    # The difference to full precision is the same for every prompt, so the paired interval is that one value.
+    assert [asq["clipsim_low"], asq["clipsim_high"]] == pytest.approx([0.4525 - 0.51] * 2)
+    average = table[(table["method"] == "asq") & (table["w_bits"] == "average")].iloc[0]
+    parts = table[(table["method"] == "asq") & (table["w_bits"] != "average")]
+    assert average["clipsim"] == pytest.approx(parts["clipsim"].mean()) and average["run"] == "9 runs"
+    assert asq["paper_vqa_a"] == 26.9354
+
+
+def test_interval_equals_numpys_bootstrap(tmp_path, find):
+    run = find("opensora", "asq", 8, 8)
+    full = find("opensora", "fp16", 16, 16)
+    path = tmp_path / run["signature"] / "per_video.csv"
+    scores = pd.read_csv(path)
+    scores["clipsim"] += 0.05 * np.random.default_rng(1).standard_normal(PROMPTS)
+    scores.to_csv(path, index=False)
+    rows = {"fp16": full, "asq": run}
+    row = fill("table4", lambda d, method, w, a: rows.get(method)).query("method == 'asq'").iloc[0]
+    base = pd.read_csv(tmp_path / full["signature"] / "per_video.csv").set_index("index")["clipsim"]
+    difference = (scores.set_index("index")["clipsim"] - base).to_numpy()
+    rng = np.random.default_rng(3)
+    means = difference[rng.integers(0, PROMPTS, (20_000, PROMPTS))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert row["clipsim_low"] == pytest.approx(low, abs=1.5e-3)
+    assert row["clipsim_high"] == pytest.approx(high, abs=1.5e-3)
+
+
+def test_written_for_people_programs_and_papers(tmp_path, find):
+    text = write_table("table1", fill("table1", find), tmp_path)
+    lines = [line for line in text.splitlines() if line.startswith("| dynamic")]
+    assert "**0.4" in lines[0] and "`dynamic88`" in lines[0]  # the best quantized one
+    assert "never with the paper" in text and "CLIPSIM paper" not in text
+    assert "_0.4" in next(line for line in text.splitlines() if line.startswith("| tsq_tsw"))
+    assert "not testable" in text  # vqa_t is missing
+    table = pd.read_csv(tmp_path / "table1.csv")
+    assert table.loc[table["method"] == "asq", "run"].item() == "asq88"
+    latex = (tmp_path / "table1.tex").read_text()
+    assert r"\textbf{0.4" in latex and r"tsq\_tsw" in latex and r"\begin{tabular}" in latex
+
+
+def test_the_papers_numbers_stand_beside_runs_of_its_model_only(tmp_path, find):
+    def published(*row):
+        run = find(*row)
+        if run is not None:
+            run["model"], run["assets"] = "opensora_v1_512", {"ViT-B-32-quickgelu openai": "1", "DOVER": "2"}
+        return run
+
+    text = write_table("table3", fill("table3", published), tmp_path)
+    assert "CLIPSIM paper" in text and "CLIPSIM Δ" in text and "0.1849" in text and "53.9969" in text
+
+
+def test_claims_tell_their_numbers(find):
+    rows = claims_of("table4", fill("table4", find)).set_index("claim")
+    ranges = rows.loc["A range for each step has the highest CLIPSIM of all numbers of time ranges."]
+    assert ranges["here"] == "not testable" and "0.1967" in ranges["paper's numbers"]
+
+
+def test_evalcrafters_variant_is_the_papers_metric():
+    assert key_of("clipsim", ["clipsim_evalcrafter", "clipsim_standard"]) == "clipsim_evalcrafter"
+    assert key_of("vqa_a", ["vqa_a"]) == "vqa_a"

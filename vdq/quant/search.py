@@ -1,0 +1,80 @@
+"""How far a quantized layer's output is from the original's, on a few recorded inputs: alpha without sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vdq.diffusion.clock import StepClock
+from vdq.quant.affine import QParams, fake_quantize
+from vdq.quant.layers import linear_modules, split
+from vdq.quant.state import LinearParams
+
+ROWS = 48  # tokens kept of an input, at random
+
+
+class InputRecorder:
+    """Context manager that keeps some rows of the inputs of quantizable linears at some steps.
+
+    ``inputs`` is fqn -> step -> fp32 [rows, C] on the CPU, of every batch that ran inside.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, clock: StepClock, quantizable: Callable[[str], bool], steps: Iterable[int]
+    ) -> None:
+        self.inputs: dict[str, dict[int, Tensor]] = {}
+        self._clock, self._steps = clock, set(steps)
+        self._generator = torch.Generator().manual_seed(0)
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._modules = [
+            (fqn, module)
+            for fqn, module in linear_modules(denoiser)
+            if any(quantizable(part.fqn) for part in split(fqn, module))
+        ]
+
+    def __enter__(self) -> InputRecorder:
+        self._hooks = [
+            module.register_forward_pre_hook(lambda _, args, fqn=fqn: self._record(fqn, args[0]))
+            for fqn, module in self._modules
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _record(self, fqn: str, x: Tensor) -> None:
+        step = self._clock.step
+        if step not in self._steps:
+            return
+        rows = x.detach().flatten(0, -2)
+        chosen = torch.randint(len(rows), (ROWS,), generator=self._generator)
+        kept = rows[chosen.to(rows.device)].float().cpu()
+        before = self.inputs.setdefault(fqn, {}).get(step)
+        self.inputs[fqn][step] = kept if before is None else torch.cat([before, kept])
+
+
+def output_error(weight: Tensor, params: LinearParams, inputs: dict[int, Tensor]) -> float:
+    """Relative squared error of a static layer's output, |Yq - Y|^2 / |Y|^2 over all recorded rows.
+
+    weight [out, in] fp32; inputs: step -> [rows, in]. Both sums run over steps, so steps of large outputs count more,
+    as they do in the sampled latents.
+    """
+    scale, zero_point = params.step_act()
+    smoothing = params.step_smoothing()
+    weights: dict[int, Tensor] = {}
+    error = norm = 0.0
+    for step, x in inputs.items():
+        range_ = int(params.weight_range[step])
+        if range_ not in weights:
+            weights[range_] = params.dequantized_weight(weight, range_)
+        smooth = x if smoothing is None else x / smoothing[step]
+        quantized = fake_quantize(
+            smooth, QParams(scale[step], zero_point[step]), bits=params.act_bits, symmetric=params.symmetric_acts
+        )
+        y = x @ weight.T
+        error += (quantized @ weights[range_].T - y).double().square().sum().item()
+        norm += y.double().square().sum().item()
+    return error / norm if norm else 0.0

@@ -1,0 +1,26 @@
+"""The small DOVER as the testbed's VQA metric. It learned the testbed's own distortions: never to be compared with
+DOVER.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from vdq.metrics.dover.metric import DoverMetric
+from vdq.shapes.nets import AESTHETIC, TECHNICAL, build_dover
+
+WEIGHTS = Path(__file__).parent / "weights" / "dover.safetensors"
+
+
+def metric(weights: str | None = None) -> DoverMetric:
+    """VQA-a and VQA-t of videos of 16 frames of 64 x 64 pixels, 0..100; what it sees of them is not random.
+
+    Raises ValueError for a file of weights that is missing or holds other tensors.
+    """
+    path = Path(weights or WEIGHTS)
+    if not path.is_file():
+        raise ValueError(f"metrics.dover.weights={path} is no file; train it with `python -m vdq.shapes.train_dover`")
+    model = build_dover().load_published(path).eval().requires_grad_(False)
+    model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return DoverMetric(model=model, technical=TECHNICAL, aesthetic=AESTHETIC, constants="shapes")

@@ -1,0 +1,49 @@
+"""The grid of alphas as tables and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from vdq.files import complete_or_nothing
+
+GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+RECIPES = ("asq", "tsq_tsw")
+WIDTHS = ("w8a8", "w6a6", "w4a8")
+# Recipes that were not searched take the alpha of the one they are made of.
+HEIRS = {"asq": ("asq", "asq_tsw"), "tsq_tsw": ("tsq_2tr", "tsq_4tr", "tsq_10tr", "tsq_tsw")}
+
+
+def best(grid: pd.DataFrame, metric: str = "clipsim") -> dict[str, float]:
+    """Per recipe the alpha with the highest mean of the metric over the bit-widths; the smaller one of equals."""
+    means = grid.groupby(["quant", "alpha"])[metric].mean().reset_index()
+    ordered = means.sort_values(["quant", metric, "alpha"], ascending=[True, False, True])
+    return ordered.groupby("quant")["alpha"].first().to_dict()
+
+
+def pivot(grid: pd.DataFrame, metric: str) -> str:
+    """Markdown: a row for each recipe and bit-width, a column for each alpha, the best in bold."""
+    table = grid.pivot_table(index=["quant", "bits"], columns="alpha", values=metric)
+    shown = table.map(lambda value: f"{value:.4g}").astype(object)
+    for row, column in table.idxmax(axis=1).items():
+        shown.at[row, column] = f"**{shown.at[row, column]}**"
+    return shown.reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def curves(grid: pd.DataFrame, metrics: dict[str, str], path: Path) -> None:
+    """Writes a PNG: one plot for each metric (column -> title), one line for each recipe and bit-width."""
+    figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.5), layout="constrained", squeeze=False)
+    for (metric, title), axis in zip(metrics.items(), axes[0], strict=True):
+        for (quant, bits), rows in grid.groupby(["quant", "bits"]):
+            ordered = rows.sort_values("alpha")
+            axis.plot(ordered["alpha"], ordered[metric], marker="o", ms=3, label=f"{quant} {bits}")
+        axis.set(xlabel="alpha", title=title)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    with complete_or_nothing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    plt.close(figure)

@@ -1,0 +1,67 @@
+"""The paper's figure 3: ranges of activations over channels and steps, and of weights, before and after smoothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: works without a display, and in threads
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from vdq.files import complete_or_nothing
+from vdq.quant.layers import projections
+from vdq.quant.smoothing import aggregate_absmax, smoothing_factors
+from vdq.quant.stats import Stats
+from vdq.quant.time_ranges import TimeRanges
+
+
+def ranges_figure(stats: Stats, denoiser: nn.Module, alpha: float, path: Path, fqn: str | None = None) -> None:
+    """Writes the PNG of one layer, by default the one whose input varies most over the steps."""
+    fqn = fqn or widest(stats)
+    absmax = stats.layers[fqn].absmax.cpu()  # [steps, channels]
+    parts = [p.weight.detach().float().abs().amax(0).cpu() for p in projections(denoiser) if p.input_fqn == fqn]
+    weight = torch.stack(parts).amax(0)  # [channels]
+    figure = _draw(fqn, absmax, weight, alpha)
+    with complete_or_nothing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    plt.close(figure)
+
+
+def widest(stats: Stats) -> str:
+    """The layer input whose largest value changes by the largest factor from step to step."""
+
+    def growth(fqn: str) -> float:
+        largest = stats.layers[fqn].absmax.amax(1)
+        return (largest.max() / largest.min().clamp(min=1e-6)).item()
+
+    return max((fqn for fqn in stats.layers if fqn.startswith("blocks.")), key=growth)
+
+
+def _draw(fqn: str, absmax: Tensor, weight: Tensor, alpha: float) -> Figure:
+    steps = len(absmax)
+    factors = {
+        "before smoothing": torch.ones(1, absmax.shape[1]),
+        f"ASQ, alpha {alpha:g}": _factors(absmax, weight, alpha, TimeRanges(steps, 1)),
+        f"TSQ, alpha {alpha:g}": _factors(absmax, weight, alpha, TimeRanges(steps, "per_step")),
+    }
+    order = absmax.mean(0).argsort(descending=True)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", height_ratios=(2, 1))
+    for (title, s), above, below in zip(factors.items(), *axes, strict=True):
+        image = above.imshow((absmax / s)[:, order].log10(), aspect="auto", interpolation="nearest", cmap="viridis")
+        figure.colorbar(image, ax=above, label="log10 max |x|")
+        above.set(title=title, xlabel="input channel, by size", ylabel="denoising step")
+        below.plot((weight * s[0])[order], lw=0.8, label="weight, step 0")
+        below.plot((weight * s[-1])[order], lw=0.8, label=f"weight, step {steps - 1}")
+        below.set(xlabel="input channel, by size of the activation", ylabel="max |w|", yscale="log")
+        below.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{fqn}: activations over steps and channels (above), weights (below)")
+    return figure
+
+
+def _factors(absmax: Tensor, weight: Tensor, alpha: float, ranges: TimeRanges) -> Tensor:
+    """Smoothing factors for each step, [steps, channels] or [1, channels]."""
+    return smoothing_factors(aggregate_absmax(absmax, ranges), weight, alpha=alpha)[ranges.index]

@@ -1,0 +1,121 @@
+"""The paper's tables 1 to 5 with our runs in them: values, bootstrap intervals, and the paper's own numbers where they
+can be compared.
+
+A table is the paper's CSV file; each of its rows is one run, found by its signature. A row without a finished run stays
+empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+PAPER = Path(__file__).parent / "paper"
+TITLES = {
+    "table1": "Methods at W8A8, first prompt set",
+    "table2": "Methods at W8A8, second prompt set",
+    "table3": "Bit-widths, first prompt set",
+    "table4": "Time ranges at W8A8, first prompt set",
+    "table5": "Time ranges at W8A8, second prompt set",
+}
+METRICS = ("clipsim", "clip_temp", "vqa_a", "vqa_t")
+FIDELITY = ("psnr",)
+OURS = {"table1": ["asq_tsw"], "table2": ["asq_tsw"]}  # recipes of ours, beside the paper's methods
+YARDSTICK = "fp16, other noise"
+RESAMPLES = 9_999
+CONFIDENCE = 0.95
+
+Find = Callable[[str, str, int, int], pd.Series | None]  # data set, method, weight bits, activation bits -> run
+
+
+def paper_rows(name: str) -> pd.DataFrame:
+    """The paper's table, one row a method and bit-width; bits of an average are 'average'."""
+    return pd.read_csv(PAPER / f"{name}.csv", dtype={"w_bits": str, "a_bits": str})
+
+
+def wanted(name: str) -> pd.DataFrame:
+    """Rows that our table has: full precision first, its yardstick, the paper's rows, and recipes of ours."""
+    rows = paper_rows(name)
+    dataset = rows["dataset"].iloc[0]
+    full = rows[rows["method"] == "fp16"]
+    if full.empty:  # tables 4 and 5 leave out what tables 1 and 2 have
+        full = paper_rows("table1" if dataset == "opensora" else "table2").query("method == 'fp16'")
+    blank = {"dataset": dataset, "w_bits": "16", "a_bits": "16"}
+    ours = [{**blank, "method": method, "w_bits": "8", "a_bits": "8"} for method in OURS.get(name, [])]
+    parts = [full, pd.DataFrame([{**blank, "method": YARDSTICK}]), rows[rows["method"] != "fp16"], pd.DataFrame(ours)]
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def fill(name: str, find: Find) -> pd.DataFrame:
+    """One row a method and bit-width: `<metric>` of our run, `<metric>_low` and `_high` of its difference to full
+    precision (paired bootstrap over prompts, 95 %; of the value itself for PSNR), `paper_<metric>`, `run` and `runs`.
+    """
+    rows = wanted(name).rename(columns={metric: f"paper_{metric}" for metric in METRICS})
+    dataset = rows["dataset"].iloc[0]
+    reference = find(dataset, "fp16", 16, 16)
+    filled = []
+    for _, row in rows.iterrows():
+        if row["w_bits"] == "average":
+            filled.append(row.to_dict())
+            continue
+        run = find(dataset, row["method"], int(row["w_bits"]), int(row["a_bits"]))
+        filled.append(row.to_dict() | ({} if run is None else _values(run, reference)))
+    return _averaged(pd.DataFrame(filled))
+
+
+def key_of(metric: str, columns: object) -> str:
+    """Our name of a metric of the paper: EvalCrafter's variant where the run has one."""
+    labelled = f"{metric}_evalcrafter"
+    return labelled if labelled in columns else metric
+
+
+def _values(run: pd.Series, reference: pd.Series | None) -> dict:
+    values = {"run": run["signature"], "kind": run["kind"], "model": run["model"], "comparable": comparable(run)}
+    scores = _per_video(run)
+    base = None if reference is None or reference["signature"] == run["signature"] else _per_video(reference)
+    for metric in (*METRICS, *FIDELITY):
+        key = key_of(metric, scores.columns)
+        if key not in scores or scores[key].isna().any():
+            continue
+        values[metric] = scores[key].mean()
+        if metric in FIDELITY:
+            values |= _interval(metric, scores[key].to_numpy())
+        elif base is not None and key in base:
+            values |= _interval(metric, scores[key].to_numpy() - base[key].to_numpy())
+    return values
+
+
+def comparable(run: pd.Series) -> bool:
+    """Whether the paper's numbers were made alike: its model, and its metrics' networks."""
+    return run["model"] == "opensora_v1_512" and {"ViT-B-32-quickgelu openai", "DOVER"} <= set(run["assets"])
+
+
+def _per_video(run: pd.Series) -> pd.DataFrame:
+    return pd.read_csv(Path(run["folder"]) / "per_video.csv").sort_values("index", ignore_index=True)
+
+
+def _interval(metric: str, values: np.ndarray) -> dict[str, float]:
+    """Percentile interval of the mean over prompts; a constant has none to estimate."""
+    if len(values) < 2 or np.ptp(values) == 0:
+        return {f"{metric}_low": values.mean(), f"{metric}_high": values.mean()}
+    found = bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
+    ).confidence_interval
+    return {f"{metric}_low": found.low, f"{metric}_high": found.high}
+
+
+def _averaged(table: pd.DataFrame) -> pd.DataFrame:
+    """Fills rows of averages, of methods all of whose runs are there."""
+    for index in table.index[table["w_bits"] == "average"]:
+        parts = table[(table["method"] == table.at[index, "method"]) & (table["w_bits"] != "average")]
+        if "run" not in parts or parts["run"].isna().any():
+            continue
+        for metric in (*METRICS, *FIDELITY):
+            if metric in parts:
+                table.at[index, metric] = parts[metric].mean()
+        table.at[index, "run"] = f"{len(parts)} runs"
+    return table
