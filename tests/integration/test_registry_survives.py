@@ -149,7 +149,7 @@ def test_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(finished, t
         pytest.raises(ValueError, match="cannot be written: .*; with more space the same command"),
     ):
         bed.run("quant=tsq_tsw")
-    assert not path.exists() and not leftovers(bed.runs) and set(runs(bed.runs)["quant"]) == {"fp16"}
+    assert not path.exists() and not leftovers(bed.runs) and str(folder) not in set(runs(bed.runs)["folder"])
     bed.run("quant=tsq_tsw")
     assert_same_rows(bed.runs, finished.runs)
 
@@ -171,7 +171,7 @@ def test_no_space_for_a_small_file(finished, tmp_path, monkeypatch, name):
         patch.setattr(Path, "write_text", full)
         with pytest.raises(ValueError, match=f"{name} cannot be written: .*No space left on device; with more space"):
             bed.run("quant=tsq_tsw")
-    assert not leftovers(bed.runs) and set(runs(bed.runs)["quant"]) == {"fp16"}
+    assert not leftovers(bed.runs) and str(folder) not in set(runs(bed.runs)["folder"])
     bed.run("quant=tsq_tsw")
     assert_same_rows(bed.runs, finished.runs)
 
