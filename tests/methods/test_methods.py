@@ -1,5 +1,6 @@
 """Every recipe of conf/quant on a small denoiser: ranges as in the paper, and static means static."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,11 @@ from omegaconf import OmegaConf
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vdq.backends import FakeQuantBackend
+from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods import DynamicMethod, FullPrecisionMethod, Method, StaticMethod
 from vdq.models.stdit import STDiT
-from vdq.quant import LayerStats, Observer, QuantState, Stats, apply, model_size, projections
+from vdq.quant import LayerStats, Observer, QuantState, Stats, apply, model_size, projections, quantized_layers
 
 STEPS = 20
 CONF = Path(__file__).parents[2] / "conf" / "quant"
@@ -97,12 +98,19 @@ def test_recipes_of_the_paper_are_there():
     assert paper <= set(RECIPES)
 
 
-@pytest.mark.parametrize("weight_sets", ["keep", "packed", "requantize"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        *(partial(FakeQuantBackend, weight_sets) for weight_sets in ("keep", "packed", "requantize")),
+        *(partial(Int8CpuBackend, kernel) for kernel in ("oneDNN", "_int_mm")),
+    ],
+    ids=["keep", "packed", "requantize", "oneDNN", "_int_mm"],
+)
 @pytest.mark.parametrize("name", RECIPES)
-def test_static_recipes_reduce_no_activation_at_run_time(name, weight_sets, denoiser, stats):
+def test_static_recipes_reduce_no_activation_at_run_time(name, backend, denoiser, stats):
     """Traced in a whole forward, a static recipe runs no reduction and no host synchronization; dynamic is caught."""
     method = recipe(name)
-    model = apply(denoiser, convert(method, denoiser, stats), StepClock(STEPS), FakeQuantBackend(weight_sets))
+    model = apply(denoiser, convert(method, denoiser, stats), StepClock(STEPS), backend())
     with Trace() as trace:
         model(*inputs(0))
     assert {"native_layer_norm", "addmm"} <= trace.names  # the whole model ran
@@ -123,6 +131,27 @@ def test_a_traced_graph_follows_the_clock(denoiser, stats):
         outputs.append(graph(x))
         assert torch.equal(outputs[-1], layer(x))
     assert not torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("kernel", ["oneDNN", "_int_mm"])
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"fp16"}))
+def test_integer_layers_compute_the_same_sums_inside_the_model(name, kernel, denoiser, stats):
+    """Every layer on the inputs it gets there, the parts of fused projections too, at steps of several ranges."""
+    clock, state = StepClock(STEPS), convert(recipe(name), denoiser, stats)
+    model, twin = (apply(denoiser, state, clock, backend) for backend in (Int8CpuBackend(kernel), ReferenceBackend()))
+    reference, seen = quantized_layers(twin), set()
+
+    def compare(module, args):
+        assert torch.equal(module.accumulators(*args).int(), reference[module.fqn].accumulators(*args))
+        seen.add(module.fqn)
+
+    for module in quantized_layers(model).values():
+        module.register_forward_pre_hook(compare)
+    for step in (0, 7, 19):
+        clock.set(step)
+        ours, simple = model(*inputs(step)), twin(*inputs(step))
+        assert (ours - simple).norm() / simple.norm() < 0.01  # a rounding may move a code of a later layer
+    assert seen == set(state.layers) and "blocks.0.attn.q" in seen
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -2,5 +2,7 @@
 
 from vdq.backends.base import Backend
 from vdq.backends.fake_quant import FakeQuantBackend
+from vdq.backends.int8_cpu import Int8CpuBackend
+from vdq.backends.reference import ReferenceBackend
 
-__all__ = ["Backend", "FakeQuantBackend"]
+__all__ = ["Backend", "FakeQuantBackend", "Int8CpuBackend", "ReferenceBackend"]

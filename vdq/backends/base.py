@@ -15,6 +15,11 @@ class Backend(ABC):
     name: str
     simulated: bool
 
+    @property
+    def arithmetic(self) -> str:
+        """What runs, in words, for logs and tables."""
+        return f"{self.name} ({'simulated' if self.simulated else 'integer'})"
+
     @abstractmethod
     def supports(self, layer: LayerSpec) -> str | None:
         """None, or the reason why this layer cannot run."""

@@ -174,7 +174,7 @@ class Experiment:
         """What the quantized layers compute with, in words."""
         if not self.method.quantizes:
             return "full precision"
-        return f"{self.backend.name} ({'simulated' if self.backend.simulated else 'integer'})"
+        return self.backend.arithmetic
 
     @cached_property
     def reference(self) -> Experiment | None:

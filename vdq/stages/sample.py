@@ -61,6 +61,8 @@ def run(experiment: Experiment) -> None:
             ran["quantized_layers"],
             ran["quantized_calls"],
         )
+        if ran["integer_weights_mb"]:
+            log.info("sample: integer weights of all time ranges take %s MB", ran["integer_weights_mb"])
         peaks = [f"{gigabytes} GB while {phase}" for phase, gigabytes in ran["peak_memory_gb"].items()]
         log.info("sample: peak memory on %s: %s", ran["device"], ", ".join(peaks) or "unknown")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from vdq.backends.integer import integer_weight_bytes
 from vdq.data.prompts import PromptDataset
 from vdq.data.samples import write_sample
 from vdq.diffusion.clock import StepClock
@@ -111,6 +112,7 @@ class Generation(pl.LightningModule):
             "threads": torch.get_num_threads(),
             "quantized_layers": len(quantized_layers(self.denoiser)),
             "quantized_calls": calls,
+            "integer_weights_mb": round(integer_weight_bytes(self.denoiser) / 1e6, 2),
             "videos": len(self.indices),
             "of_videos": len(self.prompts),
             "peak_memory_gb": {phase: round(peak, 2) for phase, peak in self.peaks.items()},

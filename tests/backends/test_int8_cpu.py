@@ -1,0 +1,220 @@
+"""Both kernels: accumulators equal to the reference's and numpy's, bit for bit; the rescale within fp32 rounding."""
+
+import copy
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vdq.backends import Int8CpuBackend, ReferenceBackend, int8_cpu
+from vdq.backends.int8_matmul import KERNELS, IntMmMatmul, OneDnnMatmul, failure
+from vdq.quant.affine import QParams
+from vdq.quant.convert import weight_qparams
+from vdq.quant.linear import LayerSpec
+from vdq.quant.state import LinearParams
+
+FORMATS = [(8, 8, False, False), (8, 8, True, True), (8, 6, False, True), (6, 8, False, False), (4, 6, False, True)]
+STEPS = (0, 3, 1, 2, 0)  # back and forth between the ranges
+EPS = 2.0**-23
+
+
+def needs(kernel: str) -> None:
+    if failure(kernel) is not None:
+        pytest.skip(f"{kernel} cannot run here: {failure(kernel)}")
+
+
+@pytest.fixture(params=list(KERNELS))
+def backend(request) -> Int8CpuBackend:
+    needs(request.param)
+    return Int8CpuBackend(request.param)
+
+
+def term_sizes(spec: LayerSpec, acc_scale: np.ndarray) -> np.ndarray:
+    """At least the sum of a product's absolute terms with the corrections: what fp32 rounds relative to."""
+    return 3 * 255 * 255 * spec.weight.shape[1] * acc_scale
+
+
+def check_steps(module, spec, x, oracle) -> None:
+    reference = ReferenceBackend().layer(spec)
+    for step in STEPS:
+        spec.clock.set(step)
+        want, acc, y = oracle(spec, x, step), module.accumulators(x), module(x)
+        np.testing.assert_array_equal(acc, want.accumulators)
+        assert torch.equal(acc.int(), reference.accumulators(x))
+        error = np.abs(y.numpy().astype(np.float64) - want.output)
+        if spec.params.static and module.sets[0].offset is None:  # one product, one sum
+            bias = 0 if spec.bias is None else np.abs(spec.bias.numpy())
+            assert np.all(error <= 3 * EPS * (np.abs(want.accumulators) * want.scale + bias))
+        assert np.all(error <= EPS * (term_sizes(spec, want.scale) + np.abs(want.output)))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("smoothing", [False, True])
+@pytest.mark.parametrize(("weight_bits", "act_bits", "symmetric_weights", "symmetric_acts"), FORMATS)
+def test_accumulators_equal_the_reference(
+    weight_bits, act_bits, symmetric_weights, symmetric_acts, smoothing, dynamic, backend, layer, oracle, tokens
+):
+    spec = layer(
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        symmetric_weights=symmetric_weights,
+        symmetric_acts=symmetric_acts,
+        smoothing=smoothing,
+        dynamic=dynamic,
+    )
+    module = backend.layer(spec)
+    assert len(module.sets) == (2 if smoothing else 1)
+    # Only asymmetric weights of 8 bits need more than a signed byte.
+    assert (module.sets[0].offset is None) == (symmetric_weights or weight_bits < 8)
+    check_steps(module, spec, tokens(9), oracle)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("in_features", "out_features", "n"), [(1, 1, 1), (7, 5, 2), (300, 33, 700)])
+def test_any_size(in_features, out_features, n, dynamic, backend, layer, oracle, tokens):
+    """Also without bias, and more tokens than one block."""
+    spec = layer(in_features=in_features, out_features=max(out_features, 3), bias=False, dynamic=dynamic)
+    if in_features == 1 and backend.kernel is IntMmMatmul:
+        with pytest.raises(ValueError, match="in_features=1 must be at least 2"):
+            backend.layer(spec)
+        return
+    check_steps(backend.layer(spec), spec, tokens(n, in_features), oracle)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_no_tokens(dynamic, backend, layer):
+    spec = layer(dynamic=dynamic)
+    assert backend.layer(spec)(torch.empty(0, 4, 48)).shape == (0, 4, 20)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_extreme_codes_of_long_sums_are_exact(symmetric, backend, layer, oracle):
+    """Sums far above the 2^24 that fp32 counts exactly: every code first or last, zero points at both ends."""
+    spec = layer(in_features=4608, symmetric_weights=symmetric, symmetric_acts=symmetric, smoothing=False)
+    signs = torch.ones(4, 4608)
+    signs[1], signs[2, ::2], signs[3, :2000] = -1, -1, -1
+    spec.weight[:4], x = signs, signs * 1e6
+    spec = _requantized(spec)
+    want = max(np.abs(oracle(spec, x, step).accumulators).max() for step in range(4))
+    assert want > (7e7 if symmetric else 2.9e8)
+    check_steps(backend.layer(spec), spec, x, oracle)
+
+
+def _requantized(spec: LayerSpec) -> LayerSpec:
+    """The layer's parameters made anew from its weight."""
+    p = spec.params
+    weight = weight_qparams(spec.weight, None, bits=p.weight_bits, symmetric=p.symmetric_weights)
+    tensors = p.tensors() | {"weight_scale": weight.scale, "weight_zero_point": weight.zero_point}
+    params = LinearParams.from_tensors(tensors, p.scalars())
+    return LayerSpec(spec.fqn, spec.weight, spec.bias, params, spec.clock, spec.rows)
+
+
+def test_ties_round_to_even(backend, layer):
+    """Inputs of exactly half a step, with an odd zero point: rounding comes before its addition."""
+    spec = layer(smoothing=False, symmetric_weights=True)
+    zero = QParams(torch.full((4,), 0.25), torch.full((4,), 7.0))
+    params = LinearParams.from_tensors(
+        spec.params.tensors() | {"act_scale": zero.scale, "act_zero_point": zero.zero_point}, spec.params.scalars()
+    )
+    spec = LayerSpec("fc", spec.weight, spec.bias, params, spec.clock, spec.rows)
+    halves = (torch.arange(48) - 6 + 0.5) * 0.25
+    codes, zero_point = backend.layer(spec).quantize_input(halves[None])
+    assert codes.dtype == torch.uint8 and zero_point == 7
+    np.testing.assert_array_equal(codes[0], np.rint(np.arange(48) - 5.5).clip(-7) + 7)
+    reference = ReferenceBackend().layer(spec)
+    assert torch.equal(backend.layer(spec).accumulators(halves).int(), reference.accumulators(halves))
+
+
+def test_contract_of_a_kernel(backend):
+    q = torch.randint(0, 256, (5, 70), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    weight = torch.randint(-128, 128, (12, 70), generator=torch.Generator().manual_seed(1)).to(torch.int8)
+    products = (q.numpy().astype(np.int64) - 9) @ weight.numpy().astype(np.int64).T
+    matmul, scale, bias = backend.kernel(weight), torch.full((12,), 0.5), torch.arange(12.0)
+    np.testing.assert_array_equal(matmul(q, 9, scale, x_scale=2.0, bias=bias), products + np.arange(12))
+    np.testing.assert_array_equal(matmul(q, 9, scale), products / 2)
+
+
+def test_shared_tokens(backend, layer):
+    spec = layer(dynamic=True, granularity="token_shared")
+    spec.rows(nn.Identity(), (torch.empty(2, 1),))  # the denoiser works on two rows, an attention input has 2 * 3
+    x = torch.randn(6, 5, 48, generator=torch.Generator().manual_seed(1))
+    module, reference = backend.layer(spec), ReferenceBackend().layer(spec)
+    assert torch.equal(module.accumulators(x).int(), reference.accumulators(x))
+    torch.testing.assert_close(module(x), reference(x), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_any_strides(dynamic, backend, layer, tokens):
+    module, x = backend.layer(layer(dynamic=dynamic)), tokens(9)
+    y = module(x)
+    assert torch.equal(module(x.T.contiguous().T), y)
+    assert torch.equal(module(x[3:4].expand(5, 48)), y[3:4].expand(5, 20))
+    assert torch.equal(module(x[4:5].as_strided((1, 48), (0, 1))), y[4:5])
+
+
+def test_shapes_dtypes_and_casts(backend, layer, tokens):
+    spec, x = layer(), tokens(12)
+    module = backend.layer(spec)
+    y = module(x)
+    assert torch.equal(module(x.reshape(3, 4, 48)), y.reshape(3, 4, 20))
+    assert torch.equal(module(x.half()), module(x.half().float()).half())
+    assert torch.equal(module.half()(x), y)
+    with pytest.raises(ValueError, match="blocks.0.fc computes integers on the CPU and cannot move to meta"):
+        module.to("meta")
+
+
+def test_copies_and_pickles(backend, layer, tokens):
+    """As processes of `trainer=ddp` need it."""
+    spec, x = layer(), tokens(5)
+    module = backend.layer(spec)
+    spec.clock.set(2)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x), module(x)) and twin.fqn == module.fqn
+        twin.clock.set(0)
+        assert not torch.equal(twin(x), module(x))
+
+
+def test_every_range_takes_a_byte_a_weight(backend, layer):
+    assert backend.layer(layer(weight_bits=4)).weight_bytes == 2 * 48 * 20
+    assert backend.layer(layer(smoothing=False)).weight_bytes == 48 * 20
+
+
+def test_what_cannot_run_is_refused_with_the_reason(backend, layer):
+    with pytest.raises(ValueError, match="^backend int8_cpu does not support layer blocks.0.fc: act_bits=16 must be"):
+        backend.layer(layer(act_bits=16))
+
+
+def test_the_kernel_is_named_and_a_fallback_told(monkeypatch, caplog):
+    needs("oneDNN")
+    assert Int8CpuBackend("_int_mm").arithmetic == "int8_cpu (integer, _int_mm)"
+    with caplog.at_level(logging.WARNING):
+        chosen = Int8CpuBackend()
+    assert chosen.arithmetic == "int8_cpu (integer, oneDNN)" and not chosen.simulated and not caplog.records
+    monkeypatch.setattr(int8_cpu, "failure", lambda name: "it is gone" if name == "oneDNN" else None)
+    assert Int8CpuBackend().kernel is IntMmMatmul
+    assert caplog.messages == ["int8_cpu: runs _int_mm (oneDNN: it is gone)"]
+    with pytest.raises(ValueError, match=r"^backend.kernel=oneDNN cannot run here \(oneDNN: it is gone\)$"):
+        Int8CpuBackend("oneDNN")
+    with pytest.raises(ValueError, match="^backend.kernel=fast must be one of auto, oneDNN, _int_mm$"):
+        Int8CpuBackend("fast")
+
+
+def test_a_kernel_that_is_missing_or_saturates_is_noticed(monkeypatch):
+    class Missing(OneDnnMatmul):
+        def __init__(self, weight):
+            torch.ops.onednn.qlinear_of_another_version(weight)
+
+    class Saturating(IntMmMatmul):
+        """Pairs of products in 16 bits, as AVX2 adds them."""
+
+        def __call__(self, q, zero, scale, *, bias):
+            pairs = (q.int()[:, None] * self.weight.int()).unflatten(2, (-1, 2)).sum(-1).clamp(-(2**15), 2**15 - 1)
+            return bias + scale * (pairs.sum(-1) - zero * self.sums)
+
+    monkeypatch.setitem(KERNELS, "missing", Missing)
+    monkeypatch.setitem(KERNELS, "saturating", Saturating)
+    assert "has no attribute 'qlinear_of_another_version'" in failure("missing")
+    assert failure("saturating") == "it does not multiply extreme codes exactly on this CPU"

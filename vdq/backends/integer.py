@@ -1,0 +1,93 @@
+"""What the integer backends have in common: which layers they take, and the frame of a layer."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vdq.quant.affine import QParams, qparams_from_range, tensor_range
+from vdq.quant.linear import LayerSpec
+
+BITS = 8
+# An accumulator sums products of code differences, each at most 255 in size, and must stay inside 32 bits.
+MAX_IN_FEATURES = (2**31 - 1) // 255**2
+
+
+def unsupported(layer: LayerSpec) -> str | None:
+    """Why a layer has no 8-bit codes or no 32-bit accumulators, or is not on the CPU; None if it can run."""
+    for name in ("weight_bits", "act_bits"):
+        bits = getattr(layer.params, name)
+        if bits > BITS:
+            return f"{name}={bits} must be at most {BITS}, integer products are of bytes"
+    if layer.weight.shape[1] > MAX_IN_FEATURES:
+        return f"in_features={layer.weight.shape[1]} must be at most {MAX_IN_FEATURES}, else 32-bit sums overflow"
+    if layer.weight.device.type != "cpu":
+        return f"its weight is on {layer.weight.device.type}, this backend runs on the CPU"
+    return None
+
+
+def integer_weight_bytes(model: nn.Module) -> int:
+    """Memory that the integer layers of a model hold their weights in, those of all time ranges."""
+    return sum(module.weight_bytes for module in model.modules() if isinstance(module, IntegerLinear))
+
+
+class IntegerLinear(nn.Module):
+    """Base of layers that multiply integers: y = D_x D_w acc + bias with acc = sum_i (qx_i - zx) (qw_i - zw).
+
+    No constant is a parameter or a buffer, so casts of the model do not reach them: the layer computes in fp32 and
+    returns the dtype of its input. The step is read on the host (`clock.step`): a traced graph is that of one step. NaN
+    has no code: what becomes of it is not defined.
+    """
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__()
+        self.fqn, self.clock, self.params, self.token_rows = layer.fqn, layer.clock, layer.params, layer.rows
+        self.out_features, self.in_features = layer.weight.shape
+        self.bias = None if layer.bias is None else layer.bias.detach().float().clone()
+        self.ranges: list[int] = layer.params.weight_range.tolist()
+
+    # Rounding has no gradient.
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out] in the dtype of x."""
+        return self.product(x).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def product(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [n, out] fp32, n tokens."""
+        raise NotImplementedError
+
+    def accumulators(self, x: Tensor) -> Tensor:
+        """acc, integers [n, out], of the inputs x [..., in]: what every integer backend must agree on."""
+        raise NotImplementedError
+
+    def token_qparams(self, smoothed: Tensor) -> QParams:
+        """Run-time qparams of X / s [..., in] fp32, one pair a token, each [n, 1] (spec/quantization.md 2.4)."""
+        p = self.params
+        shared = p.act_granularity == "token_shared"
+        tokens = self.token_rows.unfold(smoothed) if shared else smoothed
+        lo, hi = (
+            bound.expand(*tokens.shape[:-1], 1).reshape(-1, 1) for bound in tensor_range(tokens, p.act_granularity)
+        )
+        return qparams_from_range(lo, hi, bits=p.act_bits, symmetric=p.symmetric_acts)
+
+    @property
+    def range_(self) -> int:
+        """The weight range of the clock's step."""
+        return self.ranges[self.clock.step]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the integer weights of all ranges."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"weight_ranges={self.params.num_weight_ranges}, weight_bytes={self.weight_bytes}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLinear":
+        device = fn(torch.empty(0)).device.type
+        if device != "cpu":
+            raise ValueError(f"layer {self.fqn} computes integers on the CPU and cannot move to {device}")
+        return super()._apply(fn, recurse)
