@@ -23,18 +23,25 @@ lint: $(INSTALLED) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-tables: $(INSTALLED) ## Compute the testbed's tables and figures; write results/ and the tables in README.md
-	$(BIN)/python run.py -m experiment=alpha
-	$(BIN)/python run.py stages=[choose_alpha] experiment=alpha
-	$(BIN)/python run.py stages=[search_alpha] experiment=alpha
-	$(BIN)/python run.py quant=tsq_tsw bits=w6a8
-	for name in table1 table2 table3 table4 table5 figure1 figure2 figure4 table6; do \
-		$(BIN)/python run.py -m experiment=$$name || exit 1; \
+# Only experiments that lack runs are started. The alphas come first: the other experiments use those that are chosen.
+EXPERIMENTS := testbed table1 table2 table3 table4 table5 figure1 figure2 figure4
+tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md
+	@todo=$$($(BIN)/python -m vdq.pending alpha $(EXPERIMENTS)) || exit 1; \
+	case "$$todo" in alpha*) \
+		$(BIN)/python run.py -m experiment=alpha && \
+		$(BIN)/python run.py stages=[choose_alpha,search_alpha] experiment=alpha && \
+		todo=$$($(BIN)/python -m vdq.pending $(EXPERIMENTS)) || exit 1 ;; \
+	esac; \
+	for name in $$todo; do \
+		$(BIN)/python run.py -m experiment=$$name tabulate=false || exit 1; \
 	done
+	test -f results/shapes/table6.md || $(BIN)/python run.py -m experiment=table6
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
-	$(BIN)/python -m vdq.tracking.sizes results/sizes_opensora.md
 	$(BIN)/python -m vdq.tracking.readme
+
+results/sizes_opensora.md: vdq/tracking/sizes.py vdq/quant/report.py | $(INSTALLED)
+	$(BIN)/python -m vdq.tracking.sizes $@
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'

@@ -3,6 +3,10 @@
 import os
 import sys
 
+# Threads of a product that wait for each other shall sleep: on a shared machine, spinning costs six times the time.
+# To be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode

@@ -29,10 +29,10 @@ def test_grid_is_sampled_chosen_from_and_ranked(grid, tmp_path, capsys):
     grid.run("stages=[choose_alpha]")
     results = grid.runs / "results" / "shapes"
     table = pd.read_csv(results / "alpha.csv")
-    best = table.loc[table["clipsim"].idxmax(), "alpha"]
     chosen = yaml.safe_load((tmp_path / "conf" / "alpha" / "shapes.yaml").read_text())
-    assert chosen == {"asq": best, "asq_tsw": best}
-    assert f"asq {best}" in (results / "alpha.md").read_text() and (results / "alpha.png").exists()
+    best = chosen["asq"]
+    assert chosen == {"asq": best, "asq_tsw": best} and best in table["alpha"].tolist()
+    assert f"Chosen: **asq {best}**" in (results / "alpha.md").read_text() and (results / "alpha.png").exists()
     capsys.readouterr()
     grid.run("stages=[search_alpha]")
     output = capsys.readouterr().out

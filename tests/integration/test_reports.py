@@ -52,7 +52,7 @@ def test_tabulate_writes_table_grid_and_cost(bed, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "ROUNDS", 2)
     run = bed.run("stages=[benchmark]", "quant=tsq_tsw")
     result = json.loads((run / "result.json").read_text())
-    others = {"reference": "other", "changed": "alpha=0.3", "metrics": "other"}
+    others = {"reference": "other", "changed": "momentum=0.3", "metrics": "other", "alpha": 0.9}
     for number, (field, value) in enumerate(others.items()):
         folder = bed.runs / f"other{number}"
         folder.mkdir()
@@ -61,7 +61,7 @@ def test_tabulate_writes_table_grid_and_cost(bed, monkeypatch, capsys):
     bed.run("stages=[tabulate]", "quant=tsq_tsw")
     results = bed.runs / "results" / "shapes"
     table = pd.read_csv(results / "runs_shapes.csv").set_index("quant")
-    assert "other" not in " ".join(table["signature"])  # not comparable: prompts, recipe or judge differ
+    assert "other" not in " ".join(table["signature"])  # not comparable: prompts, recipe, judge or alpha differ
     assert table.loc["tsq_tsw", "signature"] == result["signature"]
     assert table.loc["tsq_tsw", "clipsim"] == pytest.approx(result["clipsim"])
     assert pd.isna(table.loc["fp16", "latent_rel_l2"])

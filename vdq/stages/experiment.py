@@ -193,8 +193,12 @@ class Experiment:
         cfg.seed = self.cfg.seed if seed is None else seed
         if alpha is not None:
             cfg.quant.alpha = alpha
+        return self.sibling(cfg)
+
+    def sibling(self, cfg: DictConfig) -> Experiment:
+        """The experiment of another configuration of the same model, with one set of weights in memory."""
         other = Experiment(cfg)
-        other.__dict__["model"] = self.model  # one set of weights in memory
+        other.__dict__["model"] = self.model
         return other
 
     @cached_property

@@ -36,14 +36,20 @@ Every row is a finished run and `run` is its signature. Written by `python run.p
 def run(experiment: Experiment) -> None:
     registry = runs(experiment.cfg.paths.runs)
     find = _finder(experiment, registry)
-    table = _finished(experiment, registry)
     folder = Path(experiment.cfg.paths.results) / experiment.cfg.model.name
-    _write_all_runs(experiment, table, folder)
-    _write_paper(find, folder)
-    if experiment.prompts.name == experiment.model.prompt_sets[0]:
-        _write_figures(experiment, find, folder)
-        _write_gallery(experiment, table, folder)
-    log.info("tabulate: %d runs written to %s", len(table), folder)
+    main_set = experiment.prompts.name == experiment.model.prompt_sets[0]
+    figures = _write_figures(experiment, find, folder) if main_set else []
+    table = _finished(experiment, registry)
+    if table.empty and not figures:
+        raise ValueError(
+            f"paths.runs={experiment.cfg.paths.runs} holds no finished run of these prompts; sample and score one first"
+        )
+    if len(table):
+        _write_all_runs(experiment, table, folder)
+        _write_paper(find, folder)
+        if main_set:
+            _write_gallery(experiment, table, folder)
+    log.info("tabulate: %d runs and %d figures written to %s", len(table), len(figures), folder)
 
 
 def _write_all_runs(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
@@ -70,17 +76,22 @@ def _write_paper(find: paper_tables.Find, folder: Path) -> None:
             paper_report.write_table(name, filled, folder)
 
 
-def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path) -> None:
+def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path) -> list[Path]:
+    """Figure 3 from the statistics, the others from the runs that are there."""
+    written = []
     for name, figure in FIGURES.items():
         found = [(label, find(SETS[0], *row)) for label, row in figure.rows]
         shown = [(label, Path(run["folder"])) for label, run in found if run is not None]
         if len(shown) > 1:
             prompts = experiment.prompts.evaluation
             index = figure.prompt % len(prompts)  # of a run with few prompts, another one
-            frames_figure(shown, index, prompts[index], folder / f"{name}.png")
+            written.append(folder / f"{name}.png")
+            frames_figure(shown, index, prompts[index], written[-1])
     if experiment.calibrates and intact(Stats.load, experiment.stats_path):
         alpha = experiment.variant(quant="asq").method.alpha
-        ranges_figure(Stats.load(experiment.stats_path), experiment.model.denoiser, alpha, folder / "figure3.png")
+        written.append(folder / "figure3.png")
+        ranges_figure(Stats.load(experiment.stats_path), experiment.model.denoiser, alpha, written[-1])
+    return written
 
 
 def _write_gallery(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
@@ -130,14 +141,12 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
 
 
 def _finished(experiment: Experiment, registry: pd.DataFrame) -> pd.DataFrame:
-    """Runs of unchanged recipes with the same reference and the same judges."""
+    """Runs of unchanged recipes with the same reference, the same judges and the alphas of this configuration."""
     reference = (experiment.reference or experiment).signature
-    table = registry
-    if len(table):
-        judges = table.loc[table["signature"] == reference, "metrics"]
-        table = table[(table["reference"] == reference) & table["metrics"].isin(judges) & (table["changed"] == "")]
-    if not len(table):
-        raise ValueError(
-            f"paths.runs={experiment.cfg.paths.runs} holds no finished run of these prompts; sample and score one first"
-        )
+    if registry.empty:
+        return registry
+    judges = registry.loc[registry["signature"] == reference, "metrics"]
+    alphas = registry["quant"].map(dict(experiment.cfg.alpha))
+    kept = (registry["reference"] == reference) & registry["metrics"].isin(judges) & (registry["changed"] == "")
+    table = registry[kept & (alphas.isna() | (alphas == registry["alpha"]))]
     return table.sort_values(["weight_bits", "act_bits", "quant"], ascending=[False, False, True], ignore_index=True)

@@ -75,8 +75,8 @@ def key_of(metric: str, columns: object) -> str:
 
 def _values(run: pd.Series, reference: pd.Series | None) -> dict:
     values = {"run": run["signature"], "kind": run["kind"], "model": run["model"], "comparable": comparable(run)}
-    scores = _per_video(run)
-    base = None if reference is None or reference["signature"] == run["signature"] else _per_video(reference)
+    scores = per_video(run)
+    base = None if reference is None or reference["signature"] == run["signature"] else per_video(reference)
     for metric in (*METRICS, *FIDELITY):
         key = key_of(metric, scores.columns)
         if key not in scores or scores[key].isna().any():
@@ -94,7 +94,8 @@ def comparable(run: pd.Series) -> bool:
     return run["model"] == "opensora_v1_512" and {"ViT-B-32-quickgelu openai", "DOVER"} <= set(run["assets"])
 
 
-def _per_video(run: pd.Series) -> pd.DataFrame:
+def per_video(run: pd.Series | dict) -> pd.DataFrame:
+    """Scores of a run's videos in the order of the prompts."""
     return pd.read_csv(Path(run["folder"]) / "per_video.csv").sort_values("index", ignore_index=True)
 
 

@@ -1,0 +1,44 @@
+"""Which experiments lack runs, on a testbed with full precision and one run of tsq_tsw."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vdq import pending
+
+
+@pytest.fixture
+def options(finished, tmp_path):
+    """Overrides with which an experiment `mine` sweeps over what a test wants."""
+
+    def make(**params: str) -> list[str]:
+        path = Path(tmp_path, "experiment", "mine.yaml")
+        path.parent.mkdir()
+        path.write_text(f"# @package _global_\n{yaml.safe_dump({'hydra': {'sweeper': {'params': params}}})}")
+        return [f"hydra.searchpath=[file://{tmp_path}]", *finished.overrides]
+
+    return make
+
+
+def test_counts_the_runs_that_the_sweep_would_make(options, capsys):
+    overrides = options(bits="w8a8,w4a4", quant="fp16,tsq_tsw,asq")
+    table = pending.progress(["mine", "figure3"], overrides)  # figure3 scores no run
+    assert table.to_dict("records") == [{"experiment": "mine", "runs": 5, "finished": 2}]  # full precision has no bits
+    pending.main(["mine", *overrides])
+    assert capsys.readouterr().out.split() == ["mine"]
+
+
+def test_fields_of_a_recipe_may_be_swept(options):
+    table = pending.progress(["mine"], options(**{"quant": "asq,tsq_tsw", "quant.alpha": "0.1,0.5"}))
+    assert table.loc[0, ["runs", "finished"]].tolist() == [4, 1]  # 0.5 is the testbed's alpha
+
+
+def test_yardstick_is_a_run(options):
+    table = pending.progress(["mine"], [*options(quant="fp16,tsq_tsw"), "yardstick=true"])
+    assert table.loc[0, ["runs", "finished"]].tolist() == [3, 2]
+
+
+def test_nothing_is_printed_when_all_runs_are_there(options, capsys):
+    pending.main(["mine", *options(quant="fp16,tsq_tsw")])
+    assert capsys.readouterr().out.strip() == ""
