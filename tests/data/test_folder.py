@@ -2,6 +2,7 @@
 
 import csv
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -50,6 +51,22 @@ def test_gif_equals_what_pillow_reads(tmp_path):
     flat = [Image.fromarray(np.full((16, 24, 3), level, np.uint8)) for level in (0, 90, 255)]
     flat[0].save(tmp_path / "a.gif", save_all=True, append_images=flat[1:])
     assert read_clip(tmp_path / "a.gif")[:, 3, 5, 1].tolist() == [0, 90, 255]
+
+
+@pytest.mark.parametrize(("name", "codec", "tolerance"), [("a.avi", "ffv1", 0), ("a.webm", "libvpx-vp9", 4)])
+def test_other_containers_hold_the_frames_that_were_encoded(tmp_path, name, codec, tolerance):
+    """Written by PyAV: FFV1 in BGR is lossless, VP9 has no error to speak of on even grey."""
+    levels = (0, 90, 255)
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=8, width=48, height=32)
+        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
+        for level in levels:
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = read_clip(tmp_path / name)
+    assert frames.shape == (3, 32, 48, 3)
+    assert (frames.int() - torch.tensor(levels)[:, None, None, None]).abs().max() <= tolerance
 
 
 def test_prompts_by_position_or_by_name(folder, tmp_path):

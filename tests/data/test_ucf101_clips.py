@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdq.data.ucf101_clips import Ucf101Clips, class_prompt
+from vdq.data.ucf101_clips import Ucf101Clips
 from vdq.data.video import read_video
 
 LENGTHS = {
@@ -23,18 +23,6 @@ LISTS = {
     "testlist01": list(LENGTHS)[:2],
 }
 BITS = 6
-# The classes in the order of `classInd.txt`.
-CLASSES = """ApplyEyeMakeup ApplyLipstick Archery BabyCrawling BalanceBeam BandMarching BaseballPitch Basketball
-BasketballDunk BenchPress Biking Billiards BlowDryHair BlowingCandles BodyWeightSquats Bowling BoxingPunchingBag
-BoxingSpeedBag BreastStroke BrushingTeeth CleanAndJerk CliffDiving CricketBowling CricketShot CuttingInKitchen Diving
-Drumming Fencing FieldHockeyPenalty FloorGymnastics FrisbeeCatch FrontCrawl GolfSwing Haircut Hammering HammerThrow
-HandstandPushups HandstandWalking HeadMassage HighJump HorseRace HorseRiding HulaHoop IceDancing JavelinThrow
-JugglingBalls JumpingJack JumpRope Kayaking Knitting LongJump Lunges MilitaryParade Mixing MoppingFloor Nunchucks
-ParallelBars PizzaTossing PlayingCello PlayingDaf PlayingDhol PlayingFlute PlayingGuitar PlayingPiano PlayingSitar
-PlayingTabla PlayingViolin PoleVault PommelHorse PullUps Punch PushUps Rafting RockClimbingIndoor RopeClimbing Rowing
-SalsaSpin ShavingBeard Shotput SkateBoarding Skiing Skijet SkyDiving SoccerJuggling SoccerPenalty StillRings
-SumoWrestling Surfing Swing TableTennisShot TaiChi TennisSwing ThrowDiscus TrampolineJumping Typing UnevenBars
-VolleyballSpiking WalkingWithDog WallPushups WritingOnBoard YoYo""".split()
 
 
 def write_avi(path: Path, length: int) -> None:
@@ -182,30 +170,3 @@ def test_a_broken_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "Archery" / "v_Archery_g01_c01.avi").write_bytes(b"no video")
     with pytest.raises(ValueError, match="v_Archery_g01_c01.avi cannot be decoded"):
         Ucf101Clips(tmp_path, num_clips=1)[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "prompt"),
-    [
-        ("ApplyEyeMakeup", "apply eye makeup"),
-        ("Archery", "archery"),
-        ("CleanAndJerk", "clean and jerk"),
-        ("HandstandPushups", "handstand pushups"),
-        ("YoYo", "yo yo"),
-    ],
-)
-def test_class_prompt_is_the_name_in_words(name: str, prompt: str) -> None:
-    assert class_prompt(name) == prompt
-
-
-def test_class_prompts_stand_in_the_order_of_the_published_prompts(fixtures: Path) -> None:
-    path = fixtures.parent / "data" / "prompts" / "ucf101_101.txt"
-    if not path.exists():
-        pytest.skip("data/prompts/ucf101_101.txt is not beside the fixtures folder; set VDQ_FIXTURES")
-    published = path.read_text().splitlines()
-    prompts = [class_prompt(name) for name in sorted(CLASSES, key=str.lower)]
-    assert len(prompts) == len(published) == 101 and sorted(CLASSES, key=str.lower) == CLASSES
-    equal = [number for number, (ours, theirs) in enumerate(zip(prompts, published, strict=True)) if ours == theirs]
-    assert len(equal) == 27
-    elsewhere = {prompt for number, prompt in enumerate(prompts) if number not in equal}
-    assert not elsewhere & set(published), "no line is equal at another place"

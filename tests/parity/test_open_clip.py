@@ -40,6 +40,7 @@ def weights(recorded, tmp_path_factory):
 def test_equals_evalcrafter(recorded, weights, tmp_path, preprocessing):
     recipe, numbers, tensors = recorded
     encoder = OpenClip(str(weights), None, str(tmp_path), preprocessing)
+    assert encoder.name == "ViT-B-32-quickgelu open_clip_model.safetensors"  # not OpenAI's weights, whatever the name
     metric = ClipMetric(encoder=encoder, label=preprocessing)
     for index, case in enumerate(numbers["cases"]):
         video = torch.from_numpy(recipe.video(case["video"]))

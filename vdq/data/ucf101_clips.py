@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -132,16 +131,6 @@ class Ucf101Clips(Dataset):
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
-
-
-def class_prompt(name: str) -> str:
-    """A class's name as lower-case words: `ApplyEyeMakeup` -> `apply eye makeup`.
-
-    Nothing but the name goes into it. The prompts that ViDiT-Q published for UCF-101 stand in the same order (that of
-    `classInd.txt`: by name, whatever the case), but are sentences somebody wrote: 27 are equal to the class's words,
-    the others change them (`applying eye makeup`) or tell more (`BalanceBeam`: `gymnast performing on a balance beam`).
-    """
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
 
 
 def _video_folder(root: Path) -> Path:

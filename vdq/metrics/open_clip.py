@@ -7,6 +7,7 @@ Values of the two cannot be compared.
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,9 +19,16 @@ from torch.nn import functional as F
 from vdq.clip_library import open_clip
 from vdq.sources import Source, find_file, sha256
 
+log = logging.getLogger(__name__)
 ARCHITECTURE = "ViT-B-32-quickgelu"
 FIELD = "metrics.clip.encoder.weights"
 PREPROCESSINGS = ("evalcrafter", "standard")
+PUBLISHED = f"{ARCHITECTURE} openai"
+# SHA-256 of the files that hold OpenAI's weights.
+FILES = {
+    "e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",  # timm's open_clip_model.safetensors
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",  # OpenAI's ViT-B-32.pt
+}
 SIDE = 224
 
 
@@ -32,8 +40,9 @@ class OpenClip(nn.Module):
     - `evalcrafter`: grey levels 0..255 as they are, squashed to 224 x 224 without antialiasing;
     - `standard`: open_clip's own transform: bicubic to a shortest edge of 224, centre crop, mean and deviation of CLIP.
 
-    `weights` is a local file or owner/name/file of a Hugging Face repository at `revision`. Raises ValueError for
-    another preprocessing, or for a file that cannot be had or is no such CLIP.
+    `weights` is a local file or owner/name/file of a Hugging Face repository at `revision`. A file other than the
+    published ones carries its own name in every result, so that its values do not stand beside the paper's. Raises
+    ValueError for another preprocessing, or for a file that cannot be had or is no such CLIP.
     """
 
     frame_size = None
@@ -43,8 +52,10 @@ class OpenClip(nn.Module):
         if preprocessing not in PREPROCESSINGS:
             raise ValueError(f"preprocessing={preprocessing} is not known; allowed: {', '.join(PREPROCESSINGS)}")
         path = find_file(Source(FIELD, weights, revision, 0.6))
-        self.name = f"{ARCHITECTURE} openai"
         self.sha256 = sha256(path, Path(cache))
+        self.name = PUBLISHED if self.sha256 in FILES else f"{ARCHITECTURE} {path.name}"
+        if self.name != PUBLISHED:
+            log.warning("%s=%s is not OpenAI's published file (SHA-256 %s)", FIELD, weights, self.sha256)
         self.preprocessing = preprocessing
         self.net = _load(path)
         self.tokenizer = open_clip.get_tokenizer(ARCHITECTURE)

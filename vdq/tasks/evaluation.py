@@ -114,6 +114,9 @@ class Evaluation(pl.LightningModule):
             better |= dict.fromkeys(metric.keys, metric.higher_is_better)
             assets |= metric.assets
             notes |= metric.notes(self.data.prompts or [])
+        for name, count in notes.items():
+            if count:
+                log.info("scoring: %s: %d of %d", name.replace("_", " "), count, len(self.data))
         if self.trainer.is_global_zero:
             write_text(self.folder / "per_video.csv", table.to_csv(index=False))
             scores = {"values": values, "higher_is_better": better, "assets": assets, "notes": notes}
