@@ -12,9 +12,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
+from vdq.diffusion.guidance import Reusing
+from vdq.diffusion.noise import PromptNoise
+from vdq.diffusion.samplers import DDIMSampler
 from vdq.methods import DynamicMethod, FullPrecisionMethod, Method, StaticMethod
+from vdq.models.base import Conditions
 from vdq.models.stdit import STDiT
-from vdq.quant import LayerStats, Observer, QuantState, Stats, apply, model_size, projections, quantized_layers
+from vdq.quant import (
+    CallCounter,
+    LayerStats,
+    Observer,
+    QuantState,
+    Stats,
+    apply,
+    model_size,
+    projections,
+    quantized_layers,
+)
 
 STEPS = 20
 CONF = Path(__file__).parents[2] / "conf" / "quant"
@@ -131,6 +145,56 @@ def test_a_traced_graph_follows_the_clock(denoiser, stats):
         outputs.append(graph(x))
         assert torch.equal(outputs[-1], layer(x))
     assert not torch.equal(outputs[0], outputs[2])
+
+
+@pytest.fixture(scope="module")
+def text_stats(denoiser: STDiT) -> Stats:
+    """Of sampling, where the captions of all steps are the same."""
+    clock, y = StepClock(STEPS), inputs(0)[2]
+    with Observer(denoiser, clock, quantizable) as observer:
+        for step in range(STEPS):
+            clock.set(step)
+            denoiser(*inputs(step)[:2], y)
+    return observer.stats(num_prompts=2)
+
+
+@pytest.mark.parametrize(
+    ("backend", "text"),
+    [
+        (FakeQuantBackend, "constant"),
+        (FakeQuantBackend, "changing"),
+        (Int8CpuBackend, "constant"),
+        (ReferenceBackend, "constant"),
+    ],
+    ids=["fake_quant", "changing", "int8_cpu", "reference"],
+)
+@pytest.mark.parametrize("name", [*RECIPES, "token_shared"])
+def test_reuse_changes_no_bit_of_the_latents(name, backend, text, denoiser, stats, text_stats):
+    """Sampled in batches of 2 and 1 prompts. Calibrated on captions that change, kv_linear has other parameters in
+    every range, else the same in all.
+    """
+    clock, sampler = StepClock(STEPS), DDIMSampler(steps=STEPS)
+    method = DynamicMethod(token_granularity="token_shared") if name == "token_shared" else recipe(name)
+    state = convert(method, denoiser, text_stats if text == "constant" else stats)
+    model = apply(denoiser, state, clock, backend())
+    y, null = torch.randn(2, 3, 1, 6, 8, generator=torch.Generator().manual_seed(3))
+    prompts = Conditions(y, null[0, 0], torch.tensor([[1, 1, 1, 0, 0, 0], [1] * 6, [1, 0, 0, 0, 0, 0]]))
+
+    def sample(net: STDiT | Reusing) -> list[torch.Tensor]:
+        return [
+            sampler.sample(net, prompts[rows], PromptNoise(0, range(3)[rows], (4, 2, 4, 4)), clock)
+            for rows in (slice(0, 2), slice(2, 3))
+        ]
+
+    expected = sample(model)
+    with CallCounter(model) as counter:
+        assert all(map(torch.equal, sample(Reusing(model)), expected))
+    if method.quantizes:
+        params = state.layers["blocks.0.cross_attn.kv_linear"]
+        ranges = max(params.num_weight_ranges, len(params.act.scale) if params.static else 1)
+        calls = 2 * (ranges if text == "changing" else 1)
+        assert counter.calls["blocks.0.cross_attn.kv_linear"] == calls
+        assert counter.total == 2 * 12 * STEPS + calls
 
 
 @pytest.mark.parametrize("kernel", ["oneDNN", "_int_mm"])

@@ -1,5 +1,8 @@
 """STDiT's own promises: names, gradients, captions without padding, dtypes and rejected input."""
 
+import weakref
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +109,58 @@ def test_bfloat16_weights_take_and_return_float32(model, inputs):
     actual = model.to(torch.bfloat16)(*inputs)
     assert actual.dtype == torch.float32
     assert (actual - expected).norm() < 0.05 * expected.norm()
+
+
+def calls_of(model):
+    """Counts the calls of every module by name while the model is used."""
+    calls = Counter()
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [True, False])
+def test_prepared_inputs_change_no_bit(model, inputs, masked, dtype):
+    """Oracle: the plain call, which the fixtures check. Twice each step, as in two batches of one schedule."""
+    x, t, y, mask = inputs
+    mask = mask if masked else None
+    model.to(dtype).requires_grad_(False)
+    steps = [t, t.flip(0), torch.full_like(t, 947)]
+    expected = [model(x, step, y, mask) for step in steps]
+    calls, times = calls_of(model), [model.prepare_timestep(step) for step in steps]
+    for _ in range(2):
+        captions = model.prepare(y, mask)
+        for step, plain in zip(times, expected, strict=True):
+            assert torch.equal(model(x, step, captions), plain)
+    assert calls["blocks.1.mlp"] == 6
+    assert calls["y_embedder"] == calls["blocks.0.cross_attn.kv_linear"] == calls["blocks.1.cross_attn.kv_linear"] == 2
+    assert calls["t_embedder"] == calls["t_block"] == 3
+
+
+def test_prepared_inputs_follow_a_cast_of_the_model(model, inputs):
+    x, t, y, mask = inputs
+    model.requires_grad_(False)
+    time, captions = model.prepare_timestep(t), model.prepare(y, mask)
+    outputs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model.to(dtype)
+        outputs.append(model(x, time, captions))
+        assert torch.equal(outputs[-1], model(x, t, y, mask))
+    assert not torch.equal(*outputs)
+
+
+def test_prepared_captions_are_freed_at_once(model, inputs):
+    """Without the garbage collector, which knows nothing of a device's memory."""
+    x, t, y, mask = inputs
+    held = []
+    model.requires_grad_(False).blocks[0].cross_attn.kv_linear.register_forward_hook(
+        lambda *args: held.append(weakref.ref(args[2]))
+    )
+    captions = model.prepare(y, mask)
+    model(x, t, captions)
+    del captions
+    assert held[0]() is None
 
 
 def test_released_files_lack_only_the_position_tables(model):

@@ -97,7 +97,10 @@ def test_record_of_what_ran(sample, model):
     settings = {"clock": clock, "batch_size": 3, "arithmetic": "fake_quant (simulated)"}
     folder = sample(0, 1, 2, 3, denoiser=quantized(model, clock), **settings)
     ran = json.loads((folder / "sampling.json").read_text())
-    assert (ran["quantized_layers"], ran["quantized_calls"]) == (13, 13 * STEPS * 2)  # two batches
+    assert (ran["quantized_layers"], ran["quantized_calls"]) == (
+        13,
+        (12 * STEPS + 1) * 2,
+    )  # two batches, kv_linear once each
     assert (ran["arithmetic"], ran["dtype"], ran["device"]) == ("fake_quant (simulated)", "float32", "cpu")
     assert (ran["videos"], ran["of_videos"], ran["devices"]) == (4, 4, 1)
 

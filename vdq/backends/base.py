@@ -26,7 +26,11 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, layer: LayerSpec) -> nn.Module:
-        """A module x [..., in] -> [..., out] that reads the step from layer.clock; called only for supported layers."""
+        """A module x [..., in] -> [..., out] that reads the step from layer.clock; called only for supported layers.
+
+        Its attribute `variant` is a number, another one when the step makes it another function of x
+        (LinearParams.variants): what it returned may be used again at a step of the same variant.
+        """
 
     def layer(self, layer: LayerSpec) -> nn.Module:
         """`build` after the check; the module carries `fqn`. Raises ValueError naming the layer and the reason."""

@@ -45,6 +45,7 @@ class IntegerLinear(nn.Module):
         self.out_features, self.in_features = layer.weight.shape
         self.bias = None if layer.bias is None else layer.bias.detach().float().clone()
         self.ranges: list[int] = layer.params.weight_range.tolist()
+        self.variants = layer.params.variants()
 
     # Rounding has no gradient.
     @torch.no_grad()
@@ -74,6 +75,11 @@ class IntegerLinear(nn.Module):
     def range_(self) -> int:
         """The weight range of the clock's step."""
         return self.ranges[self.clock.step]
+
+    @property
+    def variant(self) -> int:
+        """Which function of its input the layer is at the clock's step (LinearParams.variants)."""
+        return self.variants[self.clock.step]
 
     @property
     def weight_bytes(self) -> int:

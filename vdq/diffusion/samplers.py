@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import guided
+from vdq.diffusion.guidance import Reusing, guided
 from vdq.diffusion.schedule import Schedule
 from vdq.models.base import Conditions
 
@@ -40,7 +40,7 @@ class Sampler(ABC):
     @torch.no_grad()
     def sample(
         self,
-        denoiser: nn.Module,
+        denoiser: nn.Module | Reusing,
         conditions: Conditions,
         noise: Noise,
         clock: StepClock,
@@ -49,8 +49,8 @@ class Sampler(ABC):
         """Latents [n, c, T, H, W] fp32 on the device of `conditions`, where the denoiser must be too.
 
         `clock` is set before every call of the denoiser; `callback(step, latents)` is called after every step. The
-        state is fp32 whatever the denoiser's dtype. Raises ValueError when the clock counts other steps than the
-        schedule.
+        state is fp32 whatever the denoiser's dtype. `Reusing(denoiser)` gives the same latents in less time. Raises
+        ValueError when the clock counts other steps than the schedule.
         """
         steps = self.schedule.num_steps
         if clock.num_steps != steps:

@@ -5,11 +5,14 @@ size, T frames and S tokens per frame after patching, N = T*S tokens per video, 
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vdq.models.memory import Memory, Prepared, anew
 
 LAYER_NORM_EPS = 1e-6
 FREQUENCY_CHANNELS = 256
@@ -20,11 +23,27 @@ class Captions(NamedTuple):
 
     tokens: [1, sum of lengths, C]. index: [B*L] long, row of `tokens` that stands at each padded place (any row where
     padded), or None when no caption is padded. keep: [B, 1, 1, L] bool, True where a caption token stands, or None.
+    batch: B. memory: keeps the keys and values of prepared captions from call to call.
     """
 
     tokens: Tensor
     index: Tensor | None
     keep: Tensor | None
+    batch: int
+    memory: Callable = anew
+
+    def keys_values(self, kv_linear: nn.Module) -> tuple[Tensor, Tensor]:
+        """k and v, each [B, L, C], of the block that has `kv_linear`: [1, n, C] -> [1, n, 2*C]. Padded places hold any
+        row.
+        """
+
+        def padded() -> tuple[Tensor, Tensor]:
+            kv = kv_linear(self.tokens)
+            if self.index is not None:
+                kv = kv[0].index_select(0, self.index)
+            return kv.reshape(self.batch, -1, kv.shape[-1]).chunk(2, dim=-1)
+
+        return self.memory(kv_linear, self.tokens, padded)
 
 
 class FusedLinear(nn.Linear):
@@ -66,10 +85,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, captions: Captions) -> Tensor:
-        kv = self.kv_linear(captions.tokens)
-        if captions.index is not None:
-            kv = kv[0].index_select(0, captions.index)
-        k, v = kv.reshape(x.shape[0], -1, kv.shape[-1]).chunk(2, dim=-1)
+        k, v = captions.keys_values(self.kv_linear)
         return self.proj(_attend(self.q_linear(x), k, v, self.num_heads, captions.keep))
 
 
@@ -149,12 +165,11 @@ class STDiTBlock(nn.Module):
         self.mlp = MLP(hidden_size, int(hidden_size * mlp_ratio), hidden_size)
         self.attn_temp = SelfAttention(hidden_size, num_heads)
 
-    def forward(self, x: Tensor, captions: Captions, t0: Tensor, temporal_pos: Tensor | None = None) -> Tensor:
-        """x [B, N, C], t0 [B, 6*C], temporal_pos [1, T, C] or None -> [B, N, C]."""
+    def forward(self, x: Tensor, captions: Captions, modulation: Tensor, temporal_pos: Tensor | None = None) -> Tensor:
+        """x [B, N, C], modulation [B, 6, C] = scale_shift_table + t0, temporal_pos [1, T, C] or None -> [B, N, C]."""
         batch, tokens, channels = x.shape
         grid = (batch, self.frames, tokens // self.frames, channels)
-        table = self.scale_shift_table + t0.view(batch, 6, channels)
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
 
         spatial = _modulated_norm(x, shift_msa, scale_msa).view(-1, grid[2], channels)  # [B*T, S, C]
         x = torch.addcmul(x, gate_msa, self.attn(spatial).reshape(x.shape))
@@ -225,24 +240,59 @@ class STDiT(nn.Module):
         self.final_layer = FinalLayer(hidden_size, math.prod(self.patch_size) * self.out_channels)
         self._initialize()
 
-    def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, timestep: Tensor | Prepared, y: Tensor | Prepared, mask: Tensor | None = None
+    ) -> Tensor:
         """Noise estimate and variance logits.
 
         x [B, c, T, H, W]; timestep [B]; y [B, 1, L, D] raw caption features; mask [B', L], non-zero where a token
-        counts, its rows tiled m0, m1, .., m0, m1, .. when B = k*B'; None keeps all tokens. Returns [B, 2c, T, H, W]
-        fp32 whatever the weights' dtype. Raises ValueError when x or mask does not fit.
+        counts, its rows tiled m0, m1, .., m0, m1, .. when B = k*B'; None keeps all tokens. What `prepare` and
+        `prepare_timestep` return may stand for y with its mask, and for timestep. Returns [B, 2c, T, H, W] fp32
+        whatever the weights' dtype. Raises ValueError when x or mask does not fit.
         """
         if tuple(x.shape[1:]) != (self.in_channels, *self.input_size):
             raise ValueError(f"x has shape {tuple(x.shape)}, must be (B, {self.in_channels}, *{self.input_size})")
         dtype = self.x_embedder.proj.weight.dtype
         tokens = self.x_embedder(x.to(dtype))
         tokens = tokens.unflatten(1, (-1, self.pos_embed.shape[1])).add(self.pos_embed[:, None]).flatten(1, 2)
-        t = self.t_embedder(timestep)
-        t0 = self.t_block(t)
-        captions = pack_captions(self.y_embedder(y.to(dtype)), mask)
-        for number, block in enumerate(self.blocks):
-            tokens = block(tokens, captions, t0, self.pos_embed_temporal if number == 0 else None)
+        t, modulations = self._modulations(timestep)
+        captions = self._captions(y, mask)
+        for number, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
+            tokens = block(tokens, captions, modulation, self.pos_embed_temporal if number == 0 else None)
         return self._unpatchify(self.final_layer(tokens, t)).float()
+
+    @staticmethod
+    def prepare(y: Tensor, mask: Tensor | None = None) -> Prepared:
+        """Stands for y and mask in several calls, without gradient: the first one projects and packs the captions and
+        computes every block's keys and values, the others use them, as long as vdq.models.memory allows.
+
+        A call does the same products on the same tensors as without it, only less often: its result has the same bits.
+        """
+        return Prepared((y, mask), Memory())
+
+    @staticmethod
+    def prepare_timestep(timestep: Tensor) -> Prepared:
+        """The same for timestep [B]: its embedding t [B, C] and every block's modulation [B, 6, C] are kept. B rows,
+        also if they are equal: a product of one row may round differently.
+        """
+        return Prepared((timestep,), Memory())
+
+    def _modulations(self, timestep: Tensor | Prepared) -> tuple[Tensor, list[Tensor]]:
+        """t [B, C], and scale_shift_table + t0 [B, 6, C] of every block."""
+        (timestep,), memory = timestep if isinstance(timestep, Prepared) else ((timestep,), anew)
+        t = memory(self.t_embedder, timestep, lambda: self.t_embedder(timestep))
+
+        def tables() -> list[Tensor]:
+            t0 = self.t_block(t).unflatten(1, (6, -1))
+            return [block.scale_shift_table + t0 for block in self.blocks]
+
+        return t, memory(self.t_block, t, tables)
+
+    def _captions(self, y: Tensor | Prepared, mask: Tensor | None) -> Captions:
+        (y, mask), memory = y if isinstance(y, Prepared) else ((y, mask), anew)
+        dtype = self.x_embedder.proj.weight.dtype
+        packed = memory(self.y_embedder, y, lambda: pack_captions(self.y_embedder(y.to(dtype)), mask))
+        return packed._replace(memory=memory)  # not inside: a memory that holds itself is freed late
 
     def position_tables(self) -> dict[str, Tensor]:
         """The buffers that depend on the size alone: pos_embed [1, S, C] and pos_embed_temporal [1, T, C], fp32.
@@ -291,13 +341,14 @@ def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
     batch, _, length, channels = y.shape
     rows = y.reshape(batch * length, channels)
     if mask is None:
-        return Captions(rows[None], None, None)
+        return Captions(rows[None], None, None, batch)
     if mask.shape[-1] != length or batch % mask.shape[0]:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, must be (a divisor of {batch}, {length})")
     keep = (mask != 0).repeat(batch // mask.shape[0], 1)
     flat = keep.flatten()
     index = (flat.cumsum(0) - 1).clamp(min=0)
-    return Captions(rows.index_select(0, flat.nonzero().squeeze(1))[None], index, keep[:, None, None])
+    tokens = rows.index_select(0, flat.nonzero().squeeze(1))[None]
+    return Captions(tokens, index, keep[:, None, None], batch)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, keep: Tensor | None = None) -> Tensor:

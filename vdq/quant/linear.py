@@ -67,6 +67,7 @@ class QuantLinear(nn.Module):
         self.clock, self.weights = layer.clock, weights
         self.out_features, self.in_features = layer.weight.shape
         self.weight_ranges = layer.params.num_weight_ranges
+        self.variants = layer.params.variants()
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,6 +78,11 @@ class QuantLinear(nn.Module):
     def fake_quantize_input(self, x: Tensor) -> Tensor:
         """Quantized and dequantized X / s, fp32."""
         raise NotImplementedError
+
+    @property
+    def variant(self) -> int:
+        """Which function of its input the layer is at the clock's step (LinearParams.variants)."""
+        return self.variants[self.clock.step]
 
     def extra_repr(self) -> str:
         return (

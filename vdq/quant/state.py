@@ -72,6 +72,16 @@ class LinearParams:
         """Activation qparams of every step, each [N] fp32."""
         return QParams(self.act.scale[self.act_range], self.act.zero_point[self.act_range])
 
+    def variants(self) -> list[int]:
+        """One number a step; steps have the same number when all their parameters are equal in value, whatever their
+        ranges: the layer is then the same function of its input. A layer whose input does not change over time is
+        calibrated to equal ranges.
+        """
+        own = [*self.weight, *([] if self.smoothing is None else [self.smoothing])]
+        values = [tensor[self.weight_range].flatten(1) for tensor in own]
+        values += [tensor[:, None] for tensor in self.step_act()] if self.static else []
+        return torch.cat(values, 1).unique(dim=0, return_inverse=True)[1].tolist()
+
     @property
     def _weight_format(self) -> dict[str, int | bool]:
         return {"bits": self.weight_bits, "symmetric": self.symmetric_weights}

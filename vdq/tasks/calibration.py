@@ -36,7 +36,7 @@ class Calibration(Generation):
         self.observer.__enter__()
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
-        self.sample(batch[0].tolist(), list(batch[1]))
+        self.sample(self.denoiser, batch[0].tolist(), list(batch[1]))
         self.seen += len(batch[1])
 
     def on_predict_end(self) -> None:

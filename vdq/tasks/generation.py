@@ -18,6 +18,7 @@ from vdq.backends.integer import integer_weight_bytes
 from vdq.data.prompts import PromptDataset
 from vdq.data.samples import write_sample
 from vdq.diffusion.clock import StepClock
+from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import Sampler
 from vdq.files import write_json
@@ -65,24 +66,25 @@ class Generation(pl.LightningModule):
     def on_predict_start(self) -> None:
         steps = self.trainer.num_predict_batches[0] * self.sampler.schedule.num_steps
         self.progress = tqdm(total=steps, desc=self.title, unit="step", disable=not self.trainer.is_global_zero)
+        self.reusing = Reusing(self.denoiser)
         self.counter = CallCounter(self.denoiser).__enter__()
         self.peaks: dict[str, float] = {}
         self.started = time.monotonic()
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
         indices, prompts = batch[0].tolist(), list(batch[1])
-        latents = self.sample(indices, prompts)
+        latents = self.sample(self.reusing, indices, prompts)
         with self.watched("decoding"):
             videos = self.model.decode(latents).cpu()
         for index, latent, frames in zip(indices, latents.cpu(), videos, strict=True):
             write_sample(self.folder, index, latent, frames, self.model.fps, self.note)
 
-    def sample(self, indices: list[int], prompts: list[str]) -> Tensor:
+    def sample(self, denoiser: nn.Module | Reusing, indices: list[int], prompts: list[str]) -> Tensor:
         """Latents [n, c, T, H, W] fp32 of n prompts."""
         conditions = self.model.encode(prompts).to(self.device)
         noise = PromptNoise(self.seed, indices, self.model.latent_shape, purpose=self.purpose)
         with self.watched("denoising"):
-            return self.sampler.sample(self.denoiser, conditions, noise, self.clock, lambda *_: self.progress.update())
+            return self.sampler.sample(denoiser, conditions, noise, self.clock, lambda *_: self.progress.update())
 
     @contextmanager
     def watched(self, phase: str) -> Iterator[None]:
