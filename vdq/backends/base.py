@@ -32,6 +32,13 @@ class Backend(ABC):
         (LinearParams.variants): what it returned may be used again at a step of the same variant.
         """
 
+    def fuse(self, module: nn.Module) -> nn.Module | None:
+        """What replaces a module of the quantized model, layers already built, or None to leave it (and look inside).
+
+        The replacement has the layers among its modules, with their `fqn`, and calls them as modules.
+        """
+        return None
+
     def layer(self, layer: LayerSpec) -> nn.Module:
         """`build` after the check; the module carries `fqn`. Raises ValueError naming the layer and the reason."""
         reason = self.supports(layer)

@@ -65,9 +65,20 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Ba
     if missing:
         raise ValueError(f"the model has no layer {min(missing)} that the quantization state names")
     quantized = copy.deepcopy(denoiser, memo)
+    _fuse(quantized, backend)
     if any(params.act_granularity == "token_shared" for params in state.layers.values()):
         quantized.register_forward_pre_hook(rows)
     return quantized
+
+
+def _fuse(module: nn.Module, backend: "Backend") -> None:
+    """Replaces the outermost modules inside `module` that the backend fuses."""
+    for name, child in list(module.named_children()):
+        fused = backend.fuse(child)
+        if fused is None:
+            _fuse(child, backend)
+        else:
+            module.add_module(name, fused)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
