@@ -1,37 +1,43 @@
 """Integer execution on CPUs with VNNI: 8-bit products, everything that is static folded before sampling."""
 
 import logging
-from typing import NamedTuple
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdq.backends.base import Backend
+from vdq.backends.fused_block import FusedBlock, fusible
+from vdq.backends.int8_block import Int8BlockOps
 from vdq.backends.int8_matmul import KERNELS, IntMmMatmul, OneDnnMatmul, failure
+from vdq.backends.int8_native import NativePasses
+from vdq.backends.int8_passes import MIDDLE, Codes, Grid, Source, TorchPasses, token_qparams, write_codes
 from vdq.backends.integer import BITS, IntegerLinear, unsupported
-from vdq.quant.affine import code_range
+from vdq.quant.affine import code_range, tensor_range
 from vdq.quant.linear import LayerSpec
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
-MIDDLE = 2 ** (BITS - 1)
-# Tokens are quantized in blocks of so many numbers, whose fp32 intermediates stay in the cache.
-BLOCK = 2**17
-
+T = TypeVar("T")
 Matmul = OneDnnMatmul | IntMmMatmul
+Passes = NativePasses | TorchPasses
 
 
 class Int8CpuBackend(Backend):
     """Codes of 2..8 bits held in bytes, symmetric or not, static or dynamic.
 
-    `kernel`: "oneDNN", "_int_mm", or "auto", the first of them that works here. All time ranges' weights are kept, a
-    byte each. Raises ValueError for another value and for a kernel that does not work here.
+    `kernel`: "oneDNN", "_int_mm", or "auto", the first of them that works here. `fused`: blocks of STDiT run as a whole
+    where all their projections are quantized, unless tokens share a range. All time ranges' weights are kept, a byte
+    each. Raises ValueError for another value and for a kernel that does not work here.
     """
 
     name = "int8_cpu"
     simulated = False
 
-    def __init__(self, kernel: str = AUTO) -> None:
+    def __init__(self, kernel: str = AUTO, fused: bool = True) -> None:
         if kernel not in (AUTO, *KERNELS):
             raise ValueError(f"backend.kernel={kernel} must be one of {', '.join((AUTO, *KERNELS))}")
         failures = {name: failure(name) for name in (KERNELS if kernel == AUTO else [kernel])}
@@ -41,11 +47,12 @@ class Int8CpuBackend(Backend):
             raise ValueError(f"backend.kernel={kernel} cannot run here ({reasons})")
         if reasons:
             log.warning("int8_cpu: runs %s (%s)", working[0], reasons)
-        self.kernel = KERNELS[working[0]]
+        self.kernel, self.fused, self.passes = KERNELS[working[0]], fused, elementwise_passes()
 
     @property
     def arithmetic(self) -> str:
-        return f"{self.name} (integer, {self.kernel.name})"
+        grouping = "fused blocks" if self.fused else "single layers"
+        return f"{self.name} (integer, {self.kernel.name}, {self.passes.name} passes, {grouping})"
 
     def supports(self, layer: LayerSpec) -> str | None:
         if self.kernel is IntMmMatmul and layer.weight.shape[1] == 1:
@@ -53,18 +60,38 @@ class Int8CpuBackend(Backend):
         return unsupported(layer)
 
     def build(self, layer: LayerSpec) -> "Int8Linear":
-        return (StaticInt8Linear if layer.params.static else DynamicInt8Linear)(layer, self.kernel)
+        return (StaticInt8Linear if layer.params.static else DynamicInt8Linear)(layer, self.kernel, self.passes)
+
+    def fuse(self, module: nn.Module) -> nn.Module | None:
+        if self.fused and fusible(module, Int8Linear):
+            return FusedBlock(module, Int8BlockOps(self.passes))
+        return None
+
+
+@cache
+def elementwise_passes() -> Passes:
+    """Compiled where there is a C++ compiler, else torch's, which the log tells."""
+    try:
+        return NativePasses()
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("int8_cpu: elementwise passes run in torch, several times slower, as none compiles here: %s", error)
+        return TorchPasses()
 
 
 class WeightSet(NamedTuple):
-    """Weights of one range, qw - zw = w + offset: w as signed bytes inside `matmul`; offset, scale, sums of w fp32
-    [out]. offset is None where w alone holds the difference: symmetric weights, and any of at most 7 bits.
+    """Weights of one range, qw - zw = w + offset: w as signed bytes inside `matmul`; scale, and offset and sums of w
+    times the scale, fp32 [out]. `offset` and `scaled_offset` are None where w alone holds the difference: symmetric
+    weights, and any of at most 7 bits.
     """
 
     matmul: Matmul
     scale: Tensor
     offset: Tensor | None
     sums: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.matmul.nbytes
 
 
 def weight_set(layer: LayerSpec, range_: int, kernel: type[Matmul]) -> WeightSet:
@@ -77,41 +104,67 @@ def weight_set(layer: LayerSpec, range_: int, kernel: type[Matmul]) -> WeightSet
     return WeightSet(kernel(w.to(torch.int8)), scale.contiguous(), offset, w.sum(1))
 
 
-def unsigned(signed: Tensor) -> Tensor:
-    """p from p - middle, in place. torch converts floats to signed bytes five times faster than to unsigned ones."""
-    return signed.view(torch.uint8).bitwise_xor_(MIDDLE)
-
-
 class Int8Linear(IntegerLinear):
     """Inputs become unsigned bytes p = q - first code, so that zero points are 0..255 whatever the format."""
 
-    def __init__(self, layer: LayerSpec, kernel: type[Matmul]) -> None:
+    def __init__(self, layer: LayerSpec, kernel: type[Matmul], passes: Passes) -> None:
         super().__init__(layer)
+        self.passes = passes
         self.sets = [weight_set(layer, range_, kernel) for range_ in range(self.params.num_weight_ranges)]
-        self.block_rows = max(1, BLOCK // self.in_features)
-        self.first, self.last = code_range(self.params.act_bits, self.params.symmetric_acts)
-        # Sums over a token's codes are a product with ones: exact, and as fast as the weights' product is.
-        self.ones = kernel(torch.ones(1, self.in_features, dtype=torch.int8))
+        self.needs_sums = any(weights.offset is not None for weights in self.sets)
 
-    def code_sums(self, codes: Tensor, zero: int) -> Tensor:
-        """sum_i (p_i - zero): codes [n, in] -> fp32 [n], whole numbers below 2^24 and so exact."""
-        return self.ones(codes, zero, torch.ones(1)).squeeze(1)
+    def forward(self, x: Tensor | Codes, compute: Callable[[Codes], T] | None = None) -> Tensor | T:
+        """x [..., in] -> [..., out] in the dtype of x. In a fused block: codes -> compute(codes), which runs `multiply`
+        its own way.
+        """
+        return super().forward(x) if compute is None else compute(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.multiply(self.quantize_input(x))
+
+    def quantize_input(self, x: Tensor) -> Codes:
+        """Codes of x [..., in]."""
+        x = x.reshape(1, -1, self.in_features).float()
+        return self.passes.quantize(Source(x), [self.grid()])[0]
+
+    def grid(self) -> Grid:
+        """How inputs are quantized at the clock's step."""
+        raise NotImplementedError
+
+    def multiply(self, codes: Codes, into: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        """Codes [n, in] -> y [n, out] fp32, or `into` + gate * y in place, gate fp32 [out]."""
+        raise NotImplementedError
 
     def exact_products(self, codes: Tensor, zero: int) -> Tensor:
         """sum_i (p_i - zero) w_i as int64 [n, out], by the kernel that computes the layer's output.
 
         Columns are taken some at a time, the others are left at the zero point: sums below 2^24 are exact in fp32.
         """
-        matmul, scale, total = self.sets[self.range_].matmul, torch.ones(self.out_features), 0
+        matmul, scale, total = self.weights.matmul, torch.ones(self.out_features), 0
         for columns in torch.arange(self.in_features).split(2 ** (24 - 2 * BITS)):
             part = torch.full_like(codes, zero)
             part[:, columns] = codes[:, columns]
             total = total + matmul(part, zero, scale).long()
         return total
 
+    def accumulators(self, x: Tensor) -> Tensor:
+        codes = self.quantize_input(x)
+        acc = self.exact_accumulators(codes)
+        offset = self.weights.offset
+        return acc if offset is None else acc + codes.sums.long().outer(offset.long())
+
+    def exact_accumulators(self, codes: Codes) -> Tensor:
+        """sum_i (p_i - zero) w_i, int64 [n, out]."""
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> WeightSet:
+        """Of the clock's step."""
+        return self.sets[self.range_]
+
     @property
     def weight_bytes(self) -> int:
-        return sum(weights.matmul.nbytes for weights in self.sets)
+        return sum(weights.nbytes for weights in self.sets)
 
 
 class StaticInt8Linear(Int8Linear):
@@ -119,36 +172,30 @@ class StaticInt8Linear(Int8Linear):
     The zero point and the bias are added by the kernel.
     """
 
-    def __init__(self, layer: LayerSpec, kernel: type[Matmul]) -> None:
-        super().__init__(layer, kernel)
+    def __init__(self, layer: LayerSpec, kernel: type[Matmul], passes: Passes) -> None:
+        super().__init__(layer, kernel, passes)
         scale, zero_point = self.params.step_act()
         s = self.params.step_smoothing()
-        self.divisor = scale[:, None] if s is None else scale[:, None] * s  # [N, 1 or in]
+        divisor = scale[:, None] if s is None else scale[:, None] * s
+        self.divisor = divisor.expand(-1, self.in_features).contiguous()  # [N, in]
         self.scales: list[float] = scale.tolist()
-        self.zeros: list[int] = (zero_point - self.first).int().tolist()
+        first, _ = code_range(self.params.act_bits, self.params.symmetric_acts)
+        self.zeros: list[int] = (zero_point - first).int().tolist()
 
-    def product(self, x: Tensor) -> Tensor:
-        codes, zero = self.quantize_input(x)
-        weights, x_scale = self.sets[self.range_], self.scales[self.clock.step]
-        y = weights.matmul(codes, zero, weights.scale, x_scale=x_scale, bias=self.bias)
+    def grid(self) -> Grid:
+        p, step = self.params, self.clock.step
+        return Grid(self.divisor[step], self.zeros[step], p.act_bits, p.symmetric_acts, self.needs_sums)
+
+    def multiply(self, codes: Codes, into: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
+        step, weights = self.clock.step, self.weights
+        scale, bias = (_gated(values, gate) for values in (weights.scale, self.bias))
+        y = weights.matmul(codes.p, self.zeros[step], scale, x_scale=self.scales[step], bias=bias, into=into)
         if weights.offset is not None:
-            y.addr_(self.code_sums(codes, zero), weights.offset * weights.scale, alpha=x_scale)
+            y.addr_(codes.sums, weights.offset * scale, alpha=self.scales[step])
         return y
 
-    def quantize_input(self, x: Tensor) -> tuple[Tensor, int]:
-        """Codes p, uint8 [n, in], and their zero point."""
-        x, step = x.reshape(-1, self.in_features), self.clock.step
-        zero, divisor = self.zeros[step], self.divisor[step]
-        signed = torch.empty(x.shape, dtype=torch.int8)
-        for block, codes in zip(x.split(self.block_rows), signed.split(self.block_rows), strict=True):
-            steps = (block.float() / divisor).round_().clamp_(-zero, self.last - self.first - zero)
-            codes.copy_(steps.add_(zero - MIDDLE))
-        return unsigned(signed), zero
-
-    def accumulators(self, x: Tensor) -> Tensor:
-        codes, zero = self.quantize_input(x)
-        acc, offset = self.exact_products(codes, zero), self.sets[self.range_].offset
-        return acc if offset is None else acc + self.code_sums(codes, zero).long().outer(offset.long())
+    def exact_accumulators(self, codes: Codes) -> Tensor:
+        return self.exact_products(codes.p, self.zeros[self.clock.step])
 
 
 class DynamicInt8Linear(Int8Linear):
@@ -156,38 +203,36 @@ class DynamicInt8Linear(Int8Linear):
     one; what a token's own differs from it is a correction of rank one.
     """
 
-    def product(self, x: Tensor) -> Tensor:
+    def grid(self) -> Grid:
+        p = self.params
+        smoothing = None if p.smoothing is None else p.smoothing[self.range_]
+        return Grid(smoothing, None, p.act_bits, p.symmetric_acts, self.needs_sums)
+
+    def quantize_input(self, x: Tensor) -> Codes:
+        if self.params.act_granularity != "token_shared":
+            return super().quantize_input(x)
+        # By ranges of several rows, which no pass over rows knows.
+        grid = self.grid()
+        x = x.float() if grid.divisor is None else x.float() / grid.divisor
+        tokens = self.token_rows.unfold(x)
+        low, high = (b.expand(*tokens.shape[:-1], 1).reshape(-1, 1) for b in tensor_range(tokens, "token_shared"))
+        rows = tokens.reshape(-1, self.in_features)
+        codes = Codes.empty(*rows.shape, grid)
+        write_codes(rows, grid, codes, token_qparams(low, high, grid))
+        return codes
+
+    def multiply(self, codes: Codes, into: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         """(p - zero) (w + offset) = (p - middle) w + shift w + (p - zero) offset, with shift = middle - zero."""
-        codes, shift, x_scale = self.quantize_input(x)
-        weights = self.sets[self.range_]
-        y = weights.matmul(codes, MIDDLE, weights.scale).addr_(shift, weights.sums * weights.scale)
-        if weights.offset is not None:
-            y.addr_(self.code_sums(codes, MIDDLE) + self.in_features * shift, weights.offset * weights.scale)
-        return y.mul_(x_scale[:, None]) if self.bias is None else torch.addcmul(self.bias, y, x_scale[:, None], out=y)
+        weights = self.weights
+        bias = torch.zeros(self.out_features) if self.bias is None else self.bias
+        scale, bias = (_gated(values, gate) for values in (weights.scale, bias))
+        offset = None if weights.offset is None else weights.offset * scale
+        y = weights.matmul(codes.p, MIDDLE, scale)
+        return self.passes.finish(y, codes, weights.sums * scale, offset, bias, into)
 
-    def quantize_input(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Codes p, uint8 [n, in]; middle - zero point and scale of every token, fp32 [n]."""
-        shared = self.params.act_granularity == "token_shared"  # by rows that no block may part
-        blocks = [x] if shared else x.reshape(-1, self.in_features).split(self.block_rows)
-        signed, *qparams = (torch.cat(parts) for parts in zip(*map(self.quantize_block, blocks), strict=True))
-        return unsigned(signed), *qparams
+    def exact_accumulators(self, codes: Codes) -> Tensor:
+        return self.exact_products(codes.p, MIDDLE) + codes.shift.long().outer(self.weights.sums.long())
 
-    def quantize_block(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of some tokens; the codes less the middle one, int8."""
-        x = x.float()
-        if self.params.smoothing is not None:
-            x = x / self.params.smoothing[self.range_]
-        scale, zero_point = self.token_qparams(x)
-        shift = MIDDLE + self.first - zero_point
-        codes = (x.reshape(-1, self.in_features) / scale).round_().sub_(shift)
-        codes = codes.clamp_(-MIDDLE, self.last - self.first - MIDDLE)
-        return codes.to(torch.int8, memory_format=torch.contiguous_format), shift.squeeze(1), scale.squeeze(1)
 
-    def accumulators(self, x: Tensor) -> Tensor:
-        codes, shift, _ = self.quantize_input(x)
-        weights, shift = self.sets[self.range_], shift.long()
-        acc = self.exact_products(codes, MIDDLE) + shift.outer(weights.sums.long())
-        if weights.offset is None:
-            return acc
-        sums = self.code_sums(codes, MIDDLE).long() + self.in_features * shift
-        return acc + sums.outer(weights.offset.long())
+def _gated(values: Tensor | None, gate: Tensor | None) -> Tensor | None:
+    return values if values is None or gate is None else values * gate

@@ -1,0 +1,116 @@
+"""The elementwise passes of int8_cpu as machine code: int8_passes.cpp, compiled once for this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdq.backends.int8_passes import Codes, Grid, Source
+from vdq.files import complete_or_nothing
+from vdq.models.stdit import LAYER_NORM_EPS
+
+SOURCE = Path(__file__).with_name("int8_passes.cpp")
+# Sums keep their order but where the source says otherwise; nobody reads errno or traps of floats here.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+
+
+class CRows(Structure):
+    _fields_ = [
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("batch", "rows", "columns", "swap_a", "swap_b")),
+        ("position", c_void_p),
+        ("eps", c_float),
+        ("gelu", c_int32),
+    ]
+
+
+class CGrid(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("mul", "add", "div", "codes", "sums", "scale", "shift")),
+        *((name, c_int32) for name in ("zero", "top", "half")),
+    ]
+
+
+class NativePasses:
+    """The same as TorchPasses. Raises OSError or subprocess.CalledProcessError where it cannot be compiled."""
+
+    name = "compiled"
+
+    def __init__(self) -> None:
+        library()
+
+    def quantize(self, source: Source, grids: list[Grid], out: list[Codes] | None = None) -> list[Codes]:
+        x = source.x.contiguous()
+        batch, rows, channels = x.shape
+        out = out or [Codes.empty(batch * rows, channels, grid) for grid in grids]
+        position = None if source.position is None else source.position.contiguous()
+        eps = -1.0 if source.norm is None else LAYER_NORM_EPS
+        swap = source.swap or (0, 0)
+        read = CRows(_address(x), batch, rows, channels, *swap, _address(position), eps, source.gelu)
+        kept, written = [], (CGrid * len(grids))()  # what is pointed to lives until the call is over
+        for number, (grid, codes) in enumerate(zip(grids, out, strict=True)):
+            folded = (None, None) if source.norm is None else source.norm.folded(grid)[::-1]
+            tensors = (*folded, grid.divisor, codes.p, codes.sums, codes.scale, codes.shift)
+            half = grid.middle if grid.symmetric else 0
+            written[number] = CGrid(*map(_address, tensors), grid.zero or 0, grid.top, half)
+            kept.append(tensors)
+        library().quantize(byref(read), written, len(grids), torch.get_num_threads())
+        return out
+
+    def finish(
+        self, y: Tensor, codes: Codes, w_sums: Tensor, offset: Tensor | None, bias: Tensor, into: Tensor | None
+    ) -> Tensor:
+        out = y if into is None else into
+        sums = None if offset is None else codes.sums
+        tensors = (codes.scale, codes.shift, w_sums, sums, offset, bias)
+        library().finish(*map(_address, (y, into, out)), *y.shape, *map(_address, tensors), torch.get_num_threads())
+        return out
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled source, from the cache folder or compiled into it, which takes a second or two."""
+    loaded = ctypes.CDLL(str(_compiled()))
+    loaded.quantize.argtypes = [POINTER(CRows), POINTER(CGrid), c_int64, c_int32]
+    loaded.finish.argtypes = [c_void_p] * 3 + [c_int64] * 2 + [c_void_p] * 6 + [c_int32]
+    loaded.quantize.restype = loaded.finish.restype = None
+    return loaded
+
+
+def _compiled() -> Path:
+    compiler = os.environ.get("CXX", "c++")
+    # What -march=native means here is part of the name: a home folder may be shared between machines.
+    target = _run(compiler, *FLAGS, "-x", "c++", "-dM", "-E", "/dev/null")
+    content = b"\0".join([SOURCE.read_bytes(), " ".join(FLAGS).encode(), target])
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vdq"
+    path = folder / f"int8_passes_{hashlib.sha256(content).hexdigest()[:16]}.so"
+    if not path.is_file():
+        with complete_or_nothing(path) as partial:
+            object_file = partial.with_suffix(".o")
+            try:
+                _run(compiler, *FLAGS, "-c", str(SOURCE), "-o", str(object_file))
+                # Not linked with OpenMP: it finds the one that torch has loaded, whose threads are those of the
+                # products. A second one would wait in a busy loop on the same cores.
+                _run(compiler, "-shared", str(object_file), "-o", str(partial))
+            finally:
+                object_file.unlink(missing_ok=True)
+    return path
+
+
+def _run(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
