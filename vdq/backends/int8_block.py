@@ -14,8 +14,8 @@ from vdq.backends.int8_passes import Codes, Grid, Modulation, Source
 if TYPE_CHECKING:
     from vdq.backends.int8_cpu import Int8Linear, Passes
 
-# Tokens between two linears of an MLP are taken in blocks of so many numbers, which stay in the cache.
-BLOCK = 2**19
+# Tokens between two linears of an MLP are taken in blocks of so many numbers, which stay in the last cache.
+BLOCK = 2**21
 
 
 class Int8BlockOps(BlockOps):
@@ -47,6 +47,8 @@ class Int8BlockOps(BlockOps):
 
     def gelu_quantize(self, first: Int8Linear, codes: Codes, second: Int8Linear) -> Codes:
         grid = second.grid()
+        if first.makes_gelu_codes(grid):
+            return first(codes, lambda codes: first.gelu_codes(codes, grid))
         out = Codes.empty(len(codes.p), second.in_features, grid)
         rows = max(1, BLOCK // second.in_features)
 

@@ -135,6 +135,10 @@ class Int8Linear(IntegerLinear):
         """Codes [n, in] -> y [n, out] fp32, or `into` + gate * y in place, gate fp32 [out]."""
         raise NotImplementedError
 
+    def makes_gelu_codes(self, grid: Grid) -> bool:
+        """Whether `gelu_codes` can run for such codes."""
+        return False
+
     def exact_products(self, codes: Tensor, zero: int) -> Tensor:
         """sum_i (p_i - zero) w_i as int64 [n, out], by the kernel that computes the layer's output.
 
@@ -184,7 +188,8 @@ class StaticInt8Linear(Int8Linear):
 
     def grid(self) -> Grid:
         p, step = self.params, self.clock.step
-        return Grid(self.divisor[step], self.zeros[step], p.act_bits, p.symmetric_acts, self.needs_sums)
+        scale = self.scales[step] if p.smoothing is None else None
+        return Grid(self.divisor[step], self.zeros[step], p.act_bits, p.symmetric_acts, self.needs_sums, scale)
 
     def multiply(self, codes: Codes, into: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         step, weights = self.clock.step, self.weights
@@ -193,6 +198,24 @@ class StaticInt8Linear(Int8Linear):
         if weights.offset is not None:
             y.addr_(codes.sums, weights.offset * scale, alpha=self.scales[step])
         return y
+
+    def makes_gelu_codes(self, grid: Grid) -> bool:
+        plain = self.weights.offset is None and self.weights.matmul.gelu_codes is not None
+        return plain and grid.scale is not None and grid.bits == BITS and not grid.sums
+
+    def gelu_codes(self, codes: Codes, grid: Grid) -> Codes:
+        """Codes of GELU(y), tanh approximation, for the next layer straight out of the product."""
+        step, weights = self.clock.step, self.weights
+        p = weights.matmul.gelu_codes(
+            codes.p,
+            self.zeros[step],
+            weights.scale,
+            x_scale=self.scales[step],
+            bias=self.bias,
+            y_scale=grid.scale,
+            y_zero=grid.zero,
+        )
+        return Codes(p, None, None, None)
 
     def exact_accumulators(self, codes: Codes) -> Tensor:
         return self.exact_products(codes.p, self.zeros[self.clock.step])

@@ -46,6 +46,13 @@ class OneDnnMatmul:
             *product, into, bias, *plain, 1.0, 0, "sum", 1.0, "none", [], ""
         )
 
+    def gelu_codes(
+        self, q: Tensor, zero: int, scale: Tensor, *, x_scale: float, bias: Tensor | None, y_scale: float, y_zero: int
+    ) -> Tensor:
+        """Codes uint8 [n, out] of GELU(y), tanh approximation. Rounds half to even after the zero point is added."""
+        product = (q, x_scale, zero, self.packed, scale, self.zeros)
+        return torch.ops.onednn.qlinear_pointwise(*product, bias, y_scale, y_zero, torch.uint8, "gelu", [], "tanh")
+
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
@@ -58,6 +65,7 @@ class IntMmMatmul:
     """The same product by `torch._int_mm`, of signed bytes, with the zero point and the rescale in separate passes."""
 
     name = "_int_mm"
+    gelu_codes = None  # it writes 32-bit sums only
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight

@@ -19,7 +19,16 @@ from vdq.models.stdit import LAYER_NORM_EPS
 
 SOURCE = Path(__file__).with_name("int8_passes.cpp")
 # Sums keep their order but where the source says otherwise; nobody reads errno or traps of floats here.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-fopenmp")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-fopenmp",
+)
 
 
 class CRows(Structure):

@@ -23,7 +23,7 @@ class Grid(NamedTuple):
     """How one layer's input is quantized at one step.
 
     divisor: fp32 [in] or None for 1. zero: the zero point 0..255 if static, None if every token has its own. sums:
-    whether sums of codes are wanted.
+    whether sums of codes are wanted. scale: the divisor where it is one number, else None.
     """
 
     divisor: Tensor | None
@@ -31,6 +31,7 @@ class Grid(NamedTuple):
     bits: int
     symmetric: bool
     sums: bool
+    scale: float | None = None
 
     @property
     def top(self) -> int:
@@ -158,7 +159,7 @@ def token_qparams(low: Tensor, high: Tensor, grid: Grid) -> QParams:
 
 
 def write_codes(values: Tensor, grid: Grid, out: Codes, qparams: QParams | None = None) -> None:
-    """Codes of values [n, C], already divided by `grid.divisor`; `qparams` [n, 1] are those of the tokens if dynamic."""
+    """Codes of values [n, C] that `grid.divisor` has divided; `qparams` [n, 1] are those of the tokens if dynamic."""
     if qparams is None:
         zero, steps = grid.zero, values.round()
     else:
