@@ -3,14 +3,16 @@
 import copy
 import logging
 import pickle
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from vdq.backends import Int8CpuBackend, ReferenceBackend, int8_cpu
+from vdq.backends import Int8CpuBackend, ReferenceBackend, int8_cpu, int8_weights
 from vdq.backends.int8_matmul import KERNELS, IntMmMatmul, OneDnnMatmul, failure
+from vdq.backends.int8_weights import KeptSets, PrefetchedSets
 from vdq.quant.affine import QParams
 from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec
@@ -66,7 +68,7 @@ def test_accumulators_equal_the_reference(
         dynamic=dynamic,
     )
     module = backend.layer(spec)
-    assert len(module.sets) == (2 if smoothing else 1)
+    assert len(module.sets.sets) == (2 if smoothing else 1)
     # Only asymmetric weights of 8 bits need more than a signed byte.
     assert (module.sets[0].offset is None) == (symmetric_weights or weight_bits < 8)
     check_steps(module, spec, tokens(9), oracle)
@@ -197,6 +199,58 @@ def test_copies_and_pickles(backend, layer, tokens):
 def test_every_range_takes_a_byte_a_weight(backend, layer):
     assert backend.layer(layer(weight_bits=4)).weight_bytes == 2 * 48 * 20
     assert backend.layer(layer(smoothing=False)).weight_bytes == 48 * 20
+
+
+@pytest.mark.parametrize(
+    ("choice", "in_features", "smoothing", "kind"),
+    [
+        ("keep", 64, True, KeptSets),
+        ("prefetch", 64, True, PrefetchedSets),
+        ("auto", 4000, True, KeptSets),  # two sets of 2000 rows: 16 MB
+        ("auto", 4001, True, PrefetchedSets),
+        ("auto", 8002, False, KeptSets),  # one set
+    ],
+)
+def test_weight_sets_are_where_they_were_asked_for(choice, in_features, smoothing, kind, layer):
+    spec = layer(in_features=in_features, out_features=2000, smoothing=smoothing)
+    assert type(Int8CpuBackend(weight_sets=choice).layer(spec).sets) is kind
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_prefetched_sets_change_no_bit(dynamic, backend, layer, tokens):
+    """Back and forth between the ranges, in copies as well."""
+    spec, x = layer(dynamic=dynamic), tokens(9)
+    prefetching = Int8CpuBackend(backend.kernel.name, weight_sets="prefetch")
+    kept, module = backend.layer(spec), prefetching.layer(spec)
+    for step in STEPS:
+        spec.clock.set(step)
+        for twin in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert torch.equal(twin(x), kept(x)) and torch.equal(twin.accumulators(x), kept.accumulators(x))
+    assert module.weight_bytes == kept.weight_bytes == 2 * 48 * 20
+    assert copy.deepcopy(module).sets.arguments[0].data_ptr() == spec.weight.data_ptr()
+
+
+def test_the_next_set_is_made_in_the_background(backend, layer, tokens, monkeypatch):
+    made, make = [], int8_weights.weight_set
+
+    def spy(weight, params, range_, kernel):
+        made.append((range_, threading.current_thread() is threading.main_thread()))
+        return make(weight, params, range_, kernel)
+
+    monkeypatch.setattr(int8_weights, "weight_set", spy)
+    spec, threads = layer(), torch.get_num_threads()
+    module = Int8CpuBackend(backend.kernel.name, weight_sets="prefetch").layer(spec)
+    for step in (0, 1, 2, 3, 0, 0):  # two steps a range, then the next videos
+        spec.clock.set(step)
+        module(tokens(9))
+    module.sets.next[1].result()
+    assert made == [(0, True), (1, False), (0, False), (1, False)]
+    assert torch.get_num_threads() == threads
+
+
+def test_an_unknown_choice_of_weight_sets_is_refused():
+    with pytest.raises(ValueError, match="^backend.weight_sets=disk must be one of auto, keep, prefetch$"):
+        Int8CpuBackend(weight_sets="disk")
 
 
 def test_what_cannot_run_is_refused_with_the_reason(backend, layer):

@@ -4,7 +4,7 @@ import logging
 import subprocess
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from vdq.backends.base import Backend
 from vdq.backends.fused_block import FusedBlock, fusible
 from vdq.backends.int8_block import Int8BlockOps
-from vdq.backends.int8_matmul import KERNELS, IntMmMatmul, OneDnnMatmul, failure
+from vdq.backends.int8_matmul import KERNELS, IntMmMatmul, failure
 from vdq.backends.int8_native import NativePasses
 from vdq.backends.int8_passes import MIDDLE, Codes, Grid, Source, TorchPasses, token_qparams, write_codes
+from vdq.backends.int8_weights import KeptSets, PrefetchedSets, WeightSet
 from vdq.backends.integer import BITS, IntegerLinear, unsupported
 from vdq.quant.affine import code_range, tensor_range
 from vdq.quant.linear import LayerSpec
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
+WEIGHT_SETS = {"keep": KeptSets, "prefetch": PrefetchedSets}
+KEPT_BYTES = 16e6
 T = TypeVar("T")
-Matmul = OneDnnMatmul | IntMmMatmul
 Passes = NativePasses | TorchPasses
 
 
@@ -30,16 +32,20 @@ class Int8CpuBackend(Backend):
     """Codes of 2..8 bits held in bytes, symmetric or not, static or dynamic.
 
     `kernel`: "oneDNN", "_int_mm", or "auto", the first of them that works here. `fused`: blocks of STDiT run as a whole
-    where all their projections are quantized, unless tokens share a range. All time ranges' weights are kept, a byte
-    each. Raises ValueError for another value and for a kernel that does not work here.
+    where all their projections are quantized, unless tokens share a range. `weight_sets`: "keep" has the weights of all
+    time ranges in memory, a byte each; "prefetch" two sets, that of the step and that of the next range, which a thread
+    makes meanwhile from the original weight, held by reference; "auto" keeps one set or at most 16 MB of sets of a
+    layer and prefetches larger ones. Raises ValueError for another value and for a kernel that does not work here.
     """
 
     name = "int8_cpu"
     simulated = False
 
-    def __init__(self, kernel: str = AUTO, fused: bool = True) -> None:
+    def __init__(self, kernel: str = AUTO, fused: bool = True, weight_sets: str = AUTO) -> None:
         if kernel not in (AUTO, *KERNELS):
             raise ValueError(f"backend.kernel={kernel} must be one of {', '.join((AUTO, *KERNELS))}")
+        if weight_sets not in (AUTO, *WEIGHT_SETS):
+            raise ValueError(f"backend.weight_sets={weight_sets} must be one of {', '.join((AUTO, *WEIGHT_SETS))}")
         failures = {name: failure(name) for name in (KERNELS if kernel == AUTO else [kernel])}
         working = [name for name, why in failures.items() if why is None]
         reasons = "; ".join(f"{name}: {why}" for name, why in failures.items() if why is not None)
@@ -48,6 +54,7 @@ class Int8CpuBackend(Backend):
         if reasons:
             log.warning("int8_cpu: runs %s (%s)", working[0], reasons)
         self.kernel, self.fused, self.passes = KERNELS[working[0]], fused, elementwise_passes()
+        self.weight_sets = weight_sets
 
     @property
     def arithmetic(self) -> str:
@@ -60,12 +67,19 @@ class Int8CpuBackend(Backend):
         return unsupported(layer)
 
     def build(self, layer: LayerSpec) -> "Int8Linear":
-        return (StaticInt8Linear if layer.params.static else DynamicInt8Linear)(layer, self.kernel, self.passes)
+        choice = _automatic(layer) if self.weight_sets == AUTO else self.weight_sets
+        sets = WEIGHT_SETS[choice](layer.weight, layer.params, self.kernel)
+        return (StaticInt8Linear if layer.params.static else DynamicInt8Linear)(layer, sets, self.passes)
 
     def fuse(self, module: nn.Module) -> nn.Module | None:
         if self.fused and fusible(module, Int8Linear):
             return FusedBlock(module, Int8BlockOps(self.passes))
         return None
+
+
+def _automatic(layer: LayerSpec) -> str:
+    sets = layer.params.num_weight_ranges
+    return "keep" if sets == 1 or sets * layer.weight.numel() <= KEPT_BYTES else "prefetch"
 
 
 @cache
@@ -78,40 +92,12 @@ def elementwise_passes() -> Passes:
         return TorchPasses()
 
 
-class WeightSet(NamedTuple):
-    """Weights of one range, qw - zw = w + offset: w as signed bytes inside `matmul`; scale, and offset and sums of w
-    times the scale, fp32 [out]. `offset` and `scaled_offset` are None where w alone holds the difference: symmetric
-    weights, and any of at most 7 bits.
-    """
-
-    matmul: Matmul
-    scale: Tensor
-    offset: Tensor | None
-    sums: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.matmul.nbytes
-
-
-def weight_set(layer: LayerSpec, range_: int, kernel: type[Matmul]) -> WeightSet:
-    """Codes of one range, split into what fits signed bytes and a whole number a channel."""
-    codes = layer.params.weight_codes(layer.weight, range_)
-    scale, zero_point = (values[:, 0] for values in layer.params.weight_qparams(range_))
-    w, offset = codes - zero_point[:, None], None
-    if w.numel() and (w.amin() < -MIDDLE or w.amax() >= MIDDLE):
-        w, offset = codes - MIDDLE, MIDDLE - zero_point
-    return WeightSet(kernel(w.to(torch.int8)), scale.contiguous(), offset, w.sum(1))
-
-
 class Int8Linear(IntegerLinear):
     """Inputs become unsigned bytes p = q - first code, so that zero points are 0..255 whatever the format."""
 
-    def __init__(self, layer: LayerSpec, kernel: type[Matmul], passes: Passes) -> None:
+    def __init__(self, layer: LayerSpec, sets: KeptSets | PrefetchedSets, passes: Passes) -> None:
         super().__init__(layer)
-        self.passes = passes
-        self.sets = [weight_set(layer, range_, kernel) for range_ in range(self.params.num_weight_ranges)]
-        self.needs_sums = any(weights.offset is not None for weights in self.sets)
+        self.sets, self.passes = sets, passes
 
     def forward(self, x: Tensor | Codes, compute: Callable[[Codes], T] | None = None) -> Tensor | T:
         """x [..., in] -> [..., out] in the dtype of x. In a fused block: codes -> compute(codes), which runs `multiply`
@@ -168,7 +154,7 @@ class Int8Linear(IntegerLinear):
 
     @property
     def weight_bytes(self) -> int:
-        return sum(weights.nbytes for weights in self.sets)
+        return self.sets.nbytes
 
 
 class StaticInt8Linear(Int8Linear):
@@ -176,8 +162,8 @@ class StaticInt8Linear(Int8Linear):
     The zero point and the bias are added by the kernel.
     """
 
-    def __init__(self, layer: LayerSpec, kernel: type[Matmul], passes: Passes) -> None:
-        super().__init__(layer, kernel, passes)
+    def __init__(self, layer: LayerSpec, sets: KeptSets | PrefetchedSets, passes: Passes) -> None:
+        super().__init__(layer, sets, passes)
         scale, zero_point = self.params.step_act()
         s = self.params.step_smoothing()
         divisor = scale[:, None] if s is None else scale[:, None] * s
@@ -189,7 +175,9 @@ class StaticInt8Linear(Int8Linear):
     def grid(self) -> Grid:
         p, step = self.params, self.clock.step
         scale = self.scales[step] if p.smoothing is None else None
-        return Grid(self.divisor[step], self.zeros[step], p.act_bits, p.symmetric_acts, self.needs_sums, scale)
+        return Grid(
+            self.divisor[step], self.zeros[step], p.act_bits, p.symmetric_acts, self.weights.offset is not None, scale
+        )
 
     def multiply(self, codes: Codes, into: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         step, weights = self.clock.step, self.weights
@@ -229,7 +217,7 @@ class DynamicInt8Linear(Int8Linear):
     def grid(self) -> Grid:
         p = self.params
         smoothing = None if p.smoothing is None else p.smoothing[self.range_]
-        return Grid(smoothing, None, p.act_bits, p.symmetric_acts, self.needs_sums)
+        return Grid(smoothing, None, p.act_bits, p.symmetric_acts, self.weights.offset is not None)
 
     def quantize_input(self, x: Tensor) -> Codes:
         if self.params.act_granularity != "token_shared":

@@ -27,7 +27,7 @@ def unsupported(layer: LayerSpec) -> str | None:
 
 
 def integer_weight_bytes(model: nn.Module) -> int:
-    """Memory that the integer layers of a model hold their weights in, those of all time ranges."""
+    """Memory that the integer layers of a model hold their weights in, those of all time ranges that they keep."""
     return sum(module.weight_bytes for module in model.modules() if isinstance(module, IntegerLinear))
 
 
@@ -83,7 +83,7 @@ class IntegerLinear(nn.Module):
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the integer weights of all ranges."""
+        """Memory of the integer weights of all ranges that are held."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
