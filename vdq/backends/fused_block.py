@@ -75,12 +75,12 @@ class FusedBlock(nn.Module):
 
     # Rounding has no gradient.
     @torch.no_grad()
-    def forward(self, x: Tensor, captions: Captions, t0: Tensor, temporal_pos: Tensor | None = None) -> Tensor:
-        """x [B, N, C], t0 [B, 6*C], temporal_pos [1, T, C] or None -> [B, N, C] in the dtype of x."""
-        batch, tokens, channels = x.shape
-        frames, places = self.frames, tokens // self.frames
-        table = self.scale_shift_table.float() + t0.float().view(batch, 6, channels)
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)
+    def forward(self, x: Tensor, captions: Captions, modulation: Tensor, temporal_pos: Tensor | None = None) -> Tensor:
+        """x [B, N, C], modulation [B, 6, C], temporal_pos [1, T, C] or None, as STDiTBlock takes them -> [B, N, C] in
+        the dtype of x.
+        """
+        frames, places = self.frames, x.shape[1] // self.frames
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.float().chunk(6, dim=1)
         ops, dtype = self.ops, x.dtype
         x = ops.start(x)
 
@@ -97,7 +97,7 @@ class FusedBlock(nn.Module):
         cross = self.cross_attn
         codes = ops.quantize(x, [cross.q_linear])
         (q,) = ops.linears([cross.q_linear], codes)
-        k, v = caption_keys_values(cross, captions, batch)
+        k, v = (part.float() for part in captions.keys_values(cross.kv_linear))
         attended = ops.attend(q.view(x.shape), k, v, cross.num_heads, captions.keep)
         (codes,) = ops.quantize(attended, [cross.proj])
         x = ops.add_linear(x, cross.proj, codes)
@@ -135,11 +135,3 @@ def block_layers(block: nn.Module) -> list[nn.Module]:
         cross.proj,
         *mlp.children(),
     ]
-
-
-def caption_keys_values(cross: nn.Module, captions: Captions, batch: int) -> tuple[Tensor, Tensor]:
-    """k and v [B, L, C] of the captions, as in CrossAttention; padded places hold any row."""
-    kv = cross.kv_linear(captions.tokens)
-    if captions.index is not None:
-        kv = kv[0].index_select(0, captions.index)
-    return kv.reshape(batch, -1, kv.shape[-1]).float().chunk(2, dim=-1)
