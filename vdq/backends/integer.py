@@ -13,17 +13,36 @@ BITS = 8
 MAX_IN_FEATURES = (2**31 - 1) // 255**2
 
 
-def unsupported(layer: LayerSpec) -> str | None:
-    """Why a layer has no 8-bit codes or no 32-bit accumulators, or is not on the CPU; None if it can run."""
+def too_wide(layer: LayerSpec) -> str | None:
+    """Why a layer has no 8-bit codes or no 32-bit accumulators; None if it has."""
     for name in ("weight_bits", "act_bits"):
         bits = getattr(layer.params, name)
         if bits > BITS:
             return f"{name}={bits} must be at most {BITS}, integer products are of bytes"
     if layer.weight.shape[1] > MAX_IN_FEATURES:
         return f"in_features={layer.weight.shape[1]} must be at most {MAX_IN_FEATURES}, else 32-bit sums overflow"
+    return None
+
+
+def unsupported(layer: LayerSpec) -> str | None:
+    """Why a layer is too wide or not on the CPU; None if it can run."""
+    if (reason := too_wide(layer)) is not None:
+        return reason
     if layer.weight.device.type != "cpu":
         return f"its weight is on {layer.weight.device.type}, this backend runs on the CPU"
     return None
+
+
+def signed_weight(layer: LayerSpec, range_: int) -> tuple[Tensor, Tensor]:
+    """Codes of one range less their zero points as w + offset, qw - zw: w int8 [out, in], offset fp32 [out], whole
+    numbers, all 0 where w alone holds the difference: symmetric weights, and any of at most 7 bits.
+    """
+    codes = layer.params.weight_codes(layer.weight, range_)
+    zero_point = layer.params.weight_qparams(range_).zero_point
+    w, middle = codes - zero_point, 2 ** (BITS - 1)
+    if w.numel() == 0 or (w.amin() >= -middle and w.amax() < middle):
+        return w.to(torch.int8), torch.zeros_like(zero_point[:, 0])
+    return (codes - middle).to(torch.int8), (middle - zero_point)[:, 0]
 
 
 def integer_weight_bytes(model: nn.Module) -> int:

@@ -39,12 +39,12 @@ class KeptWeights(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class _Shared:
+class Shared:
     """A tensor that is only read, so that deep copies of its owner need no copy of it."""
 
     tensor: Tensor
 
-    def __deepcopy__(self, memo: dict) -> "_Shared":
+    def __deepcopy__(self, memo: dict) -> "Shared":
         return self
 
 
@@ -57,7 +57,7 @@ class SwitchedWeights(nn.Module):
 
     def __init__(self, weight: Tensor, stored: Tensor, params: LinearParams, clock: StepClock) -> None:
         super().__init__()
-        self.stored, self.params, self.clock = _Shared(self.placed(stored, weight.device)), params, clock
+        self.stored, self.params, self.clock = Shared(self.placed(stored, weight.device)), params, clock
         self.ranges: list[int] = params.weight_range.tolist()
         # All casts, not the last: a weight that has been in fp16 stays rounded, as nn.Module's own tensors do.
         self.dtypes = (weight.dtype,)
@@ -96,7 +96,7 @@ class SwitchedWeights(nn.Module):
         if probe.dtype != self.dtypes[-1]:
             self.dtypes += (probe.dtype,)
         self.params = self.params.to(probe.device)
-        self.stored = _Shared(self.placed(self.stored.tensor, probe.device))
+        self.stored = Shared(self.placed(self.stored.tensor, probe.device))
         self.current = None
         return self
 

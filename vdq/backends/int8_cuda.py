@@ -1,0 +1,85 @@
+"""Integer execution on NVIDIA GPUs: Triton kernels on int8 tensor cores, see vdq.backends.cuda.
+
+Written for, and never run on, a GPU; vdq/backends/cuda says what was checked and how to check the rest.
+"""
+
+from importlib.util import find_spec
+
+import torch
+from torch import nn
+
+from vdq.backends.base import Backend
+from vdq.backends.fused_block import FusedBlock, fusible
+from vdq.backends.integer import too_wide
+from vdq.quant.linear import LayerSpec
+
+AUTO = "auto"
+WEIGHT_SETS = ("keep", "stream")
+KEPT_BYTES = 16e6
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here, or None."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    from triton import knobs
+
+    if not torch.cuda.is_available() and not knobs.runtime.interpret:
+        return "there is no CUDA device, and TRITON_INTERPRET=1 is not set, with which kernels run slowly on the CPU"
+    return None
+
+
+class Int8CudaBackend(Backend):
+    """Codes of 2..8 bits held in bytes, symmetric or not, static or dynamic, any number of weight sets.
+
+    Layers may be built on any device and are moved with the model. `weight_sets` says where a layer holds the weights
+    of its time ranges, a byte each: "keep": all on the device. "stream": in pinned host memory, and two sets on the
+    device, the next being copied while one is used. "auto": "keep" for one set or at most 16 MB of sets, as every layer
+    of the testbed has, "stream" for larger ones. `fused`: replace whole STDiT blocks, which quantizes inside the norms,
+    GELU and residual sums and keeps them in fp32; False computes each layer alone. Raises ValueError for another value,
+    without Triton, and with neither a CUDA device nor Triton's interpreter.
+    """
+
+    name = "int8_cuda"
+    simulated = False
+
+    def __init__(self, weight_sets: str = AUTO, fused: bool = True) -> None:
+        if weight_sets not in (AUTO, *WEIGHT_SETS):
+            allowed = ", ".join((AUTO, *WEIGHT_SETS))
+            raise ValueError(f"backend.weight_sets={weight_sets} must be one of {allowed}")
+        if (reason := unavailable()) is not None:
+            raise ValueError(f"backend {self.name} cannot run here: {reason}")
+        self.weight_sets, self.fused = weight_sets, fused
+
+    @property
+    def arithmetic(self) -> str:
+        return f"{self.name} (integer, Triton{'' if torch.cuda.is_available() else ' interpreted on the CPU'})"
+
+    def supports(self, layer: LayerSpec) -> str | None:
+        if layer.weight.is_meta:
+            return "its weight is on meta, codes need values"
+        return too_wide(layer)
+
+    # Triton is imported where it is known to be there.
+    def build(self, layer: LayerSpec) -> nn.Module:
+        from vdq.backends.cuda.linear import Int8CudaLinear
+        from vdq.backends.cuda.weights import KeptSets, StreamedSets
+
+        choice = self.weight_sets
+        if choice == AUTO:
+            sets = layer.params.num_weight_ranges
+            choice = "keep" if sets == 1 or sets * layer.weight.numel() <= KEPT_BYTES else "stream"
+        return Int8CudaLinear(layer, {"keep": KeptSets, "stream": StreamedSets}[choice])
+
+    def fuse(self, module: nn.Module) -> nn.Module | None:
+        from vdq.backends.cuda.block import CudaOps
+        from vdq.backends.cuda.linear import Int8CudaLinear, one_format, share_codes
+
+        if not self.fused or not fusible(module, Int8CudaLinear):
+            return None
+        inputs = [list(attention.qkv.children()) for attention in (module.attn, module.attn_temp)]
+        if not all(one_format(layers) for layers in inputs):
+            return None
+        for layers in inputs:
+            share_codes(layers)
+        return FusedBlock(module, CudaOps())
