@@ -22,11 +22,16 @@ def unavailable() -> str | None:
     """Why this backend cannot run here, or None."""
     if find_spec("triton") is None:
         return "Triton is not installed"
-    from triton import knobs
-
-    if not torch.cuda.is_available() and not knobs.runtime.interpret:
+    if not torch.cuda.is_available() and not interpreted():
         return "there is no CUDA device, and TRITON_INTERPRET=1 is not set, with which kernels run slowly on the CPU"
     return None
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter."""
+    from triton import knobs
+
+    return knobs.runtime.interpret
 
 
 class Int8CudaBackend(Backend):
@@ -53,7 +58,7 @@ class Int8CudaBackend(Backend):
 
     @property
     def arithmetic(self) -> str:
-        return f"{self.name} (integer, Triton{'' if torch.cuda.is_available() else ' interpreted on the CPU'})"
+        return f"{self.name} (integer, Triton{' interpreted on the CPU' if interpreted() else ''})"
 
     def supports(self, layer: LayerSpec) -> str | None:
         if layer.weight.is_meta:

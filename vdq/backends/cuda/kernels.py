@@ -12,7 +12,8 @@ from triton import knobs
 INTERPRETED = knobs.runtime.interpret
 LAYER_NORM_EPS = tl.constexpr(1e-6)
 SMALLEST_SCALE = tl.constexpr(1e-6)  # vdq.quant.affine.EPS
-BLOCK_K = 128  # the largest of the configurations below; all of them divide it
+# Multiples of the blocks of every configuration below.
+BLOCK_M, BLOCK_K = 128, 128
 
 
 @triton.jit
@@ -22,18 +23,18 @@ def round_half_even(x):
 
 
 @triton.jit
-def to_codes(x, divisor, zero, BITS: tl.constexpr):
-    """Clamped before they are rounded, as the bounds are integers: the same codes, and no x is too large to round."""
+def to_codes(steps, zero, BITS: tl.constexpr):
+    """Clamped before they are rounded, as the bounds are integers: the same codes, and none is too large to round."""
     low, high = -(2 ** (BITS - 1)), 2 ** (BITS - 1) - 1
-    steps = tl.div_rn(x, divisor)
     steps = tl.minimum(tl.maximum(steps, (low - zero).to(tl.float32)), (high - zero).to(tl.float32))
     return round_half_even(steps) + zero
 
 
 @triton.jit
 def token_qparams(lo, hi, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """Scale and zero point of ranges that include 0 (vdq.quant.affine.qparams_from_range), as codes are held here."""
+    """Scale and zero point as codes are held here (vdq.quant.affine.qparams_from_range)."""
     half = 2 ** (BITS - 1)
+    lo, hi = tl.minimum(lo, 0.0), tl.maximum(hi, 0.0)
     if SYMMETRIC:
         scale = tl.maximum(tl.div_rn(tl.maximum(-lo, hi), tl.full(lo.shape, half - 1, tl.float32)), SMALLEST_SCALE)
         zero = tl.zeros(lo.shape, tl.int32)
@@ -45,17 +46,19 @@ def token_qparams(lo, hi, BITS: tl.constexpr, SYMMETRIC: tl.constexpr):
 
 @triton.jit
 def quantize_part(
-    y, rows, valid, columns, inside, step, divisor, zero, codes, sums, scales, zeros, C,
-    DYNAMIC: tl.constexpr, DIVIDED: tl.constexpr, SYMMETRIC: tl.constexpr, SHARED: tl.constexpr, SUMS: tl.constexpr,
-    BITS: tl.constexpr,
+    y, rows, valid, columns, inside, step, table, zero, codes, sums, scales, zeros, C,
+    DYNAMIC: tl.constexpr, TABLE: tl.constexpr, EXACT: tl.constexpr, SYMMETRIC: tl.constexpr, SHARED: tl.constexpr,
+    SUMS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Codes of the tokens y [R, C] for one layer, and their sums, scales and zero points."""
-    if DIVIDED:
-        by = tl.load(divisor + step * C + columns, mask=inside, other=1.0)[None, :]
+    known = valid[:, None] & inside[None, :]
+    if TABLE:
+        channel = tl.load(table + step * C + columns, mask=inside, other=1.0)[None, :]
+        if EXACT:
+            y = tl.div_rn(y, tl.broadcast_to(channel, y.shape))
+        else:
+            y *= channel
     if DYNAMIC:
-        if DIVIDED:
-            y = tl.div_rn(y, tl.broadcast_to(by, y.shape))
-        known = valid[:, None] & inside[None, :]
         lo = tl.min(tl.where(known, y, 0.0), 1)
         hi = tl.max(tl.where(known, y, 0.0), 1)
         if SHARED:
@@ -64,10 +67,13 @@ def quantize_part(
         scale, z = token_qparams(lo, hi, BITS, SYMMETRIC)
         tl.store(scales + rows, scale, mask=valid)
         tl.store(zeros + rows, z, mask=valid)
-        q = to_codes(y, tl.broadcast_to(scale[:, None], y.shape), z[:, None], BITS)
+        if EXACT:
+            y = tl.div_rn(y, tl.broadcast_to(scale[:, None], y.shape))
+        else:
+            y *= tl.div_rn(tl.full(scale.shape, 1, tl.float32), scale)[:, None]
+        q = to_codes(y, z[:, None], BITS)
     else:
-        q = to_codes(y, tl.broadcast_to(by, y.shape), tl.load(zero + step), BITS)
-    known = valid[:, None] & inside[None, :]
+        q = to_codes(y, tl.load(zero + step), BITS)
     tl.store(codes + rows.to(tl.int64)[:, None] * C + columns[None, :], q.to(tl.int8), mask=known)
     if SUMS:
         tl.store(sums + rows, tl.sum(tl.where(known, q, 0), 1), mask=valid)
@@ -76,19 +82,20 @@ def quantize_part(
 @triton.jit
 def quantize_kernel(
     x, shift, scale, position, step,
-    divisor0, divisor1, divisor2, zero0, zero1, zero2, codes, sums, scales, zeros,
+    table0, table1, table2, zero0, zero1, zero2, codes, sums, scales, zeros,
     M, C, rows_per_sample, modulation_stride, swap_a, swap_b, groups,
     PARTS: tl.constexpr, NORM: tl.constexpr, SWAP: tl.constexpr, POSITION: tl.constexpr, DYNAMIC: tl.constexpr,
-    DIVIDED: tl.constexpr, SYMMETRIC: tl.constexpr, SHARED: tl.constexpr, SUMS: tl.constexpr, BITS: tl.constexpr,
+    TABLE: tl.constexpr, SYMMETRIC: tl.constexpr, SHARED: tl.constexpr, SUMS: tl.constexpr, BITS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Codes of x [M, C] for up to three layers, R whole tokens a program.
 
-    divisor [steps, C] fp32: scale * s if static, s if dynamic; zero [steps] int32 if static. codes int8 [PARTS, M, C],
-    sums int32 and, if dynamic, scales fp32 and zeros int32, [PARTS, M]. NORM: of LayerNorm(x) * (1 + scale) + shift
-    with one scale and shift for each `rows_per_sample`. SWAP: token (n, j, i) of the codes is token (n, i, j) of x, i <
-    swap_a, j < swap_b; POSITION: after position [swap_a, C] is added at i. SHARED: tokens M / groups apart have one
-    range.
+    table [steps, C] fp32, if TABLE: scale * s if static, s if dynamic; zero [steps] int32 if static. codes int8 [PARTS,
+    M, C], sums int32 and, if dynamic, scales fp32 and zeros int32, [PARTS, M]. NORM: of LayerNorm(x) * (1 + scale) +
+    shift with one scale and shift for each `rows_per_sample`; the tables then hold reciprocals, as a correctly rounded
+    division takes ten instructions and a norm is rounded anyhow. SWAP: token (n, j, i) of the codes is token (n, i, j)
+    of x, i < swap_a, j < swap_b; POSITION: after position [swap_a, C] is added at i. SHARED: tokens M / groups apart
+    have one range.
     """
     index = tl.arange(0, BLOCK_R)
     if SHARED:
@@ -117,21 +124,21 @@ def quantize_kernel(
         y += tl.load(shift + at, mask=known, other=0.0).to(tl.float32)
     now = tl.load(step)
     quantize_part(
-        y, rows, valid, columns, inside, now, divisor0, zero0, codes, sums, scales, zeros, C,
-        DYNAMIC, DIVIDED, SYMMETRIC, SHARED, SUMS, BITS,
+        y, rows, valid, columns, inside, now, table0, zero0, codes, sums, scales, zeros, C,
+        DYNAMIC, TABLE, not NORM, SYMMETRIC, SHARED, SUMS, BITS,
     )  # fmt: skip
     part = tl.cast(M, tl.int64)
     if PARTS > 1:
         quantize_part(
-            y, rows, valid, columns, inside, now, divisor1, zero1,
+            y, rows, valid, columns, inside, now, table1, zero1,
             codes + part * C, sums + part, scales + part, zeros + part, C,
-            DYNAMIC, DIVIDED, SYMMETRIC, SHARED, SUMS, BITS,
+            DYNAMIC, TABLE, not NORM, SYMMETRIC, SHARED, SUMS, BITS,
         )  # fmt: skip
     if PARTS > 2:
         quantize_part(
-            y, rows, valid, columns, inside, now, divisor2, zero2,
+            y, rows, valid, columns, inside, now, table2, zero2,
             codes + 2 * part * C, sums + 2 * part, scales + 2 * part, zeros + 2 * part, C,
-            DYNAMIC, DIVIDED, SYMMETRIC, SHARED, SUMS, BITS,
+            DYNAMIC, TABLE, not NORM, SYMMETRIC, SHARED, SUMS, BITS,
         )  # fmt: skip
 
 
@@ -142,7 +149,6 @@ def _configurations() -> list[triton.Config]:
     else:
         choices = [
             (128, 256, 128, 8, 3),
-            (256, 128, 128, 8, 3),
             (128, 128, 128, 8, 3),
             (128, 128, 64, 4, 4),
             (64, 128, 128, 4, 4),
@@ -158,7 +164,7 @@ def _configurations() -> list[triton.Config]:
 @triton.jit
 def linear_kernel(
     codes, weight, out, sums, x_scale, x_zero, w_scale, w_total, w_offset, bias, slots, ranges, step,
-    residual, gate, next_divisor, next_zero, next_sums,
+    residual, gate, next_factor, next_zero, next_sums,
     M, N, K, bucket, rows_per_sample, gate_stride,
     MODE: tl.constexpr, PER_TOKEN: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
     GATE: tl.constexpr, NEXT_SUMS: tl.constexpr, NEXT_BITS: tl.constexpr, EVEN_K: tl.constexpr,
@@ -170,8 +176,9 @@ def linear_kernel(
     [steps]. weight int8 [sets, N, K], the set of a step in slots int32 [steps]; w_scale fp32, w_total and w_offset
     int32, [ranges, N], the range of a step in ranges int32 [steps]. bias fp32 [N]. By MODE, out [M, N] is "sums": acc,
     int32. "float": y = acc x_scale w_scale + bias, its GELU if GELU. "add": residual [M, N] + y, times the gate
-    [samples, N] of every `rows_per_sample` if GATE. "codes": codes of y with next_divisor [steps, N] and next_zero
-    [steps]; their sums are added to next_sums int32 [M] if NEXT_SUMS. `bucket`, M rounded up, only selects the
+    [samples, N] of every `rows_per_sample`: GATE is "none", "tile" if BLOCK_M divides that, else "token". "codes":
+    codes of y with next_factor [steps, N], 1 / (scale * s), and next_zero [steps]; their sums are added to next_sums
+    int32 [M] if NEXT_SUMS. `bucket`, M rounded up, only selects the
     measured configuration.
     """
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
@@ -222,13 +229,16 @@ def linear_kernel(
         if GELU:  # of the tanh approximation: x (1 + tanh u) / 2 = x sigmoid(2 u)
             y *= tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
         if MODE == "add":
-            if GATE:
+            if GATE == "tile":
+                from_gate = pid_m * BLOCK_M // rows_per_sample * gate_stride + columns
+                y *= tl.load(gate + from_gate, mask=column_valid, other=0.0).to(tl.float32)[None, :]
+            if GATE == "token":
                 from_gate = (rows // rows_per_sample)[:, None] * gate_stride + columns[None, :]
                 y *= tl.load(gate + from_gate, mask=valid, other=0.0).to(tl.float32)
             y += tl.load(residual + at, mask=valid, other=0.0).to(tl.float32)
         if MODE == "codes":
-            by = tl.load(next_divisor + now * N + columns, mask=column_valid, other=1.0)[None, :]
-            q = to_codes(y, tl.broadcast_to(by, y.shape), tl.load(next_zero + now), NEXT_BITS)
+            y *= tl.load(next_factor + now * N + columns, mask=column_valid, other=0.0)[None, :]
+            q = to_codes(y, tl.load(next_zero + now), NEXT_BITS)
             tl.store(out + at, q.to(tl.int8), mask=valid)
             if NEXT_SUMS:
                 tl.atomic_add(next_sums + rows, tl.sum(tl.where(valid, q, 0), 1), mask=row_valid, sem="relaxed")

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from vdq.backends.cuda.kernels import INTERPRETED
 from vdq.backends.cuda.ops import int8_linear, quantize_tokens
-from vdq.backends.cuda.weights import KeptSets, StreamedSets
-from vdq.backends.integer import IntegerLinear, signed_weight
+from vdq.backends.cuda.weights import KeptSets, StreamedSets, integer_weights
+from vdq.backends.integer import IntegerLinear
 from vdq.quant.affine import code_range
 from vdq.quant.linear import LayerSpec
 
@@ -27,31 +27,29 @@ class Codes(NamedTuple):
 
 
 class Int8CudaLinear(IntegerLinear):
-    """The step is read on the device: `divisor` [steps, in] (scale * s; s if dynamic, or nothing), `zero` and `x_scale`
-    [steps] (static), `w_scale`, `w_total`, `w_offset` [ranges, out] are tables, fp32 and int32 whatever the model's
-    dtype. `source` is the place, in the list of layers that share an input, of the first one with the same codes.
+    """The step is read on the device: `divisor` [steps, in] (scale * s; s if dynamic, or nothing) and its reciprocal
+    `factor`, `zero` and `x_scale` [steps] (static), `w_scale`, `w_total`, `w_offset` [ranges, out] are tables, fp32 and
+    int32 whatever the model's dtype. `source` is the place, in the list of layers that share an input, of the first one
+    with the same codes.
     """
 
     source: int | None = None
 
     def __init__(self, layer: LayerSpec, sets: type[KeptSets] | type[StreamedSets]) -> None:
         super().__init__(layer)
-        self.sets = sets(layer)
+        device = layer.weight.device if sets is KeptSets else torch.device("cpu")
+        weights, w_total, w_offset = integer_weights(layer, device)
+        self.sets = sets(layer, weights)
         self.symmetric, self.bits = self.params.symmetric_acts, self.params.act_bits
-        totals, offsets = [], []
-        for range_ in range(self.params.num_weight_ranges):
-            w, offset = signed_weight(layer, range_)
-            totals.append(w.sum(1, dtype=torch.int32) + self.in_features * offset.int())
-            offsets.append(offset.int())
         tables = {
             "bias": self.__dict__.pop("bias"),  # not a buffer of the layers that stay on the CPU
             "divisor": self.params.step_smoothing(),
             "zero": None,
             "x_scale": None,
-            "ranges_": self.params.weight_range.int(),
+            "weight_ranges": self.params.weight_range.int(),
             "w_scale": self.params.weight.scale[:, :, 0].contiguous(),
-            "w_total": torch.stack(totals),
-            "w_offset": torch.stack(offsets) if any(offset.any() for offset in offsets) else None,
+            "w_total": w_total,
+            "w_offset": w_offset if w_offset.any() else None,
         }
         if self.params.static:
             scale, zero_point = self.params.step_act()
@@ -60,6 +58,7 @@ class Int8CudaLinear(IntegerLinear):
             tables["divisor"] = scale[:, None] * s
             tables["zero"] = (zero_point - first).int() - 2 ** (self.bits - 1)
             tables["x_scale"] = scale
+        tables["factor"] = None if tables["divisor"] is None else tables["divisor"].reciprocal()
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
@@ -78,14 +77,14 @@ class Int8CudaLinear(IntegerLinear):
         output, or the codes for a static layer that follows.
         """
         if isinstance(x, Tensor):
-            return self(self.codes(x)).reshape(*x.shape[:-1], self.out_features)
+            return self._run(self.codes(x), x.dtype)[0].reshape(*x.shape[:-1], self.out_features)
         if following is None:
             return self._run(x, x.dtype, gelu=gelu, residual=residual, gate=gate)[0]
         values, sums = self._run(
             x,
             torch.int8,
             gelu=gelu,
-            next_divisor=following.divisor,
+            next_factor=following.factor,
             next_zero=following.zero,
             next_bits=following.bits,
             next_sums=following.needs_sums,
@@ -113,7 +112,7 @@ class Int8CudaLinear(IntegerLinear):
             x.scale is not None,
             self.sets.table,
             self.sets.slots,
-            self.ranges_,
+            self.weight_ranges,
             self.w_scale,
             self.w_total,
             self.w_offset,
@@ -160,12 +159,14 @@ def quantize(
     distinct = [layers[number] for number in sorted(set(sources))]
     first = distinct[0]
     shift, scale = modulation or (None, None)
+    static = first.zero is not None
+    tables = [layer.divisor if modulation is None else layer.factor for layer in distinct]
     parts = zip(
         *quantize_tokens(
             x.contiguous(),
             first.clock.index,
-            [layer.divisor for layer in distinct if layer.divisor is not None],
-            [layer.zero for layer in distinct if layer.zero is not None],
+            tables if tables[0] is not None else [],
+            [layer.zero for layer in distinct] if static else [],
             len(distinct),
             first.bits,
             first.symmetric,
@@ -178,7 +179,6 @@ def quantize(
         ),
         strict=True,
     )
-    static = first.zero is not None
     made = [Codes(q, sums, None if static else s, None if static else z, x.dtype) for q, sums, s, z in parts]
     return [made[sorted(set(sources)).index(source)] for source in sources]
 

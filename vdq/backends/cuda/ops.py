@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from vdq.backends.cuda.kernels import BLOCK_K, linear_kernel, quantize_kernel
+from vdq.backends.cuda.kernels import BLOCK_K, BLOCK_M, linear_kernel, quantize_kernel
 
 MAX_PARTS = 3
 # A program of `quantize_kernel` works on so many numbers, if a token has not more.
@@ -16,7 +16,7 @@ LARGEST_BUCKET = 2**15
 def quantize_tokens(
     x: Tensor,
     step: Tensor,
-    divisors: list[Tensor],
+    tables: list[Tensor],
     zeros: list[Tensor],
     parts: int,
     bits: int,
@@ -31,10 +31,10 @@ def quantize_tokens(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes int8 [parts, M, C] of x [M, C] for 1 to 3 layers, sums int32, scales fp32 and zero points int32 [parts, M].
 
-    Static with zeros: divisors [steps, C] fp32 and zeros [steps] int32 a layer; without, dynamic, divided by divisors
+    Static with zeros: tables [steps, C] fp32 and zeros [steps] int32 a layer; without, dynamic, divided by tables
     first if there are any, with a range for each token, or for `groups` tokens M / groups apart. Sums are empty without
-    `with_sums`, scales and zero points if static. shift, scale [samples, C] (any row stride): of the modulated norm.
-    swap_a, swap_b, position [swap_a, C]: as the kernel says.
+    `with_sums`, scales and zero points if static. shift, scale [samples, C] (any row stride): of the modulated norm,
+    for which the tables hold reciprocals. swap_a, swap_b, position [swap_a, C]: as the kernel says.
     """
     rows, channels = x.shape
     dynamic = not zeros
@@ -54,7 +54,7 @@ def quantize_tokens(
         step if scale is None else scale,
         step if position is None else position,
         step,
-        *_padded(divisors, step),
+        *_padded(tables, step),
         *_padded(zeros, step),
         codes,
         sums,
@@ -72,7 +72,7 @@ def quantize_tokens(
         SWAP=swap_a > 0,
         POSITION=position is not None,
         DYNAMIC=dynamic,
-        DIVIDED=bool(divisors),
+        TABLE=bool(tables),
         SYMMETRIC=symmetric,
         SHARED=groups > 0,
         SUMS=with_sums,
@@ -103,14 +103,14 @@ def int8_linear(
     gelu: bool = False,
     residual: Tensor | None = None,
     gate: Tensor | None = None,
-    next_divisor: Tensor | None = None,
+    next_factor: Tensor | None = None,
     next_zero: Tensor | None = None,
     next_bits: int = 8,
     next_sums: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """[M, N] of codes int8 [M, K]; the tensors are those of `linear_kernel`, gate with any row stride.
 
-    dtype int32: the integer sums. int8: the codes for a static layer that next_divisor and next_zero belong to. Else
+    dtype int32: the integer sums. int8: the codes for a static layer that next_factor and next_zero belong to. Else
     the output, or residual + gate * output. The second tensor holds the sums of the codes int32 [M] with `next_sums`
     and is empty without.
     """
@@ -120,6 +120,7 @@ def int8_linear(
         return out, out_sums
     (rows, depth), columns = codes.shape, weight.shape[1]
     mode = {torch.int32: "sums", torch.int8: "codes"}.get(dtype, "float" if residual is None else "add")
+    rows_per_sample = rows if gate is None else rows // gate.shape[0]
 
     def grid(meta: dict) -> tuple[int]:
         return (-(-rows // meta["BLOCK_M"]) * -(-columns // meta["BLOCK_N"]),)
@@ -141,21 +142,21 @@ def int8_linear(
         step,
         step if residual is None else residual,
         step if gate is None else gate,
-        step if next_divisor is None else next_divisor,
+        step if next_factor is None else next_factor,
         step if next_zero is None else next_zero,
         out_sums,
         rows,
         columns,
         depth,
         min(_power_of_two(rows, 16), LARGEST_BUCKET),
-        1 if gate is None else rows // gate.shape[0],
+        rows_per_sample,
         0 if gate is None else gate.stride(0),
         MODE=mode,
         PER_TOKEN=per_token,
         OFFSET=w_offset is not None,
         BIAS=bias is not None,
         GELU=gelu,
-        GATE=gate is not None,
+        GATE="none" if gate is None else "token" if rows_per_sample % BLOCK_M else "tile",
         NEXT_SUMS=next_sums,
         NEXT_BITS=next_bits,
         EVEN_K=depth % BLOCK_K == 0,

@@ -1,8 +1,8 @@
 """Where a layer keeps the integer weights of its time ranges: all on the device, or two sets there and the rest in host
 memory.
 
-Both are modules with `table` int8 [sets, out, in] and `slots` int32 [steps], which set of the table each step takes;
-both are buffers and follow the model. `ready` is called before the table is used.
+Both are modules made of all sets, with two buffers that follow the model: `table` int8 [sets, out, in], and `slots`
+int32 [steps], which set of the table each step takes. `ready` is called before the table is used.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class KeptSets(nn.Module):
     table: Tensor
     slots: Tensor
 
-    def __init__(self, layer: LayerSpec) -> None:
+    def __init__(self, layer: LayerSpec, table: Tensor) -> None:
         super().__init__()
-        self.register_buffer("table", _codes_of_all_ranges(layer, layer.weight.device), persistent=False)
+        self.register_buffer("table", table.to(layer.weight.device), persistent=False)
         self.register_buffer("slots", layer.params.weight_range.int(), persistent=False)
 
     def ready(self) -> None:
@@ -47,11 +47,11 @@ class StreamedSets(nn.Module):
     table: Tensor
     slots: Tensor
 
-    def __init__(self, layer: LayerSpec) -> None:
+    def __init__(self, layer: LayerSpec, table: Tensor) -> None:
         super().__init__()
         self.fqn, self.clock = layer.fqn, layer.clock
         self.ranges: list[int] = layer.params.weight_range.tolist()
-        self.stored = Shared(_pinned(_codes_of_all_ranges(layer, torch.device("cpu")), layer.weight.device))
+        self.stored = Shared(_pinned(table.cpu(), layer.weight.device))
         self.register_buffer("table", layer.weight.new_empty(2, *layer.weight.shape, dtype=torch.int8), False)
         self.register_buffer("slots", torch.zeros_like(layer.params.weight_range, dtype=torch.int32), False)
         self._forget()
@@ -104,12 +104,16 @@ class StreamedSets(nn.Module):
         return self.__dict__ | {"held": [None, None], "current": 0, "arrived": [None, None]}
 
 
-def _codes_of_all_ranges(layer: LayerSpec, device: torch.device) -> Tensor:
-    """int8 [ranges, out, in], one range at a time: all of them in fp32 do not fit."""
+def integer_weights(layer: LayerSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all ranges: w int8 [ranges, out, in] on `device`; sum_i (w_i + offset) and offset int32 [ranges, out]."""
     table = torch.empty(layer.params.num_weight_ranges, *layer.weight.shape, dtype=torch.int8, device=device)
-    for range_, codes in enumerate(table):
-        codes.copy_(signed_weight(layer, range_)[0])
-    return table
+    totals, offsets = [], []
+    for range_, codes in enumerate(table):  # not a stack, which holds everything twice
+        w, offset = signed_weight(layer, range_)
+        codes.copy_(w)
+        totals.append(w.sum(1, dtype=torch.int32) + w.shape[1] * offset.int())
+        offsets.append(offset.int())
+    return table, torch.stack(totals), torch.stack(offsets)
 
 
 def _pinned(stored: Tensor, device: torch.device) -> Tensor:
