@@ -7,9 +7,11 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.backends.int8_cuda import unavailable
 from vdq.stages import Experiment
 from vdq.tracking.tables import METRICS
 
@@ -43,7 +45,11 @@ def test_composes_and_makes_its_cheap_objects(group, option):
         overrides += [f"dataset.{field}={CONF / 'config.yaml'}" for field in ("prompts", "calibration_prompts")]
     cfg = config(*overrides)
     assert not OmegaConf.missing_keys(cfg)
-    Experiment(cfg)  # sampler, recipe, backend, prompts, tracker
+    if option == "int8_cuda" and unavailable() is not None:
+        with pytest.raises(InstantiationException, match="backend int8_cuda cannot run here: "):
+            Experiment(cfg)
+    else:
+        Experiment(cfg)  # sampler, recipe, backend, prompts, tracker
     for target in targets(OmegaConf.to_container(cfg, resolve=True)):
         arguments = target.keys() - {"_target_", "_partial_", "name"}
         inspect.signature(get_method(target["_target_"])).bind_partial(**dict.fromkeys(arguments))
