@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdq.backends.int8_matmul import IntMmMatmul, OneDnnMatmul
-from vdq.backends.int8_passes import MIDDLE
+from vdq.backends.integer import signed_weight
 from vdq.quant.state import LinearParams
 
 Matmul = OneDnnMatmul | IntMmMatmul
@@ -28,13 +28,10 @@ class WeightSet(NamedTuple):
 
 
 def weight_set(weight: Tensor, params: LinearParams, range_: int, kernel: type[Matmul]) -> WeightSet:
-    """Codes of one range, split into what fits signed bytes and a whole number a channel."""
-    codes = params.weight_codes(weight, range_)
-    scale, zero_point = (values[:, 0] for values in params.weight_qparams(range_))
-    w, offset = codes - zero_point[:, None], None
-    if w.numel() and (w.amin() < -MIDDLE or w.amax() >= MIDDLE):
-        w, offset = codes - MIDDLE, MIDDLE - zero_point
-    return WeightSet(kernel(w.to(torch.int8)), scale.contiguous(), offset, w.sum(1))
+    """The codes of one range, packed."""
+    w, offset = signed_weight(weight, params, range_)
+    scale = params.weight_qparams(range_).scale[:, 0].contiguous()
+    return WeightSet(kernel(w), scale, offset, w.sum(1).float())
 
 
 class KeptSets:

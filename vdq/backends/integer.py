@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vdq.quant.affine import QParams, qparams_from_range, tensor_range
 from vdq.quant.linear import LayerSpec
+from vdq.quant.state import LinearParams
 
 BITS = 8
 # An accumulator sums products of code differences, each at most 255 in size, and must stay inside 32 bits.
@@ -33,15 +34,15 @@ def unsupported(layer: LayerSpec) -> str | None:
     return None
 
 
-def signed_weight(layer: LayerSpec, range_: int) -> tuple[Tensor, Tensor]:
+def signed_weight(weight: Tensor, params: LinearParams, range_: int) -> tuple[Tensor, Tensor | None]:
     """Codes of one range less their zero points as w + offset, qw - zw: w int8 [out, in], offset fp32 [out], whole
-    numbers, all 0 where w alone holds the difference: symmetric weights, and any of at most 7 bits.
+    numbers, None where w alone holds the difference: symmetric weights, and any of at most 7 bits.
     """
-    codes = layer.params.weight_codes(layer.weight, range_)
-    zero_point = layer.params.weight_qparams(range_).zero_point
-    w, middle = codes - zero_point, 2 ** (BITS - 1)
+    codes = params.weight_codes(weight, range_)
+    zero_point, middle = params.weight_qparams(range_).zero_point, 2 ** (BITS - 1)
+    w = codes - zero_point
     if w.numel() == 0 or (w.amin() >= -middle and w.amax() < middle):
-        return w.to(torch.int8), torch.zeros_like(zero_point[:, 0])
+        return w.to(torch.int8), None
     return (codes - middle).to(torch.int8), (middle - zero_point)[:, 0]
 
 

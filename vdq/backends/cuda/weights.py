@@ -109,7 +109,8 @@ def integer_weights(layer: LayerSpec, device: torch.device) -> tuple[Tensor, Ten
     table = torch.empty(layer.params.num_weight_ranges, *layer.weight.shape, dtype=torch.int8, device=device)
     totals, offsets = [], []
     for range_, codes in enumerate(table):  # not a stack, which holds everything twice
-        w, offset = signed_weight(layer, range_)
+        w, offset = signed_weight(layer.weight, layer.params, range_)
+        offset = torch.zeros_like(w[:, 0]) if offset is None else offset
         codes.copy_(w)
         totals.append(w.sum(1, dtype=torch.int32) + w.shape[1] * offset.int())
         offsets.append(offset.int())
