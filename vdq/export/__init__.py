@@ -1,0 +1,1 @@
+"""Quantized models as folders of files that need nothing of the run that made them."""

@@ -1,0 +1,56 @@
+"""The contract of an exporter: what it gets of a run, and the folder that it fills."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vdq.backends.base import Backend
+from vdq.diffusion.samplers import Sampler
+from vdq.methods.base import Method
+from vdq.models.base import VideoModel
+from vdq.quant.state import QuantState
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class QuantizedRun:
+    """A run whose parameters are decided.
+
+    name, signature: of the run folder. model: the video model; denoiser: its own in full precision, fp32 on the CPU.
+    state: how it is quantized. config: the composed configuration as plain data; its groups model, quant, sampler and
+    backend say with `_target_` what made the objects here.
+    """
+
+    name: str
+    signature: str
+    model: VideoModel
+    denoiser: nn.Module
+    state: QuantState
+    sampler: Sampler
+    backend: Backend
+    config: dict[str, Any]
+
+
+class Exporter(ABC):
+    """Writes one kind of artefact. `_target_` in conf/export is the registry; `name` is the option's name, the name of
+    the folder and the `kind` in its manifest. `path` is where the folder shall be, None: export/<name> in the run's.
+    """
+
+    name: str
+    version: int  # of the folder's layout; a loader takes no other
+
+    def __init__(self, *, path: str | None = None) -> None:
+        self.path = path
+
+    @abstractmethod
+    def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
+        """Raise ValueError with the reason if such a run cannot be exported. Called before any model is built."""
+
+    @abstractmethod
+    def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
+        """Write every file into `folder`, which is there, empty and temporary, and return what the manifest shall hold
+        beside their hashes: what a loader needs to know, as JSON. The caller writes the manifest and renames the
+        folder. Raises ValueError for what `check` could not see.
+        """
