@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the whole file or none: temporary name first, then rename."""
+"""Writing files and folders so that a reader sees the whole or nothing: temporary name first, then rename."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,21 +23,39 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that becomes ``path`` when the block ends without an error; the folder is
     created. Raises ValueError if the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # process numbers repeat on other machines
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+    with _temporary(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
         partial.chmod(mode)  # safetensors writes files that only their owner may read; runs are shared
         os.replace(partial, path)
+
+
+@contextmanager
+def complete_folder_or_nothing(path: Path) -> Iterator[Path]:
+    """The same for a folder, which is empty at first. A folder that is there is replaced as a whole."""
+    with _temporary(path) as partial, _temporary(path) as replaced:
+        partial.mkdir()
+        yield partial
+        if path.exists():
+            os.rename(path, replaced)
+        os.rename(partial, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new name beside ``path``; what has it in the end is removed. Raises ValueError if the disk is full."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # process numbers repeat on other machines
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        yield partial
     except Exception as error:
         if reason := _no_space(error):
             raise ValueError(f"{path} cannot be written: {reason}; with more space the same command goes on") from error
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,9 +72,16 @@ def _remove_abandoned(path: Path) -> None:
     for old in path.parent.glob(f".{escape(path.name)}.*.part"):
         try:
             if old.stat().st_mtime < time.time() - DAY:
-                old.unlink()
+                _remove(old)
         except FileNotFoundError:  # another process was faster
             pass
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _no_space(error: Exception) -> str | None:

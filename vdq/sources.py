@@ -163,7 +163,7 @@ def _file_sha256(path: Path, record: Path) -> str:
     key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     known = _read_record(record)
     if key not in known:
-        known[key] = _digest(path, status.st_size)
+        known[key] = digest(path)
         write_json(record, known)
     return known[key]
 
@@ -177,11 +177,12 @@ def _read_record(record: Path) -> dict[str, str]:
     return known if isinstance(known, dict) else {}
 
 
-def _digest(path: Path, size: int) -> str:
-    digest = hashlib.sha256()
+def digest(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, computed now."""
+    size, found = path.stat().st_size, hashlib.sha256()
     bar = tqdm(total=size, desc=f"sha256 of {path.name}", unit="B", unit_scale=True, disable=size <= LARGE)
     with path.open("rb") as file, bar:
         while chunk := file.read(CHUNK):
-            digest.update(chunk)
+            found.update(chunk)
             bar.update(len(chunk))
-    return digest.hexdigest()
+    return found.hexdigest()

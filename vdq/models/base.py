@@ -80,6 +80,13 @@ class VideoModel(ABC):
         """Whether the denoiser's layer of that name may be quantized; the others stay in full precision."""
 
     @property
+    def companions(self) -> dict[str, str]:
+        """What identifies the parts beside the denoiser, by name: two models of the same companions encode and decode
+        alike.
+        """
+        return {}
+
+    @property
     @abstractmethod
     def weights_sha256(self) -> str:
         """Hexadecimal digest of every weight that the videos depend on."""

@@ -34,9 +34,9 @@ class OpenSoraModel(VideoModel):
 
     ``denoiser`` holds STDiT's dimensions; ``weights`` and ``revisions`` say where denoiser, autoencoder and
     text_encoder come from: a path, a Hugging Face repository (owner/name, for the denoiser owner/name/file), or
-    "random". ``decode_frames`` frames are decoded at a time. Raises ValueError for a size that does not split into
-    patches, and when the weights of denoiser or autoencoder cannot be found; those of the text encoder are looked for
-    when a prompt is new.
+    "random". ``net`` takes the place of the denoiser, of which `weights_sha256` does not know. ``decode_frames`` frames
+    are decoded at a time. Raises ValueError for a size that does not split into patches, and when the weights of
+    denoiser or autoencoder cannot be found; those of the text encoder are looked for when a prompt is new.
     """
 
     batch_size = 1  # of 512 x 512 pixels; guidance doubles it
@@ -56,6 +56,7 @@ class OpenSoraModel(VideoModel):
         weights: dict[str, str],
         revisions: dict[str, str | None],
         cache: str = "runs/cache",
+        net: nn.Module | None = None,
     ) -> None:
         multiple = 2 * DOWNSAMPLING
         if len(image_size) != 2 or any(type(side) is not int or side < 1 or side % multiple for side in image_size):
@@ -78,6 +79,7 @@ class OpenSoraModel(VideoModel):
             part: Source(f"model.weights.{part}", weights[part], revisions.get(part), GIGABYTES[part])
             for part in GIGABYTES
         }
+        self._net = net
         self._paths = {part: self._find(part) for part in ("denoiser", "autoencoder")}
         structure = self.structure
         self.captions = CaptionEncoder(
@@ -98,7 +100,9 @@ class OpenSoraModel(VideoModel):
             return STDiT(**self._dimensions)
 
     @cached_property
-    def denoiser(self) -> STDiT:
+    def denoiser(self) -> nn.Module:
+        if self._net is not None:
+            return self._net
         path = self._paths["denoiser"]
         if path is None:
             return _random(lambda: STDiT(**self._dimensions))
@@ -130,6 +134,12 @@ class OpenSoraModel(VideoModel):
         """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
         return fqn.startswith("blocks.")
 
+    @property
+    def companions(self) -> dict[str, str]:
+        path = self._paths["autoencoder"]
+        autoencoder = RANDOM if path is None else sha256(path, self.cache)
+        return {"text_encoder": self.captions.identity, "autoencoder": autoencoder}
+
     @cached_property
     def weights_sha256(self) -> str:
         parts = [RANDOM if path is None else sha256(path, self.cache) for path in self._paths.values()]
@@ -137,7 +147,7 @@ class OpenSoraModel(VideoModel):
 
     def _find(self, part: str) -> Path | None:
         source = self._sources[part]
-        if source.value == RANDOM:
+        if source.value == RANDOM or (part == "denoiser" and self._net is not None):
             return None
         if part == "denoiser":
             return find_file(source)

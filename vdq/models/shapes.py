@@ -15,6 +15,7 @@ from vdq.data.video import to_uint8
 from vdq.models.base import Conditions, VideoModel
 from vdq.shapes.nets import build_autoencoder, build_denoiser, build_text_encoder
 from vdq.shapes.tokenizer import build_tokenizer
+from vdq.sources import digest
 
 WEIGHTS = Path(__file__).parents[1] / "shapes" / "weights"
 
@@ -22,22 +23,22 @@ WEIGHTS = Path(__file__).parents[1] / "shapes" / "weights"
 class ShapesModel(nn.Module, VideoModel):
     """16 frames of 64 x 64 pixels from a caption of one moving shape; 256 tokens a video.
 
-    ``weights`` is a folder as `python -m vdq.shapes.train` makes it, None the one that ships with the package.
-    Raises ValueError when a file is missing.
+    ``weights`` is a folder as `python -m vdq.shapes.train` makes it, None the one that ships with the package. ``net``
+    takes the place of its denoiser, of which `weights_sha256` does not know. Raises ValueError when a file is missing.
     """
 
     latent_shape = (4, 16, 8, 8)
     fps = 8
     prompt_sets = ("shapes", "shapes_short")
 
-    def __init__(self, weights: str | Path | None = None) -> None:
+    def __init__(self, weights: str | Path | None = None, *, net: nn.Module | None = None) -> None:
         super().__init__()
         self.weights = Path(weights or WEIGHTS)
         self.scaling_factor = json.loads(self._file("latents.json").read_text())["scaling_factor"]
         self.tokenizer = build_tokenizer()
         self.text_encoder = self._load(build_text_encoder(len(self.tokenizer)), "text_encoder")
         self.autoencoder = self._load(build_autoencoder(), "autoencoder")
-        self.denoiser = self._load(build_denoiser(), "denoiser")
+        self.denoiser = self._load(build_denoiser(), "denoiser") if net is None else net
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditions:
@@ -58,12 +59,18 @@ class ShapesModel(nn.Module, VideoModel):
         """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
         return fqn.startswith("blocks.")
 
+    @property
+    def companions(self) -> dict[str, str]:
+        parts = ("text_encoder", "autoencoder")
+        digests = {part: digest(self._file(f"{part}.safetensors")) for part in parts}
+        return digests | {"scaling_factor": repr(self.scaling_factor)}
+
     @cached_property
     def weights_sha256(self) -> str:
-        digest = hashlib.sha256(repr(self.scaling_factor).encode())
+        total = hashlib.sha256(repr(self.scaling_factor).encode())
         for name in ("text_encoder", "autoencoder", "denoiser"):
-            digest.update(self._file(f"{name}.safetensors").read_bytes())
-        return digest.hexdigest()
+            total.update(self._file(f"{name}.safetensors").read_bytes())
+        return total.hexdigest()
 
     def _load(self, net: nn.Module, name: str) -> nn.Module:
         load_model(net, self._file(f"{name}.safetensors"))

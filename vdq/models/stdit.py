@@ -6,7 +6,7 @@ size, T frames and S tokens per frame after patching, N = T*S tokens per video, 
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -260,6 +260,24 @@ class STDiT(nn.Module):
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
             tokens = block(tokens, captions, modulation, self.pos_embed_temporal if number == 0 else None)
         return self._unpatchify(self.final_layer(tokens, t)).float()
+
+    @property
+    def dimensions(self) -> dict[str, Any]:
+        """The arguments that build a network of this structure."""
+        block, y_embedding = self.blocks[0], self.y_embedder.y_embedding
+        return {
+            "input_size": list(self.input_size),
+            "in_channels": self.in_channels,
+            "patch_size": list(self.patch_size),
+            "hidden_size": self.hidden_size,
+            "depth": len(self.blocks),
+            "num_heads": block.attn.num_heads,
+            "mlp_ratio": block.mlp.fc1.out_features / self.hidden_size,
+            "caption_channels": y_embedding.shape[1],
+            "model_max_length": y_embedding.shape[0],
+            "space_scale": self.space_scale,
+            "time_scale": self.time_scale,
+        }
 
     @staticmethod
     def prepare(y: Tensor, mask: Tensor | None = None) -> Prepared:

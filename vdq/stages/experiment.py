@@ -31,6 +31,7 @@ from vdq.cli import check_types
 from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
+from vdq.export.base import Exporter
 from vdq.memory import PeakMemory
 from vdq.methods.base import Method
 from vdq.metrics.base import VideoMetric
@@ -79,6 +80,8 @@ class Experiment:
         """Makes what these stages will need beside the model; raises ValueError if something is wrong with it."""
         if {"calibrate", "sample", "evaluate"} & set(stages):
             self.trainer()
+        if "export" in stages:
+            self.exporter.check(self.method, self.sampler, self.backend)
         weights = self.cfg.model.get("weights")
         random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
         if "evaluate" in stages and (self.cfg.videos is not None or not random):
@@ -91,6 +94,13 @@ class Experiment:
     @cached_property
     def metrics(self) -> dict[str, VideoMetric]:
         return {name: _made(f"metrics.{name}", metric) for name, metric in self.cfg.metrics.items()}
+
+    @cached_property
+    def exporter(self) -> Exporter:
+        if self.cfg.get("export") is None:
+            allowed = sorted(path.stem for path in (CONF / "export").glob("*.yaml"))
+            raise ValueError(f"export=null must say what stages=[export] shall write; allowed: {', '.join(allowed)}")
+        return _made("export", self.cfg.export)
 
     @cached_property
     def model(self) -> VideoModel:

@@ -1,0 +1,86 @@
+"""The card of a packed artefact: what it is, for whoever finds the folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vdq.export.base import QuantizedRun
+
+CARD = """# {run}
+
+The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-bit weights. Made by vdq
+(`python run.py stages=[export] export=packed`).
+
+| | |
+|---|---|
+| recipe | `quant={quant}` {settings} |
+| weights | {bits} bits per output channel, {sets} |
+| activations | {acts} |
+| sampler | `{sampler}`, {steps} steps: the tables fit no other |
+| run | `{run}`, signature `{signature}` |
+| made with | backend `{backend}` |
+
+| part | bytes |
+|---|---|
+{sizes}
+| together | {total:,} |
+| the denoiser before | {full:,}, {ratio:.2f} times as much |
+
+```
+from vdq.export import packed
+model = packed.load("PATH")     # needs no calibration and no full-precision weights
+videos = model.video_model()    # text encoder and autoencoder, which are not in this folder
+latents = model.sample(videos.encode(["a prompt"]), noise)    # the same bits as the run's model
+```
+
+`manifest.json` holds the configuration and the size and SHA-256 of every file.{random}
+
+Licence: these weights are derived from those of `{model}` ({source}) and stay under their licence.
+"""
+
+
+def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
+    """Markdown."""
+    config, layers = contents["config"], list(contents["layers"].values())
+    quant, model = config["quant"], config["model"]
+    static = all(layer["act_ranges"] for layer in layers)
+    total = sum(contents["bytes"].values())
+    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name")}
+    return CARD.format(
+        run=run.name,
+        signature=run.signature,
+        model=model.get("name", model["_target_"]),
+        kind="statically" if static else "dynamically",
+        layers=len(layers),
+        bits=_several(layer["weight_bits"] for layer in layers),
+        quant=quant.get("name", quant["_target_"]),
+        settings=", ".join(f"{key}={value}" for key, value in settings.items()),
+        sets=f"{_several(layer['weight_ranges'] for layer in layers)} set(s) over the steps",
+        acts=_activations(layers, static),
+        sampler=config["sampler"]["_target_"].rpartition(".")[2],
+        steps=contents["num_steps"],
+        backend=run.backend.arithmetic,
+        sizes="\n".join(f"| {part} | {count:,} |" for part, count in contents["bytes"].items()),
+        total=total,
+        full=contents["full_precision_bytes"],
+        ratio=contents["full_precision_bytes"] / total,
+        random="\n\nThe weights are random: this is for work on structure and speed." if run.model.random else "",
+        source=_source(model.get("weights")),
+    )
+
+
+def _activations(layers: list[dict[str, Any]], static: bool) -> str:
+    bits = _several(layer["act_bits"] for layer in layers)
+    if static:
+        return f"static: {bits} bits per tensor, {_several(layer['act_ranges'] for layer in layers)} range(s) of steps"
+    return f"dynamic: {bits} bits, {_several(layer['act_granularity'] for layer in layers)}, measured at run time"
+
+
+def _several(values: Any) -> str:
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def _source(weights: Any) -> str:
+    """Where the denoiser came from; the weights that ship with the package if nothing else is said."""
+    denoiser = weights.get("denoiser") if isinstance(weights, dict) else weights
+    return f"`{denoiser}`" if denoiser else "the weights that ship with vdq, Apache-2.0"

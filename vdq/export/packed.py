@@ -1,0 +1,280 @@
+"""The packed artefact: integer weights at their bit-width and everything else that sampling needs of the denoiser.
+
+A folder of `weights_<n>.safetensors`, a card `README.md` and `manifest.json`. The tensors are, for every quantized
+layer, those of LinearParams and CodedParams (`<fqn>.weight_codes`, `<fqn>.weight_scale`, ...), and every other entry
+of the denoiser's state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vdq.backends.base import Backend
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.samplers import Noise, Sampler
+from vdq.export import artefact
+from vdq.export.base import Exporter, QuantizedRun
+from vdq.export.card import card
+from vdq.export.rebuild import describe, rebuild
+from vdq.files import complete_or_nothing, write_text
+from vdq.methods.base import Method
+from vdq.models.base import Conditions, VideoModel
+from vdq.quant.bit_packing import packed_bytes
+from vdq.quant.coded import CodedParams, packed_codes, stand_in
+from vdq.quant.convert import apply
+from vdq.quant.layers import linear_modules, projections, split
+from vdq.quant.state import LinearParams, QuantState
+
+KIND, VERSION = "packed", 1
+GROUPS = ("model", "sampler", "quant", "backend")
+SHARD_BYTES = 1e9  # files, and so the memory that writing takes, are not much larger
+CODES = "weight_codes"
+PARTS = {
+    CODES: "integer weights",
+    "weight_scale": "scales and zero points of weights",
+    "weight_zero_point": "scales and zero points of weights",
+    "act_scale": "scales and zero points of activations",
+    "act_zero_point": "scales and zero points of activations",
+    "smoothing": "smoothing factors",
+    "weight_range": "tables of steps",
+    "act_range": "tables of steps",
+}
+FULL_PRECISION = "all else in full precision"
+
+
+class PackedExporter(Exporter):
+    """Any recipe that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
+    measured at run time as before.
+    """
+
+    name, version = KIND, VERSION
+
+    def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
+        if not method.quantizes:
+            raise ValueError("export=packed stores integer weights, quant=fp16 has none; other recipes are allowed")
+
+    def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
+        dimensions = getattr(run.denoiser, "dimensions", None)
+        if dimensions is None:
+            raise ValueError(f"export=packed needs {type(run.denoiser).__name__}.dimensions, from which it is rebuilt")
+        contents = {
+            "num_steps": run.state.num_steps,
+            "denoiser": describe(run.denoiser, dimensions),
+            "latent_shape": list(run.model.latent_shape),
+            "fps": run.model.fps,
+            "seed": run.config["seed"],
+            "config": {group: run.config[group] for group in GROUPS},
+            "companions": run.model.companions,
+            "layers": {fqn: _description(params) for fqn, params in run.state.layers.items()},
+            "bytes": write_tensors(run.denoiser, run.state, folder),
+            "full_precision_bytes": sum(tensor.nbytes for tensor in run.denoiser.state_dict().values()),
+        }
+        write_text(folder / "README.md", card(run, contents))
+        return contents
+
+
+@dataclass(frozen=True, eq=False)
+class PackedModel:
+    """A quantized denoiser [B, c, T, H, W] whose layers read `clock`, and the sampler that it was made for."""
+
+    denoiser: nn.Module
+    sampler: Sampler
+    clock: StepClock
+    manifest: dict[str, Any]
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        return self.manifest["contents"]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return tuple(self.contents["latent_shape"])
+
+    def sample(
+        self, conditions: Conditions, noise: Noise, callback: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
+        """Latents [n, c, T, H, W] fp32, on the device of `conditions`, where the denoiser must be too."""
+        return self.sampler.sample(self.denoiser, conditions, noise, self.clock, callback)
+
+    def video_model(self, **changes: Any) -> VideoModel:
+        """The model around this denoiser: its text encoder and its autoencoder are no part of the artefact and come
+        from where the configuration says; `changes` are other arguments, such as `weights`. Raises ValueError when they
+        are not those of the run.
+        """
+        model = rebuild(self.contents["config"]["model"] | changes, VideoModel, "model", net=self.denoiser)
+        for part, identity in self.contents["companions"].items():
+            if model.companions[part] != identity:
+                raise ValueError(f"the {part} is not that of the run: it is {model.companions[part]}, not {identity}")
+        return model
+
+
+def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock | None = None) -> PackedModel:
+    """The model that a packed artefact was made from, to the bit, on the CPU; needs no calibration and no
+    full-precision weights. `backend`: None is the run's own. `clock`: None is a new one.
+
+    Codes stay memory-mapped where the backend does not unpack them: the files must not be changed meanwhile. Raises
+    ValueError when the artefact is damaged, of another version, or not made of the tensors that its layers need.
+    """
+    path = Path(path)
+    manifest = artefact.read(path, KIND, VERSION)
+    contents = manifest["contents"]
+    config, steps = contents["config"], contents["num_steps"]
+    sampler = rebuild(config["sampler"], Sampler, "sampler")
+    backend = backend or rebuild(config["backend"], Backend, "backend")
+    clock = clock or StepClock(steps)
+    for field, number in (("sampler.steps", sampler.schedule.num_steps), ("clock.num_steps", clock.num_steps)):
+        if number != steps:
+            raise ValueError(f"{path}: {field}={number} must be {steps}, the steps that its tables are for")
+    with torch.device("meta"):
+        net = rebuild(contents["denoiser"], nn.Module, "denoiser")
+    tensors = _read_tensors([path / name for name in manifest["files"] if name.endswith(".safetensors")])
+    _check_tensors(tensors, expected_tensors(net, contents["layers"], steps), contents["layers"], path)
+    state = QuantState({fqn: _params(fqn, facts, tensors) for fqn, facts in contents["layers"].items()}, steps)
+    return PackedModel(apply(_filled(net, tensors, state), state, clock, backend), sampler, clock, manifest)
+
+
+class Kind(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def expected_tensors(structure: nn.Module, layers: dict[str, dict[str, Any]], steps: int) -> dict[str, Kind]:
+    """Shape and dtype of every tensor that the artefact of a network with these quantized layers holds, by name."""
+    expected = {}
+    for p in projections(structure):
+        if p.fqn in layers:
+            kinds = _layer_tensors(layers[p.fqn], *p.weight.shape, steps)
+            expected |= {f"{p.fqn}.{name}": Kind(*kind) for name, kind in kinds.items()}
+        else:
+            expected[f"{p.fqn}.weight"] = Kind(tuple(p.weight.shape), p.weight.dtype)
+    return expected | {name: Kind(tuple(t.shape), t.dtype) for name, t in _unquantized(structure).items()}
+
+
+def write_tensors(denoiser: nn.Module, state: QuantState, folder: Path) -> dict[str, int]:
+    """Writes the files of tensors, a layer in memory at a time, and returns the bytes of every part of the model."""
+    parts: Counter[str] = Counter()
+    shard: dict[str, Tensor] = {}
+    number = 1
+    for name, tensor in _stored_tensors(denoiser, state):
+        # Clones: safetensors refuses tensors that share memory, as the tables of steps of several layers do.
+        shard[name] = tensor.detach().cpu().clone().contiguous()
+        parts[PARTS.get(name.rpartition(".")[2], FULL_PRECISION)] += tensor.nbytes
+        if sum(kept.nbytes for kept in shard.values()) >= SHARD_BYTES:
+            _write_shard(folder, number, shard)
+            shard, number = {}, number + 1
+    _write_shard(folder, number, shard)
+    return {part: parts[part] for part in dict.fromkeys([*PARTS.values(), FULL_PRECISION]) if parts[part]}
+
+
+def _write_shard(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
+    with complete_or_nothing(folder / f"weights_{number}.safetensors") as partial:
+        save_file(shard, partial)
+
+
+def _stored_tensors(denoiser: nn.Module, state: QuantState) -> Iterator[tuple[str, Tensor]]:
+    for p in projections(denoiser):
+        if p.fqn in state.layers:
+            params = state.layers[p.fqn].to(p.weight.device)
+            for name, tensor in (params.tensors() | {CODES: packed_codes(params, p.weight)}).items():
+                yield f"{p.fqn}.{name}", tensor
+        else:
+            yield f"{p.fqn}.weight", p.weight
+    yield from _unquantized(denoiser).items()
+
+
+def _unquantized(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict without the weights of linear layers."""
+    linears = {f"{fqn}.weight" for fqn, _ in linear_modules(net)}
+    return {name: tensor for name, tensor in net.state_dict().items() if name not in linears}
+
+
+def _description(params: LinearParams) -> dict[str, Any]:
+    """What decides names and shapes of a layer's tensors, and how they are read."""
+    return params.scalars() | {
+        "weight_ranges": params.num_weight_ranges,
+        "act_ranges": len(params.act.scale) if params.static else 0,
+        "smoothing": params.smoothing is not None,
+    }
+
+
+def _layer_tensors(facts: dict[str, Any], out: int, in_: int, steps: int) -> dict[str, tuple]:
+    sets, acts = facts["weight_ranges"], facts["act_ranges"]
+    kinds = {
+        CODES: ((sets, packed_bytes(out * in_, facts["weight_bits"])), torch.uint8),
+        "weight_scale": ((sets, out, 1), torch.float32),
+        "weight_zero_point": ((sets, out, 1), torch.float32),
+        "weight_range": ((steps,), torch.long),
+    }
+    if facts["smoothing"]:
+        kinds["smoothing"] = ((sets, in_), torch.float32)
+    if acts:
+        kinds |= {name: ((acts,), torch.float32) for name in ("act_scale", "act_zero_point")}
+        kinds["act_range"] = ((steps,), torch.long)
+    return kinds
+
+
+def _read_tensors(files: list[Path]) -> dict[str, Tensor]:
+    """Memory-mapped tensors of all files. Raises ValueError for a file that is none of safetensors."""
+    tensors = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{file} must be a whole safetensors file; reading it failed: {error}") from error
+    return tensors
+
+
+def _check_tensors(
+    tensors: dict[str, Tensor], expected: dict[str, Kind], layers: dict[str, dict[str, Any]], path: Path
+) -> None:
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise ValueError(f"{path} lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"{path} has {len(extra)} tensors that no layer needs, such as {extra[0]}")
+    for name, kind in expected.items():
+        found = Kind(tuple(tensors[name].shape), tensors[name].dtype)
+        if found != kind:
+            raise ValueError(f"{path}: tensor {name} is {_words(found)}, must be {_words(kind)}")
+    for fqn, facts in layers.items():
+        for table, ranges in (("weight_range", facts["weight_ranges"]), ("act_range", facts["act_ranges"])):
+            steps = tensors.get(f"{fqn}.{table}")
+            if steps is not None and not (0 <= int(steps.min()) and int(steps.max()) < ranges):
+                raise ValueError(f"{path}: tensor {fqn}.{table} has values outside 0..{ranges - 1}, its ranges")
+
+
+def _words(kind: Kind) -> str:
+    return f"{str(kind.dtype).removeprefix('torch.')} {list(kind.shape)}"
+
+
+def _params(fqn: str, facts: dict[str, Any], tensors: dict[str, Tensor]) -> CodedParams:
+    named = {name: tensors[f"{fqn}.{name}"] for name in PARTS if f"{fqn}.{name}" in tensors}
+    codes = {"codes": named.pop(CODES)}
+    scalars = {key: facts[key] for key in facts.keys() - {"weight_ranges", "act_ranges", "smoothing"}}
+    return CodedParams.from_tensors(named, scalars | codes)
+
+
+def _filled(net: nn.Module, tensors: dict[str, Tensor], state: QuantState) -> nn.Module:
+    """`net` with its tensors; stand-ins in place of weights of which only codes are left."""
+    values = {name: tensors[name] for name in _unquantized(net)}
+    for fqn, linear in linear_modules(net):
+        parts = split(fqn, linear)
+        quantized = [p.fqn in state.layers for p in parts]
+        if all(quantized):
+            values[f"{fqn}.weight"] = stand_in(*linear.weight.shape)
+        else:
+            rows = zip(parts, quantized, strict=True)
+            values[f"{fqn}.weight"] = torch.cat(
+                [stand_in(*p.weight.shape) if coded else tensors[f"{p.fqn}.weight"] for p, coded in rows]
+            )
+    net.load_state_dict(values, assign=True)
+    return net.eval().requires_grad_(False)

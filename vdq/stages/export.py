@@ -1,0 +1,57 @@
+"""QuantState + weights -> an artefact: a folder that samples without the run, its statistics and its configuration."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from filelock import FileLock
+
+from vdq.export import artefact
+from vdq.export.base import QuantizedRun
+from vdq.quant.report import MEGABYTE
+from vdq.quant.state import QuantState
+from vdq.stages import quantize
+from vdq.stages.experiment import Experiment, intact
+
+log = logging.getLogger(__name__)
+
+
+def run(experiment: Experiment) -> None:
+    exporter, folder = experiment.exporter, experiment.folder
+    path = Path(exporter.path or folder / "export" / exporter.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if not experiment.cfg.force and path.exists():
+            _check_same(experiment, path)
+            log.info("export: found, %s", path)
+            return
+        manifest = artefact.write(exporter, _quantized(experiment), path)
+    size = artefact.total_bytes(manifest) / MEGABYTE
+    full = sum(tensor.nbytes for tensor in experiment.model.structure.state_dict().values()) / MEGABYTE
+    log.info("export: %s: %.2f MB, full precision is %.2f MB (%.2f times as much)", path, size, full, full / size)
+
+
+def _check_same(experiment: Experiment, path: Path) -> None:
+    """Raises ValueError unless an undamaged artefact of this run is there."""
+    try:
+        manifest = artefact.read(path, experiment.exporter.name, experiment.exporter.version)
+        if manifest["signature"] != experiment.signature:
+            raise ValueError(f"{path} is of another run, {manifest['run']}")
+    except ValueError as error:
+        raise ValueError(f"{error}; force=true replaces an artefact, or choose another export.path") from error
+
+
+def _quantized(experiment: Experiment) -> QuantizedRun:
+    if not intact(QuantState.load, experiment.state_path):
+        quantize.run(experiment)
+    return QuantizedRun(
+        name=experiment.folder.name,
+        signature=experiment.signature,
+        model=experiment.model,
+        denoiser=experiment.denoiser,
+        state=QuantState.load(experiment.state_path),
+        sampler=experiment.sampler,
+        backend=experiment.backend,
+        config=experiment.config(),
+    )
