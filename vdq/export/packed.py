@@ -84,9 +84,10 @@ class PackedExporter(Exporter):
 
 @dataclass(frozen=True, eq=False)
 class PackedModel:
-    """A quantized denoiser [B, c, T, H, W] whose layers read `clock`, and the sampler that it was made for."""
+    """A quantized denoiser whose layers read `clock`, the sampler that it was made for, and its parameters."""
 
     denoiser: nn.Module
+    state: QuantState
     sampler: Sampler
     clock: StepClock
     manifest: dict[str, Any]
@@ -111,10 +112,14 @@ class PackedModel:
         are not those of the run.
         """
         model = rebuild(self.contents["config"]["model"] | changes, VideoModel, "model", net=self.denoiser)
-        for part, identity in self.contents["companions"].items():
-            if model.companions[part] != identity:
-                raise ValueError(f"the {part} is not that of the run: it is {model.companions[part]}, not {identity}")
+        self.check_companions(model)
         return model
+
+    def check_companions(self, model: VideoModel) -> None:
+        """Raises ValueError unless the model encodes and decodes as the run's did."""
+        for part, identity in self.contents["companions"].items():
+            if model.companions.get(part) != identity:
+                raise ValueError(f"model: {part} {model.companions.get(part)} must be the artefact's, {identity}")
 
 
 def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock | None = None) -> PackedModel:
@@ -139,7 +144,8 @@ def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock |
     tensors = _read_tensors([path / name for name in manifest["files"] if name.endswith(".safetensors")])
     _check_tensors(tensors, expected_tensors(net, contents["layers"], steps), contents["layers"], path)
     state = QuantState({fqn: _params(fqn, facts, tensors) for fqn, facts in contents["layers"].items()}, steps)
-    return PackedModel(apply(_filled(net, tensors, state), state, clock, backend), sampler, clock, manifest)
+    denoiser = apply(_filled(net, tensors, state), state, clock, backend)
+    return PackedModel(denoiser, state, sampler, clock, manifest)
 
 
 class Kind(NamedTuple):

@@ -31,6 +31,7 @@ from vdq.cli import check_types
 from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
+from vdq.export import artefact, packed
 from vdq.export.base import Exporter
 from vdq.memory import PeakMemory
 from vdq.methods.base import Method
@@ -53,6 +54,7 @@ TYPES = {
     "prompts": str | None,
     "reference": str | None,
     "skip_bad": bool,
+    "artefact": str | None,
 }
 # Fields that say where things are and what is in memory, not what is computed; weights count by their content.
 PLACES = {"weights", "revisions", "cache", "decode_frames", "weight_sets"}
@@ -80,6 +82,7 @@ class Experiment:
         """Makes what these stages will need beside the model; raises ValueError if something is wrong with it."""
         if {"calibrate", "sample", "evaluate"} & set(stages):
             self.trainer()
+        _ = self.artefact
         if "export" in stages:
             self.exporter.check(self.method, self.sampler, self.backend)
         weights = self.cfg.model.get("weights")
@@ -103,6 +106,21 @@ class Experiment:
         return _made("export", self.cfg.export)
 
     @cached_property
+    def artefact(self) -> dict[str, Any] | None:
+        """The manifest of the artefact that is sampled instead of the model that this recipe makes."""
+        if self.cfg.artefact is None:
+            return None
+        manifest = artefact.read(self.cfg.artefact, packed.KIND, packed.VERSION)
+        for group in ("model", "sampler", "quant"):
+            ours, its = _computed(self.cfg[group]), _without_places(manifest["contents"]["config"][group])
+            for key in sorted(ours.keys() | its.keys(), key=lambda key: (key != "name", key)):
+                if ours.get(key) != its.get(key):
+                    raise ValueError(
+                        f"{group}.{key}={ours.get(key)} must be {its.get(key)}, as artefact={self.cfg.artefact} has it"
+                    )
+        return manifest
+
+    @cached_property
     def model(self) -> VideoModel:
         return _made("model", self.cfg.model)
 
@@ -117,7 +135,9 @@ class Experiment:
 
     @cached_property
     def calibrates(self) -> bool:
-        """Whether the recipe wants statistics of any layer."""
+        """Whether the recipe wants statistics of any layer; an artefact has used them already."""
+        if self.artefact is not None:
+            return False
         names = [p.fqn for p in projections(self.model.structure)]
         return any(self.method.needs(fqn) for fqn in names if self.model.quantizable(fqn))
 
@@ -130,6 +150,9 @@ class Experiment:
         content = self._common() | {"quant": _plain(self.cfg.quant), "evaluation": self.prompts.evaluation}
         if self.method.quantizes:
             content["backend"] = _computed(self.cfg.backend)
+        if self.artefact is not None:
+            files = self.artefact["files"].items()
+            content["artefact"] = {name: facts["sha256"] for name, facts in files if name.endswith(".safetensors")}
         if self.calibrates:
             content["stats"] = self.stats_signature
         if self.cfg.quant.get("token_granularity") == "token_shared":  # the rows of a batch share their scales
@@ -169,7 +192,11 @@ class Experiment:
 
     @property
     def changed(self) -> str:
-        """The recipe's fields that differ from its file in conf/quant, as ``name=value``; bits are no difference."""
+        """The recipe's fields that differ from its file in conf/quant, as ``name=value``, and the artefact if one is
+        used; bits are no difference.
+        """
+        if self.cfg.artefact is not None:
+            return f"artefact={self.cfg.artefact}"
         path = CONF / "quant" / f"{self.cfg.quant.name}.yaml"
         if not path.is_file():
             return ""
@@ -194,6 +221,7 @@ class Experiment:
     def variant(self, *, seed: int | None = None, alpha: float | None = None, **options: str) -> Experiment:
         """This experiment with other options of config groups, such as ``quant="asq"``, and with the same model."""
         cfg = self.cfg.copy()
+        cfg.artefact = None  # it is of this recipe alone
         for group, name in options.items():
             cfg[group] = _option(group, name)
         if "dataset" in options:
@@ -214,10 +242,10 @@ class Experiment:
     @cached_property
     def denoiser(self) -> nn.Module:
         """The model's own, in full precision. Prompts are encoded first: their encoder may be larger still."""
-        self._encode()
+        self.encode()
         return self.model.denoiser
 
-    def _encode(self) -> None:
+    def encode(self) -> None:
         """Encodes the prompts of both sets that are new."""
         device = self.trainer().strategy.root_device
         start = time.monotonic()

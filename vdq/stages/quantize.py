@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from vdq.export import packed
 from vdq.files import write_text
 from vdq.memory import PeakMemory
 from vdq.quant.report import model_size
@@ -25,6 +26,10 @@ def run(experiment: Experiment) -> None:
         return
     if intact(QuantState.load, experiment.state_path):
         log.info("quantize: found, %s", experiment.state_path)
+        return
+    if experiment.artefact is not None:
+        load_artefact(experiment).state.save(experiment.state_path)
+        log.info("quantize: parameters of the artefact, %s", experiment.cfg.artefact)
         return
     if experiment.calibrates and not intact(Stats.load, experiment.stats_path):
         calibrate.run(experiment)
@@ -47,6 +52,14 @@ def run(experiment: Experiment) -> None:
         size.original,
         peak,
     )
+
+
+def load_artefact(experiment: Experiment) -> packed.PackedModel:
+    """The packed model of the experiment, for its backend and its clock. Prompts are encoded first."""
+    experiment.encode()
+    model = packed.load(experiment.cfg.artefact, backend=experiment.backend, clock=experiment.clock)
+    model.check_companions(experiment.model)
+    return model
 
 
 def report_table(state: QuantState) -> pd.DataFrame:

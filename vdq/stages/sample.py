@@ -85,10 +85,12 @@ def _record(path: Path) -> dict:
 
 
 def denoiser(experiment: Experiment) -> nn.Module:
-    """The denoiser that this experiment samples with: the model's own, or its quantized copy."""
+    """The denoiser that this experiment samples with: the model's own, its quantized copy, or an artefact's."""
     if not experiment.method.quantizes:
         return experiment.denoiser
     if not intact(QuantState.load, experiment.state_path):
         quantize.run(experiment)
+    if experiment.artefact is not None:
+        return quantize.load_artefact(experiment).denoiser
     state = QuantState.load(experiment.state_path)
     return apply(experiment.denoiser, state, experiment.clock, experiment.backend)
