@@ -68,6 +68,7 @@ def calibrated(steps: int) -> Stats:
     return observer.stats(num_prompts=2)
 
 
+@cache
 def quantized_run(*overrides: str) -> QuantizedRun:
     """What stages=[export] makes of these settings."""
     steps = 10 if "quant=tsq_10tr" in overrides else STEPS

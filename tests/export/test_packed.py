@@ -26,6 +26,7 @@ from vdq.quant import apply, model_size
 from vdq.quant.report import MEGABYTE
 
 FILE = "weights_1.safetensors"
+INTEGER = {"int8_cpu": Int8CpuBackend, "reference": ReferenceBackend}
 FQN = "blocks.0.mlp.fc1"
 
 
@@ -38,7 +39,7 @@ def sample(model: packed.PackedModel, run) -> torch.Tensor:
     return model.sample(run.model.encode(["a", "b"]), PromptNoise(42, [0, 1], model.latent_shape))
 
 
-@pytest.mark.parametrize("backend", ["fake_quant", "int8_cpu", "reference"])
+@pytest.mark.parametrize("backend", ["fake_quant", *(pytest.param(b, marks=pytest.mark.slow) for b in INTEGER)])
 def test_samples_the_same_bits(recipe, backend, make_run, expected_latents, tmp_path):
     run = make_run(f"quant={recipe}", "bits=w4a8", f"backend={backend}")
     expected = expected_latents(run)
@@ -63,11 +64,11 @@ def test_wherever_the_weight_sets_are_kept(weight_sets, make_run, expected_laten
     assert torch.equal(sample(model, run), expected) and torch.equal(sample(twin, run), expected)
 
 
-def test_another_backend_samples_what_it_samples_from_full_precision(make_run, expected_latents, tmp_path):
+@pytest.mark.parametrize("backend", INTEGER)
+def test_another_backend_samples_what_it_samples_from_full_precision(backend, make_run, expected_latents, tmp_path):
     path = export(make_run("quant=tsq_2tr"), tmp_path / "packed")
-    for name, backend in (("int8_cpu", Int8CpuBackend()), ("reference", ReferenceBackend())):
-        run = make_run("quant=tsq_2tr", f"backend={name}")
-        assert torch.equal(sample(packed.load(path, backend=backend), run), expected_latents(run))
+    run = make_run("quant=tsq_2tr", f"backend={backend}")
+    assert torch.equal(sample(packed.load(path, backend=INTEGER[backend]()), run), expected_latents(run))
 
 
 def test_batch_shared_ranges_and_ancestral_noise(make_run, expected_latents, tmp_path):
