@@ -1,10 +1,11 @@
 """Readers see a whole file or none."""
 
 import json
+import os
 
 import pytest
 
-from vdq.files import complete_or_nothing, write_json, write_text
+from vdq.files import complete_folder_or_nothing, complete_or_nothing, write_json, write_text
 
 
 def test_file_appears_only_when_it_is_complete(tmp_path):
@@ -41,3 +42,37 @@ def test_text_is_utf8_and_json_reads_back(tmp_path):
     content = {"ψ": [1, None, 0.1], "nested": {"a": True}}
     write_json(tmp_path / "a.json", content)
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == content
+
+
+def test_folder_appears_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "folder"
+    with complete_folder_or_nothing(path) as partial:
+        (partial / "a").write_text("a")
+        assert not path.exists() and partial.parent == path.parent
+    assert [file.name for file in path.iterdir()] == ["a"]
+    with complete_folder_or_nothing(path) as partial:
+        (partial / "b").write_text("b")
+        assert (path / "a").exists()
+    assert [file.name for file in path.iterdir()] == ["b"] and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_error_keeps_the_old_folder_and_leaves_nothing_else(tmp_path, error):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(error), complete_folder_or_nothing(path) as partial:
+        (partial / "new").touch()
+        raise error
+    assert (path / "old").exists() and list(tmp_path.iterdir()) == [path]
+
+
+def test_abandoned_folders_are_removed_after_a_day(tmp_path):
+    old, young = tmp_path / ".folder.0a.part", tmp_path / ".folder.0b.part"
+    for abandoned in (old, young):
+        abandoned.mkdir()
+        (abandoned / "weights").touch()
+    os.utime(old, (0, 0))
+    with complete_folder_or_nothing(tmp_path / "folder"):
+        pass
+    assert not old.exists() and young.exists()

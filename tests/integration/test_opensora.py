@@ -20,6 +20,7 @@ from vdq.data.video import read_video
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
+from vdq.export import packed
 from vdq.models.base import Conditions
 from vdq.models.captions import clean
 from vdq.models.stdit import STDiT
@@ -180,3 +181,16 @@ def test_two_processes_sample_each_prompt_once(start, finished, tiny_opensora, t
         two, one = read_sample(tmp_path / finished.name, index), read_sample(finished, index)
         torch.testing.assert_close(two["latents"], one["latents"], rtol=1e-4, atol=1e-4)
     assert json.loads((tmp_path / finished.name / "sampling.json").read_text())["quantized_calls"] == 2 * (2 * 24 + 2)
+
+
+def test_packed_artefact_samples_the_run_without_the_checkpoint(start, folder, finished, tiny_opensora, tmp_path):
+    start(folder, "quant=tsq_tsw", "bits=w6a8", "stages=[export]", "export=packed")
+    model = packed.load(finished / "export" / "packed")
+    weights = model.contents["config"]["model"]["weights"] | {"denoiser": "nobody/nothing/at-all.pth"}
+    videos = model.video_model(weights=weights)
+    for index, prompt in enumerate(load_prompts(tiny_opensora.prompts)):
+        latents = model.sample(videos.encode([prompt]), PromptNoise(42, [index], model.latent_shape))
+        assert torch.equal(latents[0], read_sample(finished, index)["latents"])
+    assert videos.decode(latents).shape == (1, 4, 32, 48, 3)
+    with pytest.raises(ValueError, match="^model: autoencoder random must be the artefact's, [0-9a-f]{64}$"):
+        model.video_model(weights=weights | {"autoencoder": "random"})

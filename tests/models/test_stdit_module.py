@@ -1,5 +1,7 @@
 """STDiT's own promises: names, gradients, captions without padding, dtypes and rejected input."""
 
+import inspect
+import json
 import weakref
 from collections import Counter
 
@@ -192,3 +194,31 @@ def test_rejected_inputs(model, inputs):
         pack_captions(y, mask[:, :4])
     with pytest.raises(ValueError, match="out_features=10"):
         FusedLinear(4, 10, parts=("q", "k", "v"))
+
+
+def test_dimensions_build_the_same_structure():
+    given = {
+        "input_size": [2, 8, 12],
+        "in_channels": 3,
+        "patch_size": [2, 4, 4],
+        "hidden_size": 40,
+        "depth": 3,
+        "num_heads": 5,
+        "mlp_ratio": 2.5,
+        "caption_channels": 10,
+        "model_max_length": 7,
+        "space_scale": 0.5,
+        "time_scale": 2.0,
+    }
+    net = STDiT(**given)
+    assert net.dimensions == given == json.loads(json.dumps(net.dimensions))
+    with torch.device("meta"):
+        assert STDiT().dimensions == {name: _plain(value.default) for name, value in _arguments().items()}
+
+
+def _arguments():
+    return {name: value for name, value in inspect.signature(STDiT.__init__).parameters.items() if name != "self"}
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
