@@ -363,6 +363,8 @@ def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
     if mask.shape[-1] != length or batch % mask.shape[0]:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, must be (a divisor of {batch}, {length})")
     keep = (mask != 0).repeat(batch // mask.shape[0], 1)
+    if torch.compiler.is_exporting():  # shapes must not depend on values: the padding stays, attention leaves it out
+        return pack_captions(y, None)._replace(keep=keep[:, None, None])
     flat = keep.flatten()
     index = (flat.cumsum(0) - 1).clamp(min=0)
     tokens = rows.index_select(0, flat.nonzero().squeeze(1))[None]

@@ -1,0 +1,159 @@
+"""A quantized linear layer as ONNX operators: QuantizeLinear, DequantizeLinear, MatMul.
+
+While the denoiser is traced every quantized layer is one node of a domain of our own, which names the layer. Its
+operators take that node's place afterwards, once for every graph, because graphs differ in the steps they serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from vdq.backends.base import Backend
+from vdq.backends.integer import BITS, unsupported
+from vdq.quant.affine import code_range
+from vdq.quant.linear import LayerSpec
+
+OPSET = 21  # the first whose DequantizeLinear and Cast know 4-bit integers
+DOMAIN, OPERATOR = "vdq", "StaticLinear"
+NIBBLE_BITS = 4
+MIDDLE = 2 ** (BITS - 1)
+
+
+class OnnxBackend(Backend):
+    """Static codes of 2..8 bits. Its layers stand for their operators in a traced graph and compute nothing."""
+
+    name = "onnx_qdq"
+    simulated = False
+
+    def supports(self, layer: LayerSpec) -> str | None:
+        if not layer.params.static:
+            return "its activation ranges are measured at run time, an exported graph holds constants only"
+        return unsupported(layer)
+
+    def build(self, layer: LayerSpec) -> OnnxLinear:
+        return OnnxLinear(layer)
+
+
+class OnnxLinear(nn.Module):
+    """x [a, ..., in] -> [a, ..., out] of at least three dimensions: ONNX Runtime makes a floating-point Gemm of a
+    two-dimensional MatMul and its bias.
+    """
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 3:
+            raise ValueError(f"layer {self.layer.fqn} got {x.dim()} dimensions, must be at least 3 to be exported")
+        shape = (*x.shape[:-1], len(self.layer.weight))
+        name = f"{DOMAIN}::{OPERATOR}"
+        return torch.onnx.ops.symbolic(name, (x,), {"fqn": self.layer.fqn}, dtype=torch.float32, shape=shape, version=1)
+
+
+class Pieces(Protocol):
+    """What a layer adds to a graph that serves `steps`."""
+
+    steps: list[int]
+
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: int) -> str:
+        """Adds a node; returns the name of its output."""
+
+    def constant(self, name: str, make: Callable[[], Tensor], *, key: int | None = None, nibbles: bool = False) -> str:
+        """Adds a tensor and returns its name. It is made at most once for all graphs: name and `key` fix its value.
+        `nibbles`: integers 0..15, to be stored as uint4.
+        """
+
+    def per_step(self, name: str, values: Tensor) -> str:
+        """Name of what is row `step` of `values` [N, ...] at run time."""
+
+
+def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: bool) -> None:
+    """Adds the operators of one layer, from the input named `x` to the output named `y`.
+
+    All steps of `pieces` have one weight range. Weight zero points stay in DequantizeLinear where `zero_points`, else
+    the weights are made symmetric and what is missing is added. The bias is fp32 and three-dimensional, see OnnxLinear.
+    """
+    fqn, range_ = layer.fqn, int(layer.params.weight_range[pieces.steps[0]])
+    x = _dequantized_input(layer, pieces, x, range_)
+    weight, offset = _dequantized_weight(layer, pieces, range_, zero_points=zero_points)
+    terms = []
+    if offset is not None:
+        sums = pieces.node("MatMul", [x, _ones(layer, pieces)], f"{fqn}.sums")
+        terms.append(pieces.node("Mul", [sums, offset], f"{fqn}.corrections"))
+    if layer.bias is not None:
+        terms.append(pieces.constant(f"{fqn}.bias", lambda: layer.bias.detach().float().view(1, 1, -1)))
+    names = [f"{fqn}.product", f"{fqn}.corrected"][: len(terms)] + [y]
+    result = pieces.node("MatMul", [x, weight], names[0])
+    for term, name in zip(terms, names[1:], strict=True):
+        result = pieces.node("Add", [result, term], name)
+
+
+def _dequantized_input(layer: LayerSpec, pieces: Pieces, x: str, range_: int) -> str:
+    """X / s in unsigned 8-bit codes and back. Codes of fewer bits are kept inside their range by a clamp before."""
+    fqn, params = layer.fqn, layer.params
+    act = params.step_act()
+    first, last = code_range(params.act_bits, params.symmetric_acts)
+    if params.smoothing is not None:
+        s = pieces.constant(f"{fqn}.smoothing", lambda: params.smoothing[range_], key=range_)
+        x = pieces.node("Div", [x, s], f"{fqn}.smoothed")
+    if params.act_bits < BITS:
+        lower = pieces.per_step(f"{fqn}.act_lower", (first - act.zero_point) * act.scale)
+        upper = pieces.per_step(f"{fqn}.act_upper", (last - act.zero_point) * act.scale)
+        x = pieces.node("Clip", [x, lower, upper], f"{fqn}.clamped")
+    scale = pieces.per_step(f"{fqn}.act_scale", act.scale)
+    zero_point = pieces.per_step(f"{fqn}.act_zero_point", (act.zero_point - first).to(torch.uint8))
+    codes = pieces.node("QuantizeLinear", [x, scale, zero_point], f"{fqn}.act_codes")
+    return pieces.node("DequantizeLinear", [codes, scale, zero_point], f"{fqn}.act")
+
+
+def _dequantized_weight(layer: LayerSpec, pieces: Pieces, range_: int, *, zero_points: bool) -> tuple[str, str | None]:
+    """Names of the weight [in, out] and of a vector [out] that, times the sum of a token's inputs, is missing in their
+    product; None if nothing is.
+    """
+    fqn, params = layer.fqn, layer.params
+    first, _ = code_range(params.weight_bits, params.symmetric_weights)
+    scale, zero_point = (values[:, 0] for values in params.weight_qparams(range_))
+    zero_point = zero_point - first
+    inputs = [f"{fqn}.weight_codes", pieces.constant(f"{fqn}.weight_scale", lambda: scale, key=range_)]
+    if params.weight_bits <= NIBBLE_BITS:
+        _unpacked(layer, pieces, range_, zero_point)
+        offset = torch.zeros_like(zero_point)
+    else:  # the difference of code and zero point fits a signed byte, at 8 bits only what is left of it
+        middle = MIDDLE if params.weight_bits == BITS else zero_point[:, None]
+        make = lambda: (params.weight_codes(layer.weight, range_) - first - middle).T.to(torch.int8)  # noqa: E731
+        pieces.constant(inputs[0], make, key=range_)
+        offset = MIDDLE - zero_point if params.weight_bits == BITS else torch.zeros_like(zero_point)
+    missing = None
+    if offset.any() and zero_points:
+        inputs.append(pieces.constant(f"{fqn}.weight_zero_point", lambda: (-offset).to(torch.int8), key=range_))
+    elif offset.any():
+        missing = pieces.constant(f"{fqn}.weight_offset", lambda: offset * scale, key=range_)
+    return pieces.node("DequantizeLinear", inputs, f"{fqn}.weight", axis=1), missing
+
+
+def _unpacked(layer: LayerSpec, pieces: Pieces, range_: int, zero_point: Tensor) -> None:
+    """Codes stored in 4 bits, less their zero points, as int8: computed once, when the graph is loaded. Runtimes
+    multiply bytes; a product with 4-bit weights would be one of floats.
+    """
+    fqn, params = layer.fqn, layer.params
+    first, _ = code_range(params.weight_bits, params.symmetric_weights)
+    make = lambda: (params.weight_codes(layer.weight, range_) - first).T  # noqa: E731
+    stored = pieces.constant(f"{fqn}.weight_nibbles", make, key=range_, nibbles=True)
+    zeros = pieces.constant(f"{fqn}.weight_zero_point", zero_point.int, key=range_)
+    wide = pieces.node("Cast", [stored], f"{fqn}.weight_wide", to=TensorProto.INT32)
+    signed = pieces.node("Sub", [wide, zeros], f"{fqn}.weight_signed")
+    pieces.node("Cast", [signed], f"{fqn}.weight_codes", to=TensorProto.INT8)
+
+
+def _ones(layer: LayerSpec, pieces: Pieces) -> str:
+    """A weight of ones [in, 1], with which the inputs of a token are summed, in integers too."""
+    name, in_features = f"{layer.fqn}.ones", layer.weight.shape[1]
+    codes = pieces.constant(f"{name}_codes", lambda: torch.ones(in_features, 1, dtype=torch.int8))
+    scale = pieces.constant(f"{name}_scale", lambda: torch.tensor(1.0))
+    return pieces.node("DequantizeLinear", [codes, scale], name)

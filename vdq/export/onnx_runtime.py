@@ -1,0 +1,152 @@
+"""Sampling from an `onnx_qdq` artefact: ONNX Runtime computes the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.samplers import Noise, Sampler
+from vdq.export import artefact
+from vdq.export.rebuild import rebuild
+from vdq.models.base import Conditions, VideoModel
+
+KIND, VERSION = "onnx_qdq", 1
+NULL_CAPTION = "null_caption.safetensors"
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def check_installed(packages: tuple[str, ...]) -> None:
+    """Raises ValueError that says how to install what is missing."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"export=onnx_qdq needs {' and '.join(missing)}, try `pip install 'vdq[export]'`")
+
+
+class OnnxDenoiser(nn.Module):
+    """The graphs of an artefact, called as an STDiT is; the clock's step chooses the graph.
+
+    One graph is in memory at a time: with one for every step each is loaded once a batch. `threads`: None is ONNX
+    Runtime's choice.
+    """
+
+    def __init__(self, folder: Path, graphs: list[str], clock: StepClock, threads: int | None = None) -> None:
+        super().__init__()
+        self.folder, self.graphs, self.clock, self.threads = folder, graphs, clock, threads
+        self.loaded: tuple[str, Any] | None = None
+        self.y_embedder = nn.Module()
+        self.y_embedder.register_buffer("y_embedding", load_file(folder / NULL_CAPTION)["y_embedding"])
+
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [2n, c, T, H, W], timestep [2n], y [2n, 1, L, D], mask [n, L] or None -> [2n, 2c, T, H, W] fp32 on the CPU.
+
+        Row i is a prompt and row n + i its null caption: a graph takes these two at a time.
+        """
+        count = len(x) // 2
+        if mask is None:
+            mask = torch.ones(count, y.shape[2], dtype=torch.long)
+        output = [None] * len(x)
+        for row in range(count):
+            pair = [row, count + row]
+            output[row], output[count + row] = self._run(x[pair], timestep[pair], y[pair], mask[row : row + 1])
+        return torch.stack(output)
+
+    def _run(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        session = self._session()
+        feed = {
+            "x": x.float().numpy(),
+            "timestep": timestep.long().numpy(),
+            "y": y.float().numpy(),
+            "mask": mask.long().numpy(),
+            "step": np.array(self.clock.step, np.int64),
+        }
+        taken = {entry.name for entry in session.get_inputs()}  # `step` only where something is gathered by it
+        (output,) = session.run(None, {name: value for name, value in feed.items() if name in taken})
+        return torch.from_numpy(output)
+
+    def _session(self) -> Any:
+        wanted = self.graphs[self.clock.step]
+        if self.loaded is None or self.loaded[0] != wanted:
+            self.loaded = None  # its memory is free for the next
+            self.loaded = (wanted, _open(self.folder / wanted, self.threads))
+        return self.loaded[1]
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """The denoiser of an artefact and the sampler that it was made for."""
+
+    denoiser: OnnxDenoiser
+    sampler: Sampler
+    clock: StepClock
+    manifest: dict[str, Any]
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        return self.manifest["contents"]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return tuple(self.contents["latent_shape"])
+
+    def sample(
+        self, conditions: Conditions, noise: Noise, callback: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
+        """Latents [n, c, T, H, W] fp32."""
+        return self.sampler.sample(self.denoiser, conditions, noise, self.clock, callback)
+
+    def video_model(self, **changes: Any) -> VideoModel:
+        """The model around this denoiser: its text encoder and its autoencoder are no part of the artefact and come
+        from where the configuration says; `changes` are other arguments, such as `weights`. Raises ValueError when they
+        are not those of the run.
+        """
+        model = rebuild(self.contents["config"]["model"] | changes, VideoModel, "model", net=self.denoiser)
+        for part, identity in self.contents["companions"].items():
+            if model.companions[part] != identity:
+                raise ValueError(f"the {part} is not that of the run: it is {model.companions[part]}, not {identity}")
+        return model
+
+
+def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | None = None) -> OnnxModel:
+    """The model of an artefact of `export=onnx_qdq`. `sampler`: None is the one it was made for.
+
+    Raises ValueError when the artefact is damaged, of another version or incomplete, when a graph and the step map do
+    not fit together, and for another sampler or step count.
+    """
+    path = Path(path)
+    check_installed(("onnxruntime",))
+    manifest = artefact.read(path, KIND, VERSION)
+    contents = manifest["contents"]
+    graphs, steps = contents["graphs"], contents["num_steps"]
+    for step, name in enumerate(graphs):
+        if name not in manifest["files"]:
+            raise ValueError(f"{path}: contents.graphs names {name} for step {step}, the artefact has no such file")
+    own = rebuild(contents["config"]["sampler"], Sampler, "sampler")
+    sampler = sampler or own
+    if type(sampler) is not type(own):
+        raise ValueError(f"{path}: sampler={type(sampler).__name__} must be {type(own).__name__}, as it was exported")
+    for field, number in (("sampler.steps", sampler.schedule.num_steps), ("graphs", len(graphs))):
+        if number != steps:
+            raise ValueError(f"{path}: {field}={number} must be {steps}, the steps that it was quantized for")
+    clock = StepClock(steps)
+    return OnnxModel(OnnxDenoiser(path, graphs, clock, threads), sampler, clock, manifest)
+
+
+def _open(path: Path, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of several types that are no part of its interface
+        raise ValueError(f"{path} cannot be loaded by onnxruntime: {str(error).splitlines()[0]}") from error
