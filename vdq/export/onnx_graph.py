@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,14 +11,12 @@ import numpy as np
 import onnx
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
-from vdq.diffusion.clock import StepClock
-from vdq.export.onnx_linear import DOMAIN, OPSET, OnnxBackend, expand
+from vdq.export.onnx_linear import DOMAIN, OPSET, expand
 from vdq.models.stdit import STDiT
-from vdq.quant.convert import apply, quantized_layers
+from vdq.quant.convert import quantized_layers
 from vdq.quant.linear import LayerSpec
-from vdq.quant.state import QuantState
 
 INPUTS, OUTPUT, STEP = ("x", "timestep", "y", "mask"), "output", "step"
 DATA = "denoiser.data"
@@ -26,16 +25,16 @@ EXTERNAL_BYTES = 1024  # smaller tensors are inside the graph
 ALIGNMENT = 4096  # a page, so that files can be mapped
 
 
-def traced(denoiser: STDiT, state: QuantState) -> tuple[ModelProto, dict[str, LayerSpec]]:
-    """The graph with one node for every quantized layer, and these layers by fqn. The denoiser is fp32 on the CPU.
+def traced(quantized: STDiT) -> ModelProto:
+    """The graph of a denoiser with layers of OnnxBackend, fp32 on the CPU: one node for each of them.
 
-    Inputs, for one prompt: x fp32 [2, c, T, H, W], timestep int64 [2], y fp32 [2, 1, L, D], mask int64 [1, L]. Raises
-    ValueError for a layer that cannot be exported.
+    Inputs, for one prompt: x fp32 [2, c, T, H, W], timestep int64 [2], y fp32 [2, 1, L, D], mask int64 [1, L].
     """
-    quantized = apply(denoiser, state, StepClock(state.num_steps), OnnxBackend())
-    length, width = denoiser.y_embedder.y_embedding.shape
+    for chatty in ("onnx_ir", "onnxscript"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    length, width = quantized.y_embedder.y_embedding.shape
     example = (
-        torch.zeros(ROWS, denoiser.in_channels, *denoiser.input_size),
+        torch.zeros(ROWS, quantized.in_channels, *quantized.input_size),
         torch.zeros(ROWS, dtype=torch.long),
         torch.zeros(ROWS, 1, length, width),
         torch.ones(1, length, dtype=torch.long),
@@ -49,41 +48,43 @@ def traced(denoiser: STDiT, state: QuantState) -> tuple[ModelProto, dict[str, La
         output_names=[OUTPUT],
         verbose=False,
     )
-    layers = {fqn: module.layer for fqn, module in quantized_layers(quantized).items()}
-    return _without_traces(program.model_proto), layers
+    return _without_traces(program.model_proto)
 
 
-def step_groups(state: QuantState, *, constant: bool) -> list[list[int]]:
+def layer_specs(quantized: nn.Module) -> dict[str, LayerSpec]:
+    """The layers of OnnxBackend by fqn."""
+    return {fqn: module.layer for fqn, module in quantized_layers(quantized).items()}
+
+
+def step_groups(layers: Iterable[LayerSpec], *, constant: bool) -> list[list[int]]:
     """Steps that one graph serves: those of equal weights, and where `constant` of equal activation qparams too."""
+    tables = [layer.params.weight_range for layer in layers]
+    if constant:
+        tables += [layer.params.act_range for layer in layers]
     groups: dict[tuple[int, ...], list[int]] = {}
-    for step in range(state.num_steps):
-        ranges = [int(p.weight_range[step]) for p in state.layers.values()]
-        if constant:
-            ranges += [int(p.act_range[step]) for p in state.layers.values()]
+    for step, ranges in enumerate(torch.stack(tables, 1).tolist()):
         groups.setdefault(tuple(ranges), []).append(step)
     return list(groups.values())
 
 
-def write_graphs(denoiser: STDiT, state: QuantState, folder: Path, *, constant: bool) -> list[str]:
-    """Writes the graphs and their data file; returns the file name of the graph of every step.
+def write_graphs(template: ModelProto, layers: dict[str, LayerSpec], folder: Path, *, constant: bool) -> list[str]:
+    """Writes the graphs of all steps and their data file; returns the file name of the graph of every step.
 
-    Where `constant`, no graph takes the step and weights have no zero points; else the graph of a time range gathers
-    what changes in it by its input `step`, an int64 scalar.
+    `template` is what `traced` returns. Where `constant`, no graph takes the step and weights have no zero points; else
+    the graph of a time range gathers what changes in it by its input `step`, an int64 scalar.
     """
-    template, layers = traced(denoiser, state)
-    groups = step_groups(state, constant=constant)
-    files = [""] * state.num_steps
+    groups = step_groups(layers.values(), constant=constant)
+    files = {}
     with (folder / DATA).open("wb") as file:
         tensors = TensorFile(file)
         for number, steps in enumerate(groups):
             name = "denoiser.onnx" if len(groups) == 1 else f"denoiser_{number:02d}.onnx"
             model = Graph(template, tensors, steps).build(layers, zero_points=not constant)
             onnx.save_model(model, folder / name)
-            for step in steps:
-                files[step] = name
-    for name in dict.fromkeys(files):
+            files |= dict.fromkeys(steps, name)
+    for name in dict.fromkeys(files.values()):
         onnx.checker.check_model(folder / name, full_check=True)
-    return files
+    return [files[step] for step in sorted(files)]
 
 
 class TensorFile:

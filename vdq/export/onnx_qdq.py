@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from vdq.backends.base import Backend
 from vdq.backends.integer import BITS
+from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.onnx_runtime import KIND, NULL_CAPTION, PACKAGES, VERSION, check_installed
@@ -20,6 +21,7 @@ from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
 from vdq.methods.dynamic import DynamicMethod
 from vdq.models.stdit import STDiT
+from vdq.quant.convert import apply
 
 STEPS = ("gather", "constant")
 GROUPS = ("model", "sampler", "quant", "backend")
@@ -77,12 +79,15 @@ class OnnxQdqExporter(Exporter):
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         # Not with this module, which is imported wherever the options of `export` are listed.
-        from vdq.export.onnx_graph import write_graphs
+        from vdq.export import onnx_graph
         from vdq.export.onnx_kernels import check_integer
+        from vdq.export.onnx_linear import OnnxBackend
 
         if not isinstance(run.denoiser, STDiT):
             raise ValueError(f"export=onnx_qdq knows STDiT, not {type(run.denoiser).__name__}")
-        graphs = write_graphs(run.denoiser, run.state, folder, constant=self.steps == "constant")
+        quantized = apply(run.denoiser, run.state, StepClock(run.state.num_steps), OnnxBackend())
+        template, layers = onnx_graph.traced(quantized), onnx_graph.layer_specs(quantized)
+        graphs = onnx_graph.write_graphs(template, layers, folder, constant=self.steps == "constant")
         for name in dict.fromkeys(graphs):
             check_integer(folder / name, run.state.layers)
         with complete_or_nothing(folder / NULL_CAPTION) as partial:

@@ -1,0 +1,140 @@
+"""A layer as ONNX operators: ONNX Runtime computes what the integer reference computes, in integers."""
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("onnx", reason="needs the packages of vdq[export]")
+ort = pytest.importorskip("onnxruntime", reason="needs the packages of vdq[export]")
+
+from onnx import GraphProto, TensorProto, checker, helper, load_model, save_model  # noqa: E402
+
+from vdq.backends import ReferenceBackend  # noqa: E402
+from vdq.diffusion.clock import StepClock  # noqa: E402
+from vdq.export.onnx_graph import DATA, Graph, TensorFile  # noqa: E402
+from vdq.export.onnx_kernels import check_integer  # noqa: E402
+from vdq.export.onnx_linear import DOMAIN, OPERATOR, OPSET, OnnxBackend  # noqa: E402
+from vdq.methods import StaticMethod  # noqa: E402
+from vdq.quant.linear import LayerSpec, SampleRows  # noqa: E402
+from vdq.quant.stats import LayerStats  # noqa: E402
+
+STEPS, IN, OUT = 4, 40, 24
+FQN = "blocks.0.fc"
+
+
+def make_layer(**options) -> LayerSpec:
+    """Ranges that grow with the step, of which the first is of positive inputs only; one row of the weight is zero."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(OUT, IN, generator=generator)
+    weight[0], weight[1], weight[2] = weight[0].abs(), -weight[1].abs(), 0
+    width = torch.rand(STEPS, IN, generator=generator) + torch.arange(1, STEPS + 1)[:, None]
+    positive = torch.arange(STEPS)[:, None] == 0
+    lowest = torch.where(positive, torch.zeros(()), -width)
+    stats = LayerStats(lowest, width / 2, width.double(), torch.ones(STEPS, dtype=torch.long))
+    params = StaticMethod(**options).layer(weight, stats, STEPS)
+    return LayerSpec(FQN, weight, torch.randn(OUT, generator=generator), params, StepClock(STEPS), SampleRows())
+
+
+def inputs() -> Tensor:
+    """[2, 9, IN]: inside the ranges of all steps and outside of them."""
+    x = torch.randn(2, 9, IN, generator=torch.Generator().manual_seed(1))
+    x[:, ::3] *= 5
+    return x
+
+
+def write(layer: LayerSpec, steps: list[int], folder, *, zero_points: bool):
+    """The file of a graph with this layer alone."""
+    shapes = {"x": [2, 9, IN], "output": [2, 9, OUT]}
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    node = helper.make_node(OPERATOR, ["x"], ["output"], domain=DOMAIN, fqn=layer.fqn)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    template = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=10)
+    with (folder / DATA).open("wb") as file:
+        model = Graph(template, TensorFile(file), steps).build({layer.fqn: layer}, zero_points=zero_points)
+    save_model(model, folder / "layer.onnx")
+    checker.check_model(folder / "layer.onnx", full_check=True)
+    return folder / "layer.onnx"
+
+
+def run(path, x: Tensor, step: int) -> Tensor:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {"x": x.numpy(), "step": torch.tensor(step).numpy()}
+    return torch.from_numpy(session.run(None, {entry.name: feed[entry.name] for entry in session.get_inputs()})[0])
+
+
+def reference(layer: LayerSpec, x: Tensor, step: int) -> Tensor:
+    layer.clock.set(step)
+    return ReferenceBackend().layer(layer)(x)
+
+
+@pytest.mark.parametrize("zero_points", [True, False])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("weight_bits", [2, 3, 4, 5, 7, 8])
+@pytest.mark.parametrize("act_bits", [3, 6, 8])
+def test_equals_the_integer_reference(weight_bits, act_bits, symmetric, zero_points, tmp_path):
+    """Every step, all in integers; without smoothing the codes are the same, and so is all but the rounding of fp32."""
+    bits = {"weight_bits": weight_bits, "act_bits": act_bits}
+    layer = make_layer(**bits, symmetric_weights=symmetric, symmetric_acts=symmetric, num_time_ranges="per_step")
+    x, groups = inputs(), [list(range(STEPS))] if zero_points else [[step] for step in range(STEPS)]
+    for steps in groups:
+        path = write(layer, steps, tmp_path, zero_points=zero_points)
+        check_integer(path, [FQN])
+        for step in steps:
+            torch.testing.assert_close(run(path, x, step), reference(layer, x, step), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("zero_points", [True, False])
+def test_smoothing_moves_few_codes_and_by_one(zero_points, tmp_path):
+    """The graph rounds X / s before it divides by the scale; a code moves only where that crosses a half."""
+    layer = make_layer(alpha=0.5, num_time_ranges=2)
+    x = inputs()
+    for steps in ([0, 1], [2, 3]):
+        path = write(layer, steps, tmp_path, zero_points=zero_points)
+        check_integer(path, [FQN])
+        for step in steps:
+            found, expected = run(path, x, step), reference(layer, x, step)
+            params = layer.params
+            one_code = params.step_act().scale[step] * params.dequantized_weight(layer.weight, step // 2).abs().max()
+            moved = (found - expected).abs() > 1e-4
+            assert moved.float().mean() < 0.05 and (found - expected).abs().max() <= 2 * one_code
+
+
+def test_nothing_is_gathered_that_does_not_change(tmp_path):
+    path = write(make_layer(alpha=0.5, num_time_ranges=2), [2, 3], tmp_path, zero_points=True)
+    assert [entry.name for entry in ort.InferenceSession(path).get_inputs()] == ["x"]
+
+
+def flat_bias(graph: GraphProto) -> None:
+    bias = next(tensor for tensor in graph.initializer if tensor.name == f"{FQN}.bias")
+    bias.ClearField("dims")
+    bias.dims.append(OUT)
+
+
+def unquantized_input(graph: GraphProto) -> None:
+    next(node for node in graph.node if node.op_type == "MatMul").input[0] = "x"
+
+
+@pytest.mark.parametrize("damage", [flat_bias, unquantized_input])
+def test_a_layer_in_floating_point_is_found(damage, tmp_path):
+    """ONNX Runtime makes a Gemm of the first and a product with rounded weights of the second, and says nothing."""
+    path = write(make_layer(), [0], tmp_path, zero_points=True)
+    check_integer(path, [FQN])
+    model = load_model(path)
+    damage(model.graph)
+    save_model(model, path)
+    with pytest.raises(ValueError, match=rf"does not multiply layer {FQN} in integers; one of .* is wanted"):
+        check_integer(path, [FQN])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"act_bits": 16}, "act_bits=16 must be at most 8"), ({"weight_bits": 9}, "weight_bits=9 must be at most 8")],
+)
+def test_what_bytes_cannot_hold_is_refused(options, reason):
+    with pytest.raises(ValueError, match=rf"onnx_qdq does not support layer {FQN}: {reason}"):
+        OnnxBackend().layer(make_layer(**options))
+
+
+def test_two_dimensions_are_refused():
+    with pytest.raises(ValueError, match=rf"layer {FQN} got 2 dimensions, must be at least 3"):
+        OnnxBackend().layer(make_layer())(torch.zeros(3, IN))
