@@ -120,16 +120,18 @@ def _dequantized_weight(layer: LayerSpec, pieces: Pieces, range_: int, *, zero_p
     first, _ = code_range(params.weight_bits, params.symmetric_weights)
     scale, zero_point = (values[:, 0] for values in params.weight_qparams(range_))
     zero_point = zero_point - first
-    inputs = [f"{fqn}.weight_codes", pieces.constant(f"{fqn}.weight_scale", lambda: scale, key=range_)]
+    # Codes of fewer than 8 bits less their zero point fit a signed byte; of 8 bits, what the middle leaves is missing.
+    middle = torch.full_like(zero_point, MIDDLE) if params.weight_bits == BITS else zero_point
+    offset = middle - zero_point
+
+    def codes() -> Tensor:
+        return params.weight_codes(layer.weight, range_).T - first
+
     if params.weight_bits <= NIBBLE_BITS:
-        _unpacked(layer, pieces, range_, zero_point)
-        offset = torch.zeros_like(zero_point)
-    else:  # the difference of code and zero point fits a signed byte, at 8 bits only what is left of it
-        middle = MIDDLE if params.weight_bits == BITS else zero_point[:, None]
-        make = lambda: (params.weight_codes(layer.weight, range_) - first - middle).T.to(torch.int8)  # noqa: E731
-        pieces.constant(inputs[0], make, key=range_)
-        offset = MIDDLE - zero_point if params.weight_bits == BITS else torch.zeros_like(zero_point)
-    missing = None
+        signed = _unpacked(fqn, pieces, codes, middle, range_)
+    else:
+        signed = pieces.constant(f"{fqn}.weight_codes", lambda: (codes() - middle).to(torch.int8), key=range_)
+    inputs, missing = [signed, pieces.constant(f"{fqn}.weight_scale", lambda: scale, key=range_)], None
     if offset.any() and zero_points:
         inputs.append(pieces.constant(f"{fqn}.weight_zero_point", lambda: (-offset).to(torch.int8), key=range_))
     elif offset.any():
@@ -137,18 +139,15 @@ def _dequantized_weight(layer: LayerSpec, pieces: Pieces, range_: int, *, zero_p
     return pieces.node("DequantizeLinear", inputs, f"{fqn}.weight", axis=1), missing
 
 
-def _unpacked(layer: LayerSpec, pieces: Pieces, range_: int, zero_point: Tensor) -> None:
-    """Codes stored in 4 bits, less their zero points, as int8: computed once, when the graph is loaded. Runtimes
-    multiply bytes; a product with 4-bit weights would be one of floats.
+def _unpacked(fqn: str, pieces: Pieces, codes: Callable[[], Tensor], middle: Tensor, range_: int) -> str:
+    """Codes stored in 4 bits, less `middle` [out], as int8: computed once, when the graph is loaded. Runtimes multiply
+    bytes; a product with 4-bit weights would be one of floats.
     """
-    fqn, params = layer.fqn, layer.params
-    first, _ = code_range(params.weight_bits, params.symmetric_weights)
-    make = lambda: (params.weight_codes(layer.weight, range_) - first).T  # noqa: E731
-    stored = pieces.constant(f"{fqn}.weight_nibbles", make, key=range_, nibbles=True)
-    zeros = pieces.constant(f"{fqn}.weight_zero_point", zero_point.int, key=range_)
+    stored = pieces.constant(f"{fqn}.weight_nibbles", codes, key=range_, nibbles=True)
+    middles = pieces.constant(f"{fqn}.weight_middle", middle.int, key=range_)
     wide = pieces.node("Cast", [stored], f"{fqn}.weight_wide", to=TensorProto.INT32)
-    signed = pieces.node("Sub", [wide, zeros], f"{fqn}.weight_signed")
-    pieces.node("Cast", [signed], f"{fqn}.weight_codes", to=TensorProto.INT8)
+    signed = pieces.node("Sub", [wide, middles], f"{fqn}.weight_signed")
+    return pieces.node("Cast", [signed], f"{fqn}.weight_codes", to=TensorProto.INT8)
 
 
 def _ones(layer: LayerSpec, pieces: Pieces) -> str:
