@@ -1,6 +1,7 @@
-"""Videos from an ONNX artefact: ``python -m vdq.export.sample path/to/artefact --prompt "a small red circle"``.
+"""Videos from an artefact: ``python -m vdq.export.sample path/to/artefact --prompt "a small red circle"``.
 
-ONNX Runtime computes the denoiser; the text encoder and the autoencoder are those of the model that was exported.
+ONNX Runtime computes the denoiser of an `onnx_qdq` folder, the run's own backend that of a `packed` one. The text
+encoder and the autoencoder are those of the model that was exported.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from tqdm import tqdm
 
 from vdq.data.video import write_mp4
 from vdq.diffusion.noise import PromptNoise
-from vdq.export.onnx_runtime import OnnxModel, load
+from vdq.export import artefact, onnx_runtime, packed
 from vdq.files import complete_or_nothing
 
 ENDINGS = (".mp4", ".gif")
+Model = onnx_runtime.OnnxModel | packed.PackedModel
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -41,8 +43,18 @@ def main(arguments: list[str] | None = None) -> Path:
     return args.out
 
 
+def load(path: Path, *, threads: int | None = None) -> Model:
+    """An artefact of either kind; `threads`: None is all cores. Raises ValueError for another one, or if damaged."""
+    kind = artefact.read_manifest(path)["kind"]
+    if kind == onnx_runtime.KIND:
+        return onnx_runtime.load(path, threads=threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return packed.load(path)  # which refuses what is neither
+
+
 @torch.inference_mode()
-def sample(model: OnnxModel, prompt: str, *, seed: int, weights: str | None = None) -> tuple[Tensor, float]:
+def sample(model: Model, prompt: str, *, seed: int, weights: str | None = None) -> tuple[Tensor, float]:
     """Frames uint8 [T, H, W, 3] and their rate per second. The noise is that of a run's first prompt with this seed.
 
     `weights`: where the text encoder and the autoencoder are, None: where the run had them. Raises ValueError when they
@@ -68,12 +80,12 @@ def write_video(path: Path, frames: Tensor, fps: float, *, comment: str) -> None
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vdq.export.sample", description=__doc__.splitlines()[0])
-    parser.add_argument("artefact", type=Path, help="the folder that export=onnx_qdq wrote")
+    parser.add_argument("artefact", type=Path, help="the folder that stages=[export] wrote")
     parser.add_argument("--prompt", required=True, help="what the video shall show")
     parser.add_argument("--seed", type=int, help="of the noise; the run's own if not given")
     parser.add_argument("--out", type=Path, default=Path("video.mp4"), help="file to write, .mp4 or .gif (%(default)s)")
     parser.add_argument("--weights", help="folder of text encoder and autoencoder, if it is not where the run had it")
-    parser.add_argument("--threads", type=int, help="of ONNX Runtime; all cores if not given")
+    parser.add_argument("--threads", type=int, help="that compute; all cores if not given")
     return parser
 
 
