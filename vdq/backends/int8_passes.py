@@ -168,7 +168,8 @@ def write_codes(values: Tensor, grid: Grid, out: Codes, qparams: QParams | None 
         out.shift.copy_((MIDDLE - zero).squeeze(1))
     # torch converts floats to signed bytes five times faster than to unsigned ones.
     signed = (steps + (zero - MIDDLE)).clamp_(-MIDDLE, grid.top - MIDDLE)
-    if out.sums is not None:
-        torch.sum(signed + (MIDDLE - zero), 1, out=out.sums)
     out.p.view(torch.int8).copy_(signed)
     out.p.bitwise_xor_(MIDDLE)
+    if out.sums is not None:
+        zeros = zero if qparams is None else zero.squeeze(1)
+        out.sums.copy_(out.p.sum(1, dtype=torch.int32) - out.p.shape[1] * zeros)
