@@ -26,7 +26,7 @@ HEADER = (
 TEXT = """# Which alpha? Model {model}, {prompts} prompts
 
 Chosen: **{chosen}**. The paper takes the alpha with the highest CLIPSIM; averaged over the bit-widths that would be
-{by_clipsim}. But what a paired t-test (5 %) over {prompts} prompts cannot tell from the best is, {ties}.
+{by_clipsim}. But these a paired t-test (5 %) over {prompts} prompts cannot tell from the best: {ties}.
 Among those that tie the one with the highest PSNR is chosen; over all alphas PSNR would choose {by_psnr}.
 `quant.alpha=0.7` or another `alpha=` option overrides the choice. Written by
 `python run.py experiment=alpha stages=[choose_alpha]` after `python run.py -m experiment=alpha`.
@@ -56,7 +56,7 @@ def run(experiment: Experiment) -> None:
     write_text(CONF / "alpha" / f"{name}.yaml", header + "".join(lines))
     folder = Path(experiment.cfg.paths.results) / name
     words, by_clipsim, by_psnr = map(_words, (chosen, best(found), best(found, "psnr")))
-    ties = "; ".join(f"{recipe}: {_listed(alphas)}" for recipe, alphas in tied(found).items())
+    ties = "; ".join(f"{recipe} {_listed(alphas)}" for recipe, alphas in tied(found).items())
     tables = {metric: pivot(found, metric) for metric in ("clipsim", "psnr")}
     told = {"chosen": words, "by_clipsim": by_clipsim, "by_psnr": by_psnr, "ties": ties}
     write_text(folder / "alpha.md", TEXT.format(model=name, prompts=prompts, **told, **tables))
