@@ -1,62 +1,271 @@
-"""Cost of a recipe: time to sample one batch with it over the time in full precision, on the CPU.
+"""Cost of recipes: linears and a block of STDiT-XL/2 with random weights, and the configured model's whole sampler.
 
-Both are measured in turn in one process, so that a drift of the machine's speed reaches both.
+Everything of a part is measured in turn in one process, against full precision, the arithmetic floor and other
+libraries; conf/benchmark says what. Each part leaves a file in runs/benchmarks.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
+import copy
+import logging
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from vdq.diffusion.noise import PromptNoise
+from vdq.benchmark import block, gemm, peers, record, sampling, targets, work
+from vdq.benchmark.machine import Machine
+from vdq.benchmark.plan import BLOCK, SAMPLER, Plan
+from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
 from vdq.files import write_json
+from vdq.quant.layers import linear_modules, split
+from vdq.quant.state import QuantState
 from vdq.stages import sample
-from vdq.stages.experiment import Experiment
+from vdq.stages.experiment import CONF, Experiment, signature_of
+from vdq.tracking import execution
 
-ROUNDS = 7
+log = logging.getLogger(__name__)
+DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
+INTEGER_BACKENDS = {"cpu": "int8_cpu", "cuda": "int8_cuda"}
+XL = {"hidden_size": 1152, "num_heads": 16, "tokens": 4096}  # what the targets are about
+NOTE = "random weights, speed only"
+
+Recipes = list[tuple[str, Experiment]]
 
 
 def run(experiment: Experiment) -> None:
-    if not experiment.method.quantizes:
-        raise ValueError(f"quant={experiment.cfg.quant.name} cannot be benchmarked; a recipe that quantizes is allowed")
-    if experiment.cfg.trainer.accelerator not in ("cpu", "auto"):
-        raise ValueError(
-            f"trainer.accelerator={experiment.cfg.trainer.accelerator} cannot be benchmarked; cpu is allowed"
+    plan = experiment.benchmark
+    machine = _machine(experiment)
+    recipes = _recipes(experiment, plan, machine)
+    shapes = [(a * plan.hidden_size, b * plan.hidden_size) for a, b in ((1, 1), (1, 4), (4, 1))]
+    with torch.no_grad():
+        peaks = gemm.peaks(shapes, plan.tokens, machine)
+        log.info(
+            "benchmark: peak of %s %.0f GOP/s, of %s %.0f GOP/s",
+            peaks.full_kernel,
+            peaks.full / 1e9,
+            peaks.integer_kernel,
+            peaks.integer / 1e9,
         )
-    nets = {"full_precision": experiment.denoiser, experiment.cfg.quant.name: sample.denoiser(experiment)}
-    prompts = experiment.prompts.evaluation[: experiment.batch_size]
-    seconds: dict[str, list[float]] = {name: [] for name in nets}
-    for round_ in tqdm(range(ROUNDS + 1), desc="benchmark", unit="round"):
-        for name, net in nets.items():
-            elapsed = _sampling_seconds(experiment, net, prompts)
-            if round_:  # the first is a warm-up
-                seconds[name].append(elapsed)
-    full, quantized = seconds.values()
-    ratios = [q / f for q, f in zip(quantized, full, strict=True)]
-    result = {
-        "quant": experiment.cfg.quant.name,
-        "bits": experiment.bits,
-        "backend": experiment.arithmetic,
-        "prompts": len(prompts),
-        "steps": experiment.sampler.schedule.num_steps,
-        "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "ratio": {"median": statistics.median(ratios), "quartiles": statistics.quantiles(ratios, n=4)[::2]},
+        random = None
+        for part in plan.parts:
+            skipped: dict[str, str] = {}
+            if part == SAMPLER:
+                cases = [_sampler(experiment, plan, machine, recipes, peaks)]
+            else:
+                random = random or _RandomBlock(experiment, plan, machine, recipes)
+                cases = random.cases(part, peaks, skipped)
+            _write(experiment, recipes[0][1].bits, machine, part, cases, peaks, skipped)
+
+
+class _RandomBlock:
+    """The random block with the parameters of every recipe."""
+
+    def __init__(self, experiment: Experiment, plan: Plan, machine: Machine, recipes: Recipes) -> None:
+        self.plan, self.machine = plan, machine
+        self.block = block.RandomBlock(plan, experiment.sampler.schedule, machine)
+        self.backends = [(name, recipe.backend) for name, recipe in recipes]
+        with tqdm(total=experiment.sampler.schedule.num_steps, desc="benchmark: calibrating", unit="step") as progress:
+            stats = self.block.stats(progress.update)
+        converted: dict[str, QuantState] = {}  # a recipe's parameters do not depend on its backend
+        self.states = {}
+        for name, recipe in recipes:
+            quant = recipe.cfg.quant.name
+            if quant not in converted:
+                converted[quant] = self.block.state(recipe.method, stats)
+            self.states[name] = converted[quant]
+
+    def cases(self, part: str, peaks: work.Peaks, skipped: dict[str, str]) -> list[dict[str, Any]]:
+        size, tokens = self.plan.hidden_size, f"{self.plan.tokens:,} tokens"
+        if part == BLOCK:
+            title = (
+                f"STDiT block of width {size}, {tokens} ({self.plan.frames} frames of {self.plan.side**2} positions)"
+            )
+            return [self._case("block", title, block.BLOCK, peaks, skipped)]
+        cases = []
+        for name in block.LINEARS:
+            linear = self.block.net.blocks[0].get_submodule(name)
+            inputs, outputs = linear.in_features, linear.out_features
+            title = f"Linear {inputs} → {outputs}, {tokens}"
+            cases.append(self._case(f"linear_{inputs}x{outputs}", title, name, peaks, skipped))
+        title = f"Linear, GELU, linear {size} → {4 * size} → {size}, {tokens}"
+        return [*cases, self._case("chain", title, block.CHAIN, peaks, skipped)]
+
+    def _case(self, key: str, title: str, name: str, peaks: work.Peaks, skipped: dict[str, str]) -> dict[str, Any]:
+        module, x = self.block.full(name)
+        contenders = block.contenders(self.block, name, self.backends, self.states)
+        if name in block.LINEARS:
+            contenders += gemm.kernels(self.plan.tokens, x.shape[-1], module.module.out_features, self.machine)
+        if name != block.CHAIN:
+            with tempfile.TemporaryDirectory() as folder:
+                base = x if name == block.BLOCK else None
+                contenders += self._peers(module, x, base, Path(folder), skipped)
+        counted = work.count(module, lambda: module(x), lambda fqn: True)
+        facts = {"key": key, "note": NOTE}
+        return _measured(title, contenders, self.plan.rounds, self.plan, self.machine, counted, peaks, facts)
+
+    def _peers(
+        self, module: nn.Module, x: torch.Tensor, base: torch.Tensor | None, folder: Path, skipped: dict[str, str]
+    ) -> list[Contender]:
+        """Those that are installed and work; why others are missing goes into `skipped`."""
+        expected, found = module(x), []
+        for name in tqdm(self.plan.peers, desc="benchmark: peers", unit="peer"):
+            peer = peers.PEERS[name]
+            reason, made = peer.unavailable(self.machine), []
+            if reason is None:
+                try:
+                    made = peer.contenders(module, x, self.machine, folder)
+                except Exception as error:  # of another library: no reason to lose everything else
+                    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if reason is not None and name not in skipped:
+                skipped[name] = reason
+                log.warning("benchmark: %s left out: %s", name, reason)
+            for contender in made:
+                error = block.relative_error(torch.as_tensor(contender.run(0)), expected, base)
+                contender.facts.update(error=error, note=_suspicion(contender, error))
+            found += made
+        return found
+
+
+def _suspicion(contender: Contender, error: float) -> str:
+    """What speaks against a peer's row, or nothing."""
+    if error > peers.MAX_ERROR:
+        return f"wrong result, relative error {error:.2f}"
+    return "runs in floating point" if contender.facts.get("linears") == 0 else ""
+
+
+def _sampler(
+    experiment: Experiment, plan: Plan, machine: Machine, recipes: Recipes, peaks: work.Peaks
+) -> dict[str, Any]:
+    """Rounds are batches of the first `videos` prompts, or repetitions of the first batch."""
+    size, prompts = experiment.batch_size, experiment.prompts.evaluation
+    if plan.videos is not None and plan.videos > len(prompts):
+        raise ValueError(f"benchmark.videos={plan.videos} must be at most {len(prompts)}, the evaluation prompts")
+    chosen = prompts[: plan.videos or size]
+    full = _placed(experiment.denoiser, machine)
+    conditions = [experiment.model.encode(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+    batches = sampling.Batches(
+        conditions,
+        sampler=experiment.sampler,
+        latent_shape=experiment.model.latent_shape,
+        seed=experiment.cfg.seed,
+        device=machine.device,
+    )
+    once = batches.sampling(full, experiment.clock)
+    chosen_linears = [
+        linear
+        for fqn, linear in linear_modules(full)
+        if any(experiment.model.quantizable(projection.fqn) for projection in split(fqn, linear))
+    ]
+    facts = {"weight_bytes": sum(linear.weight.nbytes for linear in chosen_linears), "weight_sets": 1}
+    contenders = [Contender(FULL, FULL, f"torch, {machine.full}", once, facts=facts)]
+    for name, recipe in recipes:
+        quantized = sample.denoiser(recipe).to(machine.dtype).to(machine.device)
+        facts = block.weight_facts(quantized, QuantState.load(recipe.state_path))
+        kind = SIMULATED if recipe.backend.simulated else INTEGER
+        call = batches.sampling(quantized, recipe.clock.to(machine.device))
+        contenders.append(Contender(name, kind, recipe.arithmetic, call, facts=facts))
+    counted = work.count(full, lambda: once(0), experiment.model.quantizable)
+    steps = experiment.sampler.schedule.num_steps
+    title = f"Sampler of {experiment.cfg.model.name}, {steps} steps, batches of {len(conditions[0])} prompts"
+    facts = {"key": "sampler", "videos": plan.videos, "of_videos": len(prompts), "steps": steps}
+    facts |= {"note": NOTE if experiment.model.random else ""}
+    rounds = plan.rounds if plan.videos is None else len(conditions)
+    return _measured(title, contenders, rounds, plan, machine, counted, peaks, facts)
+
+
+def _measured(
+    title: str,
+    contenders: list[Contender],
+    rounds: int,
+    plan: Plan,
+    machine: Machine,
+    counted: work.Work,
+    peaks: work.Peaks,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    with tqdm(total=rounds, desc=f"benchmark: {title}", unit="round") as progress:
+        found = measure(contenders, rounds=rounds, limit=plan.limit, clock=machine, done=progress.update)
+    return record.case_record(title, contenders, found, limit=plan.limit, work=counted, peaks=peaks, **facts)
+
+
+def _write(
+    experiment: Experiment,
+    bits: str,
+    machine: Machine,
+    part: str,
+    cases: list[dict[str, Any]],
+    peaks: work.Peaks,
+    skipped: dict[str, str],
+) -> None:
+    config, plan = experiment.config(), experiment.benchmark
+    identity = {name: config[name] for name in ("benchmark", "quant", "bits", "backend", "model", "sampler")}
+    identity |= {"part": part, "machine": machine.describe()}
+    if part == SAMPLER:
+        identity["weights"] = experiment.model.weights_sha256
+    xl = all(getattr(plan, name) == value for name, value in XL.items())
+    if part == SAMPLER:
+        xl = experiment.cfg.model.name == "opensora_v1_512"
+    content = {
+        "part": part,
+        "signature": signature_of(identity),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": experiment.cfg.model.name,
+        "bits": bits,
+        "weights": identity.get("weights"),
+        "machine": identity["machine"],
+        "limit": plan.limit,
+        "peaks": peaks._asdict(),
+        "peers": peers.versions(),
+        "skipped": skipped,
+        "cases": cases,
+        "targets": targets.verdicts(part, machine.device.type, cases) if xl and bits == "w8a8" else [],
     }
-    write_json(experiment.folder / "benchmark.json", result)
-    low, high = result["ratio"]["quartiles"]
-    print(f"\n{experiment.cfg.quant.name} {experiment.bits}, {result['backend']}, {len(prompts)} prompts")
-    print(f"{statistics.median(quantized):.2f} s, full precision {statistics.median(full):.2f} s")
-    print(f"ratio {result['ratio']['median']:.3f} (median of {ROUNDS} rounds, quartiles {low:.3f} to {high:.3f})")
+    path = Path(experiment.cfg.paths.runs) / execution.FOLDER / f"{part}_{content['signature']}.json"
+    write_json(path, content)
+    print(f"\n{execution.report([content])}")
+    log.info("benchmark: written to %s", path)
 
 
-def _sampling_seconds(experiment: Experiment, net: nn.Module, prompts: list[str]) -> float:
-    noise = PromptNoise(experiment.cfg.seed, list(range(len(prompts))), experiment.model.latent_shape)
-    conditions = experiment.model.encode(prompts)
-    start = time.perf_counter()
-    experiment.sampler.sample(net, conditions, noise, experiment.clock)
-    return time.perf_counter() - start
+def _machine(experiment: Experiment) -> Machine:
+    trainer = experiment.trainer()
+    if trainer.world_size > 1:
+        raise ValueError(f"trainer.devices={experiment.cfg.trainer.devices} cannot be benchmarked; 1 is allowed")
+    if trainer.precision not in DTYPES:
+        raise ValueError(f"trainer.precision={trainer.precision} cannot be benchmarked; allowed: {', '.join(DTYPES)}")
+    return Machine(trainer.strategy.root_device, DTYPES[trainer.precision])
+
+
+def _recipes(experiment: Experiment, plan: Plan, machine: Machine) -> Recipes:
+    """Recipes by their names in the results. Those in integers run on `backend=` if it is of integers, else on the
+    device's own.
+    """
+    if not plan.integer and not plan.simulated:
+        if not experiment.method.quantizes:
+            raise ValueError(
+                f"quant={experiment.cfg.quant.name} cannot be benchmarked; a recipe that quantizes is allowed"
+            )
+        return [(experiment.cfg.quant.name, experiment)]
+    options: dict[str, str] = {}
+    if plan.integer and experiment.backend.simulated:
+        options["backend"] = INTEGER_BACKENDS[machine.device.type]
+        if not (CONF / "backend" / f"{options['backend']}.yaml").is_file():
+            raise ValueError(
+                f"benchmark.integer={list(plan.integer)} needs backend={options['backend']}, not known here"
+            )
+    recipes = [(name, experiment.variant(quant=name, **options)) for name in plan.integer]
+    simulated = [
+        (f"{name}, simulated", experiment.variant(quant=name, backend="fake_quant")) for name in plan.simulated
+    ]
+    return recipes + simulated
+
+
+def _placed(denoiser: nn.Module, machine: Machine) -> nn.Module:
+    """Recipes start from the original, so another dtype or device gets a copy."""
+    if machine.device.type == "cpu" and machine.dtype == torch.float32:
+        return denoiser
+    return copy.deepcopy(denoiser).to(machine.dtype).to(machine.device)

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vdq.backends.base import Backend
+from vdq.benchmark.plan import Plan
 from vdq.cli import check_types
 from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
@@ -85,6 +86,9 @@ class Experiment:
         _ = self.artefact
         if "export" in stages:
             self.exporter.check(self.method, self.sampler, self.backend)
+        if "benchmark" in stages:
+            recipes = [path.stem for path in (CONF / "quant").glob("*.yaml")]
+            self.benchmark.check_recipes([name for name in recipes if name != "fp16"])
         weights = self.cfg.model.get("weights")
         random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
         if "evaluate" in stages and (self.cfg.videos is not None or not random):
@@ -97,6 +101,10 @@ class Experiment:
     @cached_property
     def metrics(self) -> dict[str, VideoMetric]:
         return {name: _made(f"metrics.{name}", metric) for name, metric in self.cfg.metrics.items()}
+
+    @cached_property
+    def benchmark(self) -> Plan:
+        return _made("benchmark", self.cfg.benchmark)
 
     @cached_property
     def exporter(self) -> Exporter:

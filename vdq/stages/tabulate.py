@@ -1,5 +1,5 @@
 """runs -> results/: the paper's tables and figures, a table of all finished runs with the same prompts, noise and
-weights, and a sample grid; all of it from the registry alone.
+weights, and a sample grid; all of it from the registry and the benchmarks alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vdq.files import write_text
 from vdq.quant.stats import Stats
 from vdq.stages.experiment import Experiment, intact
 from vdq.tracking import paper_report, paper_tables
-from vdq.tracking.execution import read_benchmarks, table6
+from vdq.tracking.execution import read_benchmarks, rows_of, table6, times_figure
 from vdq.tracking.figures import ranges_figure
 from vdq.tracking.frames import FIGURES, frames_figure
 from vdq.tracking.gallery import write_gallery
@@ -34,13 +34,14 @@ Every row is a finished run and `run` is its signature. Written by `python run.p
 
 
 def run(experiment: Experiment) -> None:
+    folder = Path(experiment.cfg.paths.results) / experiment.cfg.model.name
+    measured = _write_benchmarks(experiment, folder)
     registry = runs(experiment.cfg.paths.runs)
     find = _finder(experiment, registry)
-    folder = Path(experiment.cfg.paths.results) / experiment.cfg.model.name
     main_set = experiment.prompts.name == experiment.model.prompt_sets[0]
     figures = _write_figures(experiment, find, folder) if main_set else []
     table = _finished(experiment, registry)
-    if table.empty and not figures:
+    if table.empty and not figures and not measured:
         raise ValueError(
             f"paths.runs={experiment.cfg.paths.runs} holds no finished run of these prompts; sample and score one first"
         )
@@ -62,10 +63,16 @@ def _write_all_runs(experiment: Experiment, table: pd.DataFrame, folder: Path) -
     prompts = reference.prompts.evaluation[:GRID_VIDEOS]
     samples = [read_sample(reference.folder, index)["frames"] for index in range(len(prompts))]
     contact_sheet(samples, prompts, GRID_FRAMES, folder / f"samples_{name}.png", GRID_COLUMNS)
-    benchmarks = read_benchmarks(table)
-    if len(benchmarks):
+
+
+def _write_benchmarks(experiment: Experiment, folder: Path) -> bool:
+    """Whether there are any, of this model or of none."""
+    benchmarks = read_benchmarks(Path(experiment.cfg.paths.runs), experiment.cfg.model.name)
+    if benchmarks:
         write_text(folder / "table6.md", table6(benchmarks))
-        write_text(folder / "table6.csv", benchmarks.to_csv(index=False))
+        write_text(folder / "table6.csv", rows_of(benchmarks).to_csv(index=False))
+        times_figure(benchmarks, folder / "table6.png")
+    return bool(benchmarks)
 
 
 def _write_paper(find: paper_tables.Find, folder: Path) -> None:

@@ -1,0 +1,197 @@
+"""One block of STDiT with random weights, calibrated and quantized as a whole model is: for its speed only."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdq.backends.base import Backend
+from vdq.backends.integer import integer_weight_bytes
+from vdq.benchmark.machine import Machine
+from vdq.benchmark.plan import Plan
+from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.schedule import Schedule
+from vdq.methods.base import Method
+from vdq.models.stdit import STDiT
+from vdq.quant.convert import apply
+from vdq.quant.observers import Observer
+from vdq.quant.state import QuantState
+from vdq.quant.stats import Stats
+
+PATCH = 2
+LINEARS = ("attn.proj", "mlp.fc1", "mlp.fc2")  # C -> C, C -> 4C, 4C -> C
+CHAIN, BLOCK = "mlp", ""  # the module within the block; the block itself
+PREFIX = "blocks.0"
+SWITCHING = "another step each call"
+
+
+class Part(nn.Module):
+    """A module with all its arguments but the first fixed: x -> y. It is what peers get."""
+
+    def __init__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        super().__init__()
+        self.module, self.args, self.kwargs = module, args, kwargs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x, *self.args, **self.kwargs)
+
+
+class RandomBlock:
+    """A denoiser of one block; a part of it is "mlp.fc1", "mlp", or "" for the whole block. Its inputs are those of the
+    schedule's first step, with noise for latents and captions.
+    """
+
+    def __init__(self, plan: Plan, schedule: Schedule, machine: Machine) -> None:
+        self.plan, self.schedule, self.machine = plan, schedule, machine
+        self.clock = StepClock(schedule.num_steps)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = STDiT(
+                input_size=(plan.frames, PATCH * plan.side, PATCH * plan.side),
+                patch_size=(1, PATCH, PATCH),
+                hidden_size=plan.hidden_size,
+                depth=1,
+                num_heads=plan.num_heads,
+                caption_channels=plan.caption_channels,
+                model_max_length=plan.caption_tokens,
+            )
+            for parameter in self.net.parameters():
+                if not parameter.any():  # late branches start at zero, which would hide everything before them
+                    nn.init.normal_(parameter, std=0.02)
+        self.net.eval().requires_grad_(False)
+
+    @cached_property
+    def placed(self) -> STDiT:
+        """In full precision on the device."""
+        same = self.machine.device.type == "cpu" and self.machine.dtype == torch.float32
+        return self.net if same else self._place(copy.deepcopy(self.net))
+
+    def stats(self, done: Callable[[], Any] = lambda: None) -> Stats:
+        """Of every step, by the observers that calibrate a whole model."""
+        net = self.net.to(self.machine.device)
+        clock = self.clock.to(self.machine.device)
+        with torch.no_grad(), Observer(net, clock, quantizable) as observer:
+            for step in range(self.schedule.num_steps):
+                clock.set(step)
+                net(*self._inputs(step, torch.float32))
+                done()
+        self.net.to("cpu")
+        return observer.stats(num_prompts=1)
+
+    def state(self, method: Method, stats: Stats) -> QuantState:
+        return method.convert(self.net, stats, num_steps=self.schedule.num_steps, quantizable=quantizable)
+
+    def full(self, part: str) -> tuple[Part, Tensor]:
+        """A part in full precision and its first argument; of a linear as a matrix [tokens, channels]."""
+        module, (args, kwargs) = self.placed.blocks[0].get_submodule(part), self._captured(self.placed, part)
+        x = args[0].contiguous()
+        return Part(module, args[1:], kwargs), x.flatten(0, -2) if part in LINEARS else x
+
+    def quantized(self, part: str, state: QuantState, backend: Backend) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """A quantized copy of a part, and its call: of a linear by itself, of the others within the block."""
+        if part in LINEARS:
+            name = f"{PREFIX}.{part}"
+            alone = nn.Sequential(self.net.get_submodule(name))
+            net = self._place(apply(alone, QuantState({"0": state.layers[name]}, state.num_steps), self.clock, backend))
+            return net, net
+        net = self._place(apply(self.net, state, self.clock, backend))
+        block = net.blocks[0]
+        if part == CHAIN:
+            return block.mlp, _fused_chain(block) if hasattr(block, "ops") else block.mlp
+        args, kwargs = self._captured(net, part)
+        return block, lambda x: block(x, *args[1:], **kwargs)
+
+    def _captured(self, net: STDiT, part: str) -> tuple[tuple, dict]:
+        """Arguments that a part of the first block gets in the first step."""
+        seen: list[tuple[tuple, dict]] = []
+        target = net.blocks[0].get_submodule(part)
+        hook = target.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+        with torch.no_grad():
+            self.clock.set(0)
+            net(*self._inputs(0, self.machine.dtype))
+        hook.remove()
+        return seen[0]
+
+    def _inputs(self, step: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Arguments of the denoiser for one video."""
+        generator = torch.Generator().manual_seed(step)
+        latents = torch.randn(1, self.net.in_channels, *self.net.input_size, generator=generator)
+        captions = torch.randn(1, 1, *self.net.y_embedder.y_embedding.shape, generator=generator)
+        timestep = self.schedule.timesteps[step : step + 1]
+        device = self.machine.device
+        return latents.to(device, dtype), timestep.to(device), captions.to(device, dtype)
+
+    def _place(self, net: nn.Module) -> nn.Module:
+        return net.to(self.machine.dtype).to(self.machine.device)
+
+
+def quantizable(fqn: str) -> bool:
+    return fqn.startswith(f"{PREFIX}.")
+
+
+def contenders(
+    block: RandomBlock, part: str, recipes: list[tuple[str, Backend]], states: dict[str, QuantState]
+) -> list[Contender]:
+    """Full precision and the recipes (name, backend); of those with a weight set for each time range also with another
+    step in every call. `states` has the parameters by name.
+    """
+    module, x = block.full(part)
+    expected, base = module(x), x if part == BLOCK else None
+    weights = [linear.weight for linear in module.modules() if isinstance(linear, nn.Linear)]
+    facts = {"weight_bytes": sum(weight.nbytes for weight in weights), "weight_sets": 1}
+    rows = [Contender(FULL, FULL, f"torch, {block.machine.full}", lambda _: module(x), facts=facts)]
+    for name, backend in recipes:
+        net, call = block.quantized(part, states[name], backend)
+        facts = weight_facts(net, states[name]) | {"error": relative_error(call(x), expected, base)}
+        rows += _recipe(name, backend, block.clock, lambda call=call: call(x), facts)
+    return rows
+
+
+def _recipe(name: str, backend: Backend, clock: StepClock, call: Callable[[], Tensor], facts: dict) -> list[Contender]:
+    kind, steps = SIMULATED if backend.simulated else INTEGER, count()
+
+    def at_one_step(_: int) -> Tensor:
+        clock.set(0)
+        return call()
+
+    def at_the_next_step(_: int) -> Tensor:
+        clock.set(next(steps) % clock.num_steps)
+        return call()
+
+    rows = [Contender(name, kind, backend.arithmetic, at_one_step, facts=facts)]
+    if facts["weight_sets"] > 1 and kind == INTEGER:
+        rows.append(Contender(f"{name}, {SWITCHING}", kind, backend.arithmetic, at_the_next_step, facts=facts))
+    return rows
+
+
+def weight_facts(net: nn.Module, state: QuantState) -> dict[str, int]:
+    """Weight sets of a layer, at most, and the memory of the integer weights of all of them; whether it is static."""
+    sets = max(params.num_weight_ranges for params in state.layers.values())
+    held = integer_weight_bytes(net)
+    static = all(params.static for params in state.layers.values())
+    return {"static": static, "weight_sets": sets} | ({"weight_bytes": held} if held else {})
+
+
+def relative_error(y: Tensor, expected: Tensor, base: Tensor | None = None) -> float:
+    """||y - expected|| / ||expected - base||: of a residual block, `base` is what it adds to."""
+    y, expected = (value.detach().float().cpu().reshape(expected.shape) for value in (y, expected))
+    return float((y - expected).norm() / (expected - (0 if base is None else base.float().cpu())).norm())
+
+
+def _fused_chain(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    """fc1, GELU and fc2 with the operations of a fused block (vdq.backends.fused_block)."""
+    ops, mlp = block.ops, block.mlp
+
+    def call(x: Tensor) -> Tensor:
+        (codes,) = ops.quantize(x, [mlp.fc1])
+        (y,) = ops.linears([mlp.fc2], [ops.gelu_quantize(mlp.fc1, codes, mlp.fc2)])
+        return y.view(x.shape)
+
+    return call

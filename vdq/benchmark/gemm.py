@@ -1,0 +1,78 @@
+"""Bare matrix products: the machine's peak, and the fused product whose output is bytes again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vdq.benchmark.machine import Machine
+from vdq.benchmark.rounds import KERNEL, Contender
+from vdq.benchmark.work import Peaks
+
+REPEATS = 5
+U8_GEMM = "GEMM, u8 to u8"
+
+
+def kernels(tokens: int, inputs: int, outputs: int, machine: Machine) -> list[Contender]:
+    """Products of [tokens, inputs] with [inputs, outputs]: full precision into memory that is there, then 8 bits."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x, weight = torch.randn(tokens, inputs), torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    return [_full(x, weight, machine), _integer(weight, tokens, machine)]
+
+
+def peaks(shapes: list[tuple[int, int]], tokens: int, machine: Machine) -> Peaks:
+    """The best of all shapes (inputs, outputs) and a few repetitions."""
+    best: dict[int, tuple[float, str]] = {}
+    for inputs, outputs in shapes:
+        for place, kernel in enumerate(kernels(tokens, inputs, outputs, machine)):
+            speed = 2 * tokens * inputs * outputs / _fastest(kernel, machine)
+            best[place] = max(best.get(place, (0.0, "")), (speed, kernel.computes))
+    return Peaks(best[0][0], best[1][0], best[0][1], best[1][1])
+
+
+def _fastest(kernel: Contender, machine: Machine) -> float:
+    def once() -> float:
+        start = machine.now()
+        kernel.run(0)
+        return machine.now() - start
+
+    once()
+    return min(once() for _ in range(REPEATS))
+
+
+def _full(x: Tensor, weight: Tensor, machine: Machine) -> Contender:
+    x, weight = x.to(machine.device, machine.dtype), weight.to(machine.device, machine.dtype)
+    out = torch.empty(len(x), len(weight), device=machine.device, dtype=machine.dtype)
+    name = f"GEMM, {machine.full}"
+    return Contender(
+        name, KERNEL, f"torch.mm, {machine.full}, into one buffer", lambda _: torch.mm(x, weight.T, out=out)
+    )
+
+
+def _integer(weight: Tensor, tokens: int, machine: Machine) -> Contender:
+    """oneDNN's with everything static folded, bytes in and out; without it `_int_mm`, 32-bit integers out."""
+    if not machine.on_gpu and hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        run, computes = _onednn(weight, tokens), "oneDNN, u8 x s8 -> u8, scale and zero point folded"
+        return Contender(U8_GEMM, KERNEL, computes, run, facts={"linears": 1})
+    signed = torch.randint(-127, 128, (tokens, weight.shape[1]), dtype=torch.int8).to(machine.device)
+    other = weight.to(machine.device).T
+    return Contender(
+        "GEMM, s8 to s32", KERNEL, "torch._int_mm", lambda _: torch._int_mm(signed, other), facts={"linears": 1}
+    )
+
+
+def _onednn(weight: Tensor, tokens: int) -> Callable[[int], Tensor]:
+    outputs, inputs = weight.shape
+    codes = torch.randint(0, 256, (tokens, inputs), dtype=torch.uint8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    scales, zeros, bias = torch.full((outputs,), 1e-3), torch.zeros(outputs, dtype=torch.int32), torch.zeros(outputs)
+
+    def run(_: int) -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise(
+            codes, 0.02, 128, packed, scales, zeros, bias, 0.1, 128, torch.uint8, "none", [], ""
+        )
+
+    return run

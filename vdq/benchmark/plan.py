@@ -1,0 +1,67 @@
+"""What a benchmark measures: the fields of conf/benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from vdq.benchmark.peers import PEERS
+
+LINEAR, BLOCK, SAMPLER = "linear", "block", "sampler"
+PARTS = (LINEAR, BLOCK, SAMPLER)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """parts: "linear" (three linears and fc1-GELU-fc2 of the block), "block" (one STDiT block of random weights),
+    "sampler" (the configured model). integer, simulated: recipes of conf/quant; with neither, the configured recipe on
+    its backend. peers: keys of vdq.benchmark.peers. rounds: how often everything is timed. videos: the sampler part
+    samples so many prompts, a batch a round, instead of `rounds` times the first batch. limit: share of the CPUs that
+    other programs may take in a round. The others are the block's dimensions; frames * side**2 tokens. Raises
+    ValueError for a value outside these.
+    """
+
+    parts: Sequence[str] = (SAMPLER,)
+    integer: Sequence[str] = ()
+    simulated: Sequence[str] = ()
+    peers: Sequence[str] = ()
+    rounds: int = 7
+    videos: int | None = None
+    limit: float = 0.1
+    frames: int = 16
+    side: int = 16
+    hidden_size: int = 1152
+    num_heads: int = 16
+    caption_tokens: int = 120
+    caption_channels: int = 4096
+
+    def __post_init__(self) -> None:
+        _check_names("parts", self.parts, PARTS)
+        _check_names("peers", self.peers, PEERS)
+        if not self.parts:
+            raise ValueError(f"benchmark.parts={list(self.parts)} must name at least one of {', '.join(PARTS)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", "int | None") and value is not None and value < 1:
+                raise ValueError(f"benchmark.{field.name}={value} must be at least 1")
+        if self.rounds < 2:
+            raise ValueError(f"benchmark.rounds={self.rounds} must be at least 2, one has no quartiles")
+        if not 0 < self.limit <= 1:
+            raise ValueError(f"benchmark.limit={self.limit} must be in 0..1, a share of the CPUs")
+
+    def check_recipes(self, allowed: Sequence[str]) -> None:
+        """Raises ValueError for a recipe that is not one of `allowed`."""
+        _check_names("integer", self.integer, allowed)
+        _check_names("simulated", self.simulated, allowed)
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.side**2
+
+
+def _check_names(field: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+    if isinstance(values, str):
+        raise ValueError(f"benchmark.{field}={values} must be a list, such as [{values}]")
+    for value in values:
+        if value not in allowed:
+            raise ValueError(f"benchmark.{field} has the unknown name {value}; allowed: {', '.join(sorted(allowed))}")
