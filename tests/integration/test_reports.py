@@ -9,8 +9,20 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vdq.stages import benchmark
 from vdq.stages.tabulate import GRID_FRAMES
+
+# Of the block and of the machine's peak.
+SMALL = [
+    f"benchmark.{name}={value}"
+    for name, value in {
+        "frames": 2,
+        "side": 4,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "caption_tokens": 6,
+        "caption_channels": 16,
+    }.items()
+]
 
 
 @pytest.fixture
@@ -20,37 +32,75 @@ def bed(finished, tmp_path):
     return replace(finished, runs=tmp_path / "runs")
 
 
-def test_benchmark_writes_the_ratio_of_times(bed, monkeypatch, work, capsys):
-    monkeypatch.setattr(benchmark, "ROUNDS", 3)
-    folder = bed.run("stages=[benchmark]", "quant=tsq_tsw")
+def benchmarks(bed):
+    """What the stage wrote, by part."""
+    found = [json.loads(path.read_text()) for path in sorted((bed.runs / "benchmarks").glob("*.json"))]
+    return {content["part"]: content for content in found}
+
+
+def test_benchmark_of_one_recipe(bed, work, capsys):
+    bed.run("stages=[benchmark]", "quant=tsq_tsw", "benchmark.rounds=3", *SMALL)
     assert work == []  # the parameters of the finished run are there
-    result = json.loads((folder / "benchmark.json").read_text())
-    assert (result["quant"], result["bits"], result["prompts"], result["steps"]) == ("tsq_tsw", "w8a8", 2, 2)
-    assert result["backend"] == "fake_quant (simulated)" and result["threads"] >= 1
-    full, quantized = result["seconds"]["full_precision"], result["seconds"]["tsq_tsw"]
-    assert len(full) == len(quantized) == 3 and min(full + quantized) > 0
-    ratios = [q / f for q, f in zip(quantized, full, strict=True)]
-    assert result["ratio"]["median"] == pytest.approx(statistics.median(ratios))
-    assert min(ratios) <= result["ratio"]["quartiles"][0] or len(ratios) < 4
-    assert f"ratio {result['ratio']['median']:.3f}" in capsys.readouterr().out
+    content = benchmarks(bed)["sampler"]
+    assert (content["bits"], content["model"], content["targets"]) == ("w8a8", "shapes", [])
+    assert content["machine"]["device_type"] == "cpu" and content["machine"]["threads"] >= 1
+    (case,) = content["cases"]
+    assert (case["steps"], case["rounds"], case["videos"]) == (2, 3, None)
+    full, quantized = case["rows"]
+    assert (quantized["name"], quantized["computes"]) == ("tsq_tsw", "fake_quant (simulated)")
+    assert len(full["all_seconds"]) == 3 and min(full["all_seconds"] + quantized["all_seconds"]) > 0
+    used = [(full["all_seconds"][i], quantized["all_seconds"][i]) for i in case["rounds_used"]]
+    assert quantized["speedup"]["median"] == pytest.approx(statistics.median(f / q for f, q in used))
+    assert "tsq_tsw" in capsys.readouterr().out
 
 
-def test_benchmark_prepares_what_is_missing(testbed, monkeypatch, work):
-    monkeypatch.setattr(benchmark, "ROUNDS", 2)
-    folder = testbed.run("stages=[benchmark]", "quant=dynamic")
-    assert work == [] and (folder / "benchmark.json").exists() and (folder / "quant_state.safetensors").exists()
+def test_benchmark_prepares_what_is_missing(testbed, work):
+    folder = testbed.run("stages=[benchmark]", "quant=dynamic", "benchmark.rounds=2", *SMALL)
+    assert work == [] and (folder / "quant_state.safetensors").exists()
     assert not (folder / "result.json").exists()
+    testbed.run("stages=[tabulate]", "quant=dynamic")  # a benchmark of no finished run
+    results = testbed.runs / "results" / "shapes"
+    assert "dynamic" in (results / "table6.md").read_text() and not (results / "runs_shapes.md").exists()
 
 
-@pytest.mark.parametrize("override", ["quant=fp16", "trainer=gpu"])
-def test_benchmark_refuses_what_it_cannot_compare(testbed, override):
-    with pytest.raises(ValueError, match="cannot be benchmarked"):
-        testbed.run("stages=[benchmark]", override)
+def test_everything_in_one_command(bed, monkeypatch):
+    monkeypatch.setattr("vdq.benchmark.peers.find_spec", lambda name: None)
+    settings = ("benchmark.peers=[onnxruntime_static]", "benchmark.rounds=2", "benchmark.videos=2", "batch_size=1")
+    bed.run("experiment=table6", "stages=[benchmark]", *settings, *SMALL)
+    found = benchmarks(bed)
+    assert [case["key"] for case in found["linear"]["cases"]] == [
+        "linear_32x32",
+        "linear_32x128",
+        "linear_128x32",
+        "chain",
+    ]
+    assert "not installed; pip install" in found["block"]["skipped"]["onnxruntime_static"]
+    (sampler,) = found["sampler"]["cases"]
+    assert sampler["rounds"] == 2 and sampler["videos"] == 2  # a prompt a round
+    rows = {row["name"]: row for row in sampler["rows"]}
+    simulated = {f"{name}, simulated" for name in ("dynamic", "asq", "tsq_tsw")}
+    assert rows.keys() == {"full precision", "dynamic", "asq", "asq_tsw", "tsq_tsw", *simulated}
+    assert rows["asq"]["computes"].startswith("int8_cpu (integer")
+    assert rows["tsq_tsw"]["weight_bytes"] == 2 * rows["asq_tsw"]["weight_bytes"] > 0
 
 
-def test_tabulate_writes_table_grid_and_cost(bed, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "ROUNDS", 2)
-    run = bed.run("stages=[benchmark]", "quant=tsq_tsw")
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["quant=fp16"], "quant=fp16 cannot be benchmarked"),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices=2 cannot be benchmarked"),
+        (["trainer.precision=64-true"], "trainer.precision=64-true cannot be benchmarked"),
+        (["benchmark.integer=[fp16]"], "benchmark.integer has the unknown name fp16; allowed: asq"),
+        (["benchmark.videos=3"], "benchmark.videos=3 must be at most 2"),
+    ],
+)
+def test_benchmark_refuses_what_it_cannot_compare(testbed, overrides, words):
+    with pytest.raises(ValueError, match=words):
+        testbed.run("stages=[benchmark]", *overrides, *SMALL)
+
+
+def test_tabulate_writes_table_grid_and_cost(bed, capsys):
+    run = bed.run("stages=[benchmark]", "quant=tsq_tsw", "benchmark.rounds=2", *SMALL)
     result = json.loads((run / "result.json").read_text())
     others = {"reference": "other", "changed": "momentum=0.3", "metrics": "other", "alpha": 0.9}
     for number, (field, value) in enumerate(others.items()):
