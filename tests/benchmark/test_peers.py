@@ -42,7 +42,8 @@ def test_same_result_in_integers(random_block, name, part, tmp_path):
         errors = [relative_error(torch.as_tensor(row.run(0)), expected, x if part == BLOCK else None) for row in rows]
     assert max(errors) < MAX_ERROR
     if name != "torch_compile":
-        # 13 linears with q, k, v in one are 9; that of the constant captions is computed beforehand in ONNX.
+        # 13 linears with q, k, v in one are 9. That of the constant captions may be computed beforehand, and Inductor
+        # for x86 leaves attn_temp.qkv, a batched product to it, in floating point.
         linears = rows[-1].facts["linears"]
-        assert linears in ((8, 9) if part == BLOCK else (1,)) and errors[-1] > 1e-4
+        assert linears in ((7, 8, 9) if part == BLOCK else (1,)) and errors[-1] > 1e-4
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,16 @@ class _RandomBlock:
             for contender in made:
                 error = block.relative_error(torch.as_tensor(contender.run(0)), expected, base)
                 contender.facts.update(error=error, note=_suspicion(contender, error))
-            found += made
+                found.append(_with_share(contender, module))
         return found
+
+
+def _with_share(contender: Contender, module: nn.Module) -> Contender:
+    """Says how many linears run in integers where not all do; that of a block's constant captions may need none."""
+    linears, total = contender.facts.get("linears"), sum(isinstance(part, nn.Linear) for part in module.modules())
+    if linears is None or linears >= total:
+        return contender
+    return replace(contender, computes=f"{contender.computes}; {linears} of {total} linears in integers")
 
 
 def _suspicion(contender: Contender, error: float) -> str:
