@@ -11,7 +11,7 @@ from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, SIMULATED
 from vdq.quant.convert import apply
 
-TOKENS, C, CAPTION, FRAMES = 32, 64, 6, 2
+ROWS, TOKENS, C, CAPTION, FRAMES = 2, 32, 64, 6, 2  # tokens and captions of a row
 
 
 @pytest.mark.parametrize("part", [*LINEARS, CHAIN, BLOCK])
@@ -61,9 +61,9 @@ def test_operations_of_a_block(random_block):
     module, x = random_block.full(BLOCK)
     found = work.count(module, lambda: module(x), lambda fqn: True)
     per_token = 4 * C * C + 4 * C * C + 2 * C * C + 8 * C * C  # two attentions, cross q and proj, mlp
-    assert found.linear == 2 * (TOKENS * per_token + CAPTION * 2 * C * C)
+    assert found.linear == 2 * ROWS * (TOKENS * per_token + CAPTION * 2 * C * C)
     places = TOKENS // FRAMES
-    assert found.other == 2 * 2 * C * (FRAMES * places**2 + places * FRAMES**2 + TOKENS * CAPTION)
+    assert found.other == ROWS * 2 * 2 * C * (FRAMES * places**2 + places * FRAMES**2 + TOKENS * CAPTION)
     assert not module.module.attn.proj._forward_pre_hooks
 
 

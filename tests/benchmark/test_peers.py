@@ -43,7 +43,7 @@ def test_same_result_in_integers(random_block, name, part, tmp_path):
     assert max(errors) < MAX_ERROR
     if name != "torch_compile":
         # 13 linears with q, k, v in one are 9. That of the constant captions may be computed beforehand, and Inductor
-        # for x86 leaves attn_temp.qkv, a batched product to it, in floating point.
+        # for x86 misses one more.
         linears = rows[-1].facts["linears"]
         assert linears in ((7, 8, 9) if part == BLOCK else (1,)) and errors[-1] > 1e-4
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

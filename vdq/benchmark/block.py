@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vdq.backends.base import Backend
 from vdq.backends.integer import integer_weight_bytes
 from vdq.benchmark.machine import Machine
-from vdq.benchmark.plan import Plan
+from vdq.benchmark.plan import ROWS, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.schedule import Schedule
@@ -91,8 +91,8 @@ class RandomBlock:
     def full(self, part: str) -> tuple[Part, Tensor]:
         """A part in full precision and its first argument; of a linear as a matrix [tokens, channels]."""
         module, (args, kwargs) = self.placed.blocks[0].get_submodule(part), self._captured(self.placed, part)
-        x = args[0].contiguous()
-        return Part(module, args[1:], kwargs), x.flatten(0, -2) if part in LINEARS else x
+        x = args[0].flatten(0, -2) if part in LINEARS else args[0]
+        return Part(module, args[1:], kwargs), x.contiguous()
 
     def quantized(self, part: str, state: QuantState, backend: Backend) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         """A quantized copy of a part, and its call: of a linear by itself, of the others within the block."""
@@ -120,11 +120,13 @@ class RandomBlock:
         return seen[0]
 
     def _inputs(self, step: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Arguments of the denoiser for one video."""
+        """Arguments of the denoiser for one prompt with guidance. A single row would not do: its temporal tokens are a
+        view that is not contiguous, with which torch calculates many small products.
+        """
         generator = torch.Generator().manual_seed(step)
-        latents = torch.randn(1, self.net.in_channels, *self.net.input_size, generator=generator)
-        captions = torch.randn(1, 1, *self.net.y_embedder.y_embedding.shape, generator=generator)
-        timestep = self.schedule.timesteps[step : step + 1]
+        latents = torch.randn(ROWS, self.net.in_channels, *self.net.input_size, generator=generator)
+        captions = torch.randn(ROWS, 1, *self.net.y_embedder.y_embedding.shape, generator=generator)
+        timestep = self.schedule.timesteps[step].expand(ROWS)
         device = self.machine.device
         return latents.to(device, dtype), timestep.to(device), captions.to(device, dtype)
 

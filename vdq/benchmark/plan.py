@@ -9,6 +9,7 @@ from vdq.benchmark.peers import PEERS
 
 LINEAR, BLOCK, SAMPLER = "linear", "block", "sampler"
 PARTS = (LINEAR, BLOCK, SAMPLER)
+ROWS = 2  # of the block's batch: a caption and the null caption, as guidance has
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Plan:
     "sampler" (the configured model). integer, simulated: recipes of conf/quant; with neither, the configured recipe on
     its backend. peers: keys of vdq.benchmark.peers. rounds: how often everything is timed. videos: the sampler part
     samples so many prompts, a batch a round, instead of `rounds` times the first batch. limit: share of the CPUs that
-    other programs may take in a round. The others are the block's dimensions; frames * side**2 tokens. Raises
-    ValueError for a value outside these.
+    other programs may take in a round. The others are the block's dimensions, for two rows of frames * side**2 tokens.
+    Raises ValueError for a value outside these.
     """
 
     parts: Sequence[str] = (SAMPLER,)
@@ -28,7 +29,7 @@ class Plan:
     rounds: int = 7
     videos: int | None = None
     limit: float = 0.1
-    frames: int = 16
+    frames: int = 8
     side: int = 16
     hidden_size: int = 1152
     num_heads: int = 16
@@ -56,7 +57,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        return self.frames * self.side**2
+        return ROWS * self.frames * self.side**2
 
 
 def _check_names(field: str, values: Sequence[str], allowed: Sequence[str]) -> None:

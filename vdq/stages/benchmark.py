@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from vdq.benchmark import block, gemm, peers, record, sampling, targets, work
 from vdq.benchmark.machine import Machine
-from vdq.benchmark.plan import BLOCK, SAMPLER, Plan
+from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
 from vdq.files import write_json
 from vdq.quant.layers import linear_modules, split
@@ -83,9 +83,8 @@ class _RandomBlock:
     def cases(self, part: str, peaks: work.Peaks, skipped: dict[str, str]) -> list[dict[str, Any]]:
         size, tokens = self.plan.hidden_size, f"{self.plan.tokens:,} tokens"
         if part == BLOCK:
-            title = (
-                f"STDiT block of width {size}, {tokens} ({self.plan.frames} frames of {self.plan.side**2} positions)"
-            )
+            shape = f"{ROWS} rows of {self.plan.frames} frames of {self.plan.side**2} positions"
+            title = f"STDiT block of width {size}, {tokens} ({shape})"
             return [self._case("block", title, block.BLOCK, peaks, skipped)]
         cases = []
         for name in block.LINEARS:
