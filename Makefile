@@ -35,7 +35,7 @@ tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables a
 	for name in $$todo; do \
 		$(BIN)/python run.py -m experiment=$$name tabulate=false || exit 1; \
 	done
-	test -f results/shapes/table6.md || $(BIN)/python run.py -m experiment=table6
+	ls runs/benchmarks/*.json > /dev/null 2>&1 || $(BIN)/python run.py experiment=table6 stages=[benchmark]
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
 	$(BIN)/python -m vdq.tracking.readme

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
+from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import Sampler
 from vdq.models.base import Conditions
@@ -36,6 +37,7 @@ class Batches:
         def run(round_: int) -> Tensor:
             batch = round_ % len(self.conditions)
             noise = PromptNoise(self.seed, self.indices[batch], self.latent_shape)
-            return self.sampler.sample(net, self.conditions[batch], noise, clock)
+            # A new one each time: the same captions again would otherwise cost nothing.
+            return self.sampler.sample(Reusing(net), self.conditions[batch], noise, clock)
 
         return run
