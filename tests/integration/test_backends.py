@@ -22,6 +22,7 @@ def test_integers_make_the_videos_of_the_simulation(backend, finished, tmp_path)
     bed = replace(finished, runs=tmp_path / "runs")  # other tests look for the one tsq_tsw run of `finished`
     shutil.copytree(finished.runs, bed.runs, ignore=shutil.ignore_patterns("videos_*"))
     folder = bed.run("quant=tsq_tsw", f"backend={backend}")
+    assert folder.name.startswith(f"tsq_tsw_w8a8_{backend}_shapes_")
     simulated = next(path for path in bed.runs.glob("tsq_tsw_w8a8_*") if path != folder)
     ours, theirs, exact = map(latents, (folder, simulated, next(bed.runs.glob("fp16_*"))))
     assert 0 < (ours - theirs).norm() < 0.6 * (theirs - exact).norm()

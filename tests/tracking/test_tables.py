@@ -28,6 +28,14 @@ def test_changed_fields_have_a_column_only_where_some_are(tmp_path, finish):
     assert first[header.index("changed")] == "alpha=0.3" and second[header.index("changed")] == ""
 
 
+def test_integer_backends_have_a_column_only_where_there_are_some(tmp_path, finish):
+    finish("asq", backend="")
+    assert "integers by" not in cells(comparison(runs(tmp_path)))[0]
+    finish("tsw", backend="int8_cpu", finished="2026-01-02")
+    header, first, second = cells(comparison(runs(tmp_path)))
+    assert first[header.index("integers by")] == "" and second[header.index("integers by")] == "int8_cpu"
+
+
 def test_metric_without_a_title_keeps_its_name(tmp_path, finish):
     finish("asq", higher_is_better={"dover": True}, dover=0.75)
     header, row = cells(comparison(runs(tmp_path)))

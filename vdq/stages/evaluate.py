@@ -103,6 +103,7 @@ def _identity(experiment: Experiment) -> dict:
         "weight_bits": method.weight_bits,
         "act_bits": method.act_bits,
         "kind": "+".join(sorted(kinds)) or "full precision",
+        "backend": experiment.integer,
         "changed": experiment.changed,
         "alpha": cfg.quant.get("alpha"),
         "seed": cfg.seed,

@@ -187,8 +187,8 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Recipe, bits and prompt set; bits are left out where the recipe does not quantize, random weights told."""
-        return self._mark + "_".join(filter(None, (self.cfg.quant.name, self.bits, self.prompts.name)))
+        """Recipe, bits, integer backend and prompt set, as far as they apply; random weights are told."""
+        return self._mark + "_".join(filter(None, (self.cfg.quant.name, self.bits, self.integer, self.prompts.name)))
 
     @property
     def _mark(self) -> str:
@@ -197,6 +197,11 @@ class Experiment:
     @property
     def bits(self) -> str:
         return f"w{self.method.weight_bits}a{self.method.act_bits}" if self.method.quantizes else ""
+
+    @property
+    def integer(self) -> str:
+        """The backend where it multiplies integers."""
+        return self.backend.name if self.method.quantizes and not self.backend.simulated else ""
 
     @property
     def changed(self) -> str:

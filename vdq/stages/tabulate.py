@@ -104,6 +104,8 @@ def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path
 def _write_gallery(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
     """Videos of every run beside the reference, the tables above them."""
     tables = [path for name in paper_tables.TITLES if (path := folder / f"{name}.md").is_file()]
+    if "backend" in table:  # integers of a recipe stand beside its simulation
+        table = table.assign(quant=(table["quant"] + " " + table["backend"].fillna("")).str.strip())
     write_gallery(
         table,
         tables,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from vdq.files import write_text
 
-BEFORE = {"quant": "method", "bits": "bits", "kind": "activations", "changed": "changed"}
+BEFORE = {"quant": "method", "bits": "bits", "kind": "activations", "backend": "integers by", "changed": "changed"}
 AFTER = {"size_mb": "MB", "signature": "run"}
 METRICS = {
     "clipsim": "CLIPSIM",
@@ -36,7 +36,7 @@ def comparison(table: pd.DataFrame) -> str:
     metrics = {key: f"{METRICS.get(key, key)} {'↑' if up else '↓'}" for key, up in arrows.items()}
     shown = pd.DataFrame(index=table.index)
     for field, title in (BEFORE | metrics | AFTER).items():
-        if (table[field].notna() & (table[field] != "")).any():
+        if field in table and (table[field].notna() & (table[field] != "")).any():
             shown[title] = [_cell(field, value) for value in table[field]]
     return shown.to_markdown(index=False, disable_numparse=True)
 
