@@ -13,8 +13,8 @@ help: ## Show this help
 run: $(INSTALLED) ## Calibrate, quantize, sample and score the built-in testbed (TSQ-TSW, W6A8)
 	$(BIN)/python run.py quant=tsq_tsw bits=w6a8
 
-test: $(INSTALLED) ## Run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+test: $(INSTALLED) ## Run the tests that take seconds, file by file on every core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-all: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest

@@ -23,7 +23,6 @@ from vdq.quant.linear import LayerSpec
 log = logging.getLogger(__name__)
 AUTO = "auto"
 WEIGHT_SETS = {"keep": KeptSets, "prefetch": PrefetchedSets}
-KEPT_BYTES = 16e6
 T = TypeVar("T")
 Passes = NativePasses | TorchPasses
 
@@ -33,19 +32,19 @@ class Int8CpuBackend(Backend):
 
     `kernel`: "oneDNN", "_int_mm", or "auto", the first of them that works here. `fused`: blocks of STDiT run as a whole
     where all their projections are quantized, unless tokens share a range. `weight_sets`: "keep" has the weights of all
-    time ranges in memory, a byte each; "prefetch" two sets, that of the step and that of the next range, which a thread
-    makes meanwhile from the original weight, held by reference; "auto" keeps one set or at most 16 MB of sets of a
-    layer and prefetches larger ones. Raises ValueError for another value and for a kernel that does not work here.
+    time ranges in memory, a byte each, and a switch costs nothing; "prefetch" two sets, that of the step and that of
+    the next range, which a thread makes meanwhile from the original weight, held by reference, on cores that the model
+    computes on as well. Raises ValueError for another value and for a kernel that does not work here.
     """
 
     name = "int8_cpu"
     simulated = False
 
-    def __init__(self, kernel: str = AUTO, fused: bool = True, weight_sets: str = AUTO) -> None:
+    def __init__(self, kernel: str = AUTO, fused: bool = True, weight_sets: str = "keep") -> None:
         if kernel not in (AUTO, *KERNELS):
             raise ValueError(f"backend.kernel={kernel} must be one of {', '.join((AUTO, *KERNELS))}")
-        if weight_sets not in (AUTO, *WEIGHT_SETS):
-            raise ValueError(f"backend.weight_sets={weight_sets} must be one of {', '.join((AUTO, *WEIGHT_SETS))}")
+        if weight_sets not in WEIGHT_SETS:
+            raise ValueError(f"backend.weight_sets={weight_sets} must be one of {', '.join(WEIGHT_SETS)}")
         failures = {name: failure(name) for name in (KERNELS if kernel == AUTO else [kernel])}
         working = [name for name, why in failures.items() if why is None]
         reasons = "; ".join(f"{name}: {why}" for name, why in failures.items() if why is not None)
@@ -67,19 +66,13 @@ class Int8CpuBackend(Backend):
         return unsupported(layer)
 
     def build(self, layer: LayerSpec) -> "Int8Linear":
-        choice = _automatic(layer) if self.weight_sets == AUTO else self.weight_sets
-        sets = WEIGHT_SETS[choice](layer.weight, layer.params, self.kernel)
+        sets = WEIGHT_SETS[self.weight_sets](layer.weight, layer.params, self.kernel)
         return (StaticInt8Linear if layer.params.static else DynamicInt8Linear)(layer, sets, self.passes)
 
     def fuse(self, module: nn.Module) -> nn.Module | None:
         if self.fused and fusible(module, Int8Linear):
             return FusedBlock(module, Int8BlockOps(self.passes))
         return None
-
-
-def _automatic(layer: LayerSpec) -> str:
-    sets = layer.params.num_weight_ranges
-    return "keep" if sets == 1 or sets * layer.weight.numel() <= KEPT_BYTES else "prefetch"
 
 
 @cache
