@@ -18,7 +18,7 @@ from vdq.files import write_text
 from vdq.quant.stats import Stats
 from vdq.stages.experiment import Experiment, intact
 from vdq.tracking import paper_report, paper_tables
-from vdq.tracking.execution import read_benchmarks, rows_of, table6, times_figure
+from vdq.tracking.execution import read_benchmarks, rows_of, summary, table6, times_figure
 from vdq.tracking.figures import ranges_figure
 from vdq.tracking.frames import FIGURES, frames_figure
 from vdq.tracking.gallery import write_gallery
@@ -70,6 +70,7 @@ def _write_benchmarks(experiment: Experiment, folder: Path) -> bool:
     benchmarks = read_benchmarks(Path(experiment.cfg.paths.runs), experiment.cfg.model.name)
     if benchmarks:
         write_text(folder / "table6.md", table6(benchmarks))
+        write_text(folder / "table6_summary.md", summary(benchmarks))
         write_text(folder / "table6.csv", rows_of(benchmarks).to_csv(index=False))
         times_figure(benchmarks, folder / "table6.png")
     return bool(benchmarks)

@@ -73,6 +73,12 @@ def table6(benchmarks: list[dict]) -> str:
     return "\n\n".join([HEADING, report(benchmarks), _paper(rows_of(benchmarks))]) + "\n"
 
 
+def summary(benchmarks: list[dict]) -> str:
+    """Markdown of the targets and the paper's seconds alone, and what was left out."""
+    parts = [_targets(benchmarks), _machine(benchmarks), _paper(rows_of(benchmarks))]
+    return "\n\n".join(parts).replace("## ", "### ") + "\n"
+
+
 def report(benchmarks: list[dict]) -> str:
     """Cases, targets, peaks and what was left out."""
     rows = rows_of(benchmarks)
