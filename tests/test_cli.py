@@ -36,7 +36,7 @@ WRONG = {
     "dataset.num_prompts=0": ("dataset.num_prompts=0", "null or 1..48"),
     "dataset.num_prompts=49": ("dataset.num_prompts=49", "null or 1..48"),
     "dataset.num_prompts=abc": ("dataset.num_prompts=abc", "an integer or null"),
-    "stages=[calibrate,train]": ("stages", "train", "calibrate, choose_alpha, evaluate, quantize, sample"),
+    "stages=[calibrate,train]": ("stages", "train", "calibrate, choose_alpha, evaluate, export, quantize, sample"),
     "stages=sample": ("stages=sample", "list"),
     "stages=[]": ("stages=[]", "list"),
     "batch_size=0": ("batch_size=0", "at least 1"),

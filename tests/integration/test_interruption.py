@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from vdq.tasks.generation import Generation
 from vdq.tracking import runs
@@ -27,9 +28,9 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     indices: list[int] = []
     original = Generation.sample
 
-    def spy(self: Generation, numbers: list[int], prompts: list[str]):
+    def spy(self: Generation, denoiser: nn.Module, numbers: list[int], prompts: list[str]):
         indices.extend(numbers)
-        return original(self, numbers, prompts)
+        return original(self, denoiser, numbers, prompts)
 
     monkeypatch.setattr(Generation, "sample", spy)
     return indices
@@ -89,7 +90,7 @@ def test_samples_without_their_record_are_not_finished(finished, tmp_path, sampl
 @pytest.mark.parametrize("content", ['{"quant": "tsq_ts', "[]"])
 def test_damaged_result_is_computed_again_with_a_warning(finished, tmp_path, work, caplog, content):
     bed = copied(finished, tmp_path)
-    folder = next(bed.runs.glob("tsq_tsw_*"))
+    folder = next(bed.runs.glob("tsq_tsw_w8a8_*"))
     intact = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(content)
     assert str(folder) not in set(runs(bed.runs)["folder"])
@@ -113,7 +114,7 @@ DAMAGED = {
 )
 def test_damaged_artefact_is_made_again_with_a_warning(finished, tmp_path, work, caplog, pattern, damage):
     bed = copied(finished, tmp_path)
-    folder = next(bed.runs.glob("tsq_tsw_*"))
+    folder = next(bed.runs.glob("tsq_tsw_w8a8_*"))
     path = next(folder.glob(pattern)) if ".." not in pattern else next(bed.runs.glob(pattern[3:]))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"something else")
@@ -138,7 +139,7 @@ def copied(bed, folder: Path):
 def test_tracker_that_fails_loses_nothing_but_leaves_the_run_unfinished(finished, tmp_path, work, monkeypatch):
     """Local files are the truth and are written before anything is sent."""
     bed = copied(finished, tmp_path)
-    folder = next(bed.runs.glob("tsq_tsw_*"))
+    folder = next(bed.runs.glob("tsq_tsw_w8a8_*"))
     names = ("config.yaml", "manifest.json", "metrics.json", "per_video.csv", "result.json")
     for name in names:
         (folder / name).unlink()

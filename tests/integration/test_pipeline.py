@@ -30,7 +30,7 @@ def scored(finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(scored) -> Path:
-    return next(scored.runs.glob("tsq_tsw_*"))
+    return next(scored.runs.glob("tsq_tsw_w8a8_*"))
 
 
 def read(path: Path):

@@ -139,7 +139,7 @@ def test_two_sweeps_at_once_share_the_work(testbed, undisturbed):
 @pytest.mark.parametrize("full", ["cache/stats_*.safetensors", "tsq_tsw_*/quant_state.*", "tsq_tsw_*/samples/0000.*"])
 def test_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(finished, tmp_path, full):
     bed = copied(finished, tmp_path)
-    folder = next(bed.runs.glob("tsq_tsw_*"))
+    folder = next(bed.runs.glob("tsq_tsw_w8a8_*"))
     path = next(bed.runs.glob(full))
     kept = folder / "quant_state.safetensors" if "samples" in full else None
     for file in [path, *(file for file in folder.rglob("*") if file.is_file() and file != kept)]:
@@ -157,7 +157,7 @@ def test_full_disk_ends_in_one_sentence_and_the_same_command_goes_on(finished, t
 @pytest.mark.parametrize("name", ["per_video.csv", "metrics.json", "manifest.json", "result.json"])
 def test_no_space_for_a_small_file(finished, tmp_path, monkeypatch, name):
     bed = copied(finished, tmp_path)
-    folder = next(bed.runs.glob("tsq_tsw_*"))
+    folder = next(bed.runs.glob("tsq_tsw_w8a8_*"))
     (folder / "result.json").unlink()
     write_text = Path.write_text
 
@@ -212,7 +212,7 @@ DAMAGED = {
 @pytest.mark.parametrize("pattern", list(DAMAGED))
 def test_damage_to_a_finished_run_is_named_and_repaired(finished, tmp_path, work, caplog, pattern, damage):
     bed = copied(finished, tmp_path)
-    folder = next(bed.runs.glob("tsq_tsw_*"))
+    folder = next(bed.runs.glob("tsq_tsw_w8a8_*"))
     path = next(bed.runs.glob(pattern[3:])) if ".." in pattern else folder / pattern
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"something else")

@@ -9,7 +9,7 @@ from PIL import Image
 from vdq.benchmark.record import case_record
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, PEER, SIMULATED, Contender, Round
 from vdq.benchmark.work import Peaks, Work
-from vdq.tracking.execution import FOLDER, read_benchmarks, rows_of, table6, times_figure
+from vdq.tracking.execution import FOLDER, read_benchmarks, rows_of, summary, table6, times_figure
 
 PEAKS = Peaks(full=100.0, integer=400.0, full_kernel="mm", integer_kernel="int")
 TIMES = {
@@ -119,6 +119,11 @@ def test_table_keeps_arithmetics_apart_and_names_its_sources():
     line = next(line for line in paper.splitlines() if line.startswith("| asq"))
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["asq", "1942", "1.16x", "2.00x", "1.33x"]
     assert "A100" in paper and "simulation" in paper
+
+
+def test_summary_has_the_paper_but_no_case():
+    text = summary([benchmark()])
+    assert "### The paper's seconds" in text and "| asq      | 1942" in text and "Linear" not in text
 
 
 def test_paper_stands_alone_without_a_sampler():
