@@ -1,4 +1,4 @@
-"""What issue 6 asks for, and whether it was reached: medians, of the slowest static recipe and the worst shape."""
+"""How fast this project wants to be, and whether it is: medians, of the slowest static recipe and the worst shape."""
 
 from __future__ import annotations
 
