@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.samplers import Noise, Sampler
+from vdq.diffusion.samplers import Sampler
 from vdq.export import artefact
+from vdq.export.model import ArtefactModel
 from vdq.export.rebuild import rebuild
-from vdq.models.base import Conditions, VideoModel
 
 KIND, VERSION = "onnx_qdq", 1
 NULL_CAPTION = "null_caption.safetensors"
@@ -80,42 +78,7 @@ class OnnxDenoiser(nn.Module):
         return self.loaded[1]
 
 
-@dataclass(frozen=True, eq=False)
-class OnnxModel:
-    """The denoiser of an artefact and the sampler that it was made for."""
-
-    denoiser: OnnxDenoiser
-    sampler: Sampler
-    clock: StepClock
-    manifest: dict[str, Any]
-
-    @property
-    def contents(self) -> dict[str, Any]:
-        return self.manifest["contents"]
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return tuple(self.contents["latent_shape"])
-
-    def sample(
-        self, conditions: Conditions, noise: Noise, callback: Callable[[int, Tensor], None] | None = None
-    ) -> Tensor:
-        """Latents [n, c, T, H, W] fp32."""
-        return self.sampler.sample(self.denoiser, conditions, noise, self.clock, callback)
-
-    def video_model(self, **changes: Any) -> VideoModel:
-        """The model around this denoiser: its text encoder and its autoencoder are no part of the artefact and come
-        from where the configuration says; `changes` are other arguments, such as `weights`. Raises ValueError when they
-        are not those of the run.
-        """
-        model = rebuild(self.contents["config"]["model"] | changes, VideoModel, "model", net=self.denoiser)
-        for part, identity in self.contents["companions"].items():
-            if model.companions[part] != identity:
-                raise ValueError(f"the {part} is not that of the run: it is {model.companions[part]}, not {identity}")
-        return model
-
-
-def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | None = None) -> OnnxModel:
+def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | None = None) -> ArtefactModel:
     """The model of an artefact of `export=onnx_qdq`. `sampler`: None is the one it was made for.
 
     Raises ValueError when the artefact is damaged, of another version or incomplete, when a graph and the step map do
@@ -137,7 +100,7 @@ def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | Non
         if number != steps:
             raise ValueError(f"{path}: {field}={number} must be {steps}, the steps that it was quantized for")
     clock = StepClock(steps)
-    return OnnxModel(OnnxDenoiser(path, graphs, clock, threads), sampler, clock, manifest)
+    return ArtefactModel(OnnxDenoiser(path, graphs, clock, threads), sampler, clock, manifest)
 
 
 def _open(path: Path, threads: int | None) -> Any:

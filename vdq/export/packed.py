@@ -8,7 +8,7 @@ of the denoiser's state dict as it is; a part of a fused linear that stays in fu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from vdq.backends.base import Backend
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.samplers import Noise, Sampler
+from vdq.diffusion.samplers import Sampler
 from vdq.export import artefact
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.card import card
+from vdq.export.model import ArtefactModel
 from vdq.export.rebuild import describe, rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
-from vdq.models.base import Conditions, VideoModel
 from vdq.quant.bit_packing import packed_bytes
 from vdq.quant.coded import CodedParams, packed_codes, stand_in
 from vdq.quant.convert import apply
@@ -83,43 +83,10 @@ class PackedExporter(Exporter):
 
 
 @dataclass(frozen=True, eq=False)
-class PackedModel:
-    """A quantized denoiser whose layers read `clock`, the sampler that it was made for, and its parameters."""
+class PackedModel(ArtefactModel):
+    """With the parameters of its layers."""
 
-    denoiser: nn.Module
     state: QuantState
-    sampler: Sampler
-    clock: StepClock
-    manifest: dict[str, Any]
-
-    @property
-    def contents(self) -> dict[str, Any]:
-        return self.manifest["contents"]
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return tuple(self.contents["latent_shape"])
-
-    def sample(
-        self, conditions: Conditions, noise: Noise, callback: Callable[[int, Tensor], None] | None = None
-    ) -> Tensor:
-        """Latents [n, c, T, H, W] fp32, on the device of `conditions`, where the denoiser must be too."""
-        return self.sampler.sample(self.denoiser, conditions, noise, self.clock, callback)
-
-    def video_model(self, **changes: Any) -> VideoModel:
-        """The model around this denoiser: its text encoder and its autoencoder are no part of the artefact and come
-        from where the configuration says; `changes` are other arguments, such as `weights`. Raises ValueError when they
-        are not those of the run.
-        """
-        model = rebuild(self.contents["config"]["model"] | changes, VideoModel, "model", net=self.denoiser)
-        self.check_companions(model)
-        return model
-
-    def check_companions(self, model: VideoModel) -> None:
-        """Raises ValueError unless the model encodes and decodes as the run's did."""
-        for part, identity in self.contents["companions"].items():
-            if model.companions.get(part) != identity:
-                raise ValueError(f"model: {part} {model.companions.get(part)} must be the artefact's, {identity}")
 
 
 def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock | None = None) -> PackedModel:
@@ -145,7 +112,7 @@ def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock |
     _check_tensors(tensors, expected_tensors(net, contents["layers"], steps), contents["layers"], path)
     state = QuantState({fqn: _params(fqn, facts, tensors) for fqn, facts in contents["layers"].items()}, steps)
     denoiser = apply(_filled(net, tensors, state), state, clock, backend)
-    return PackedModel(denoiser, state, sampler, clock, manifest)
+    return PackedModel(denoiser, sampler, clock, manifest, state)
 
 
 class Kind(NamedTuple):

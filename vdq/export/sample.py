@@ -18,10 +18,10 @@ from tqdm import tqdm
 from vdq.data.video import write_mp4
 from vdq.diffusion.noise import PromptNoise
 from vdq.export import artefact, onnx_runtime, packed
+from vdq.export.model import ArtefactModel
 from vdq.files import complete_or_nothing
 
 ENDINGS = (".mp4", ".gif")
-Model = onnx_runtime.OnnxModel | packed.PackedModel
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> Path:
     return args.out
 
 
-def load(path: Path, *, threads: int | None = None) -> Model:
+def load(path: Path, *, threads: int | None = None) -> ArtefactModel:
     """An artefact of either kind; `threads`: None is all cores. Raises ValueError for another one, or if damaged."""
     kind = artefact.read_manifest(path)["kind"]
     if kind == onnx_runtime.KIND:
@@ -54,7 +54,7 @@ def load(path: Path, *, threads: int | None = None) -> Model:
 
 
 @torch.inference_mode()
-def sample(model: Model, prompt: str, *, seed: int, weights: str | None = None) -> tuple[Tensor, float]:
+def sample(model: ArtefactModel, prompt: str, *, seed: int, weights: str | None = None) -> tuple[Tensor, float]:
     """Frames uint8 [T, H, W, 3] and their rate per second. The noise is that of a run's first prompt with this seed.
 
     `weights`: where the text encoder and the autoencoder are, None: where the run had them. Raises ValueError when they
