@@ -1,5 +1,6 @@
 """Which experiments lack runs, on a testbed with full precision and one run of tsq_tsw."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ def options(finished, tmp_path):
         path = Path(tmp_path, "experiment", "mine.yaml")
         path.parent.mkdir()
         path.write_text(f"# @package _global_\n{yaml.safe_dump({'hydra': {'sweeper': {'params': params}}})}")
-        return [f"hydra.searchpath=[file://{tmp_path}]", *finished.overrides]
+        run = finished.experiment("quant=tsq_tsw")
+        for folder in (run.folder, run.reference.folder):  # without what other tests have added
+            shutil.copytree(folder, tmp_path / "runs" / folder.name)
+        return [f"hydra.searchpath=[file://{tmp_path}]", *finished.overrides, f"paths.runs={tmp_path / 'runs'}"]
 
     return make
 
