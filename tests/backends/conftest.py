@@ -12,7 +12,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams, code_range
 from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec, SampleRows
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
 
 STEPS, WEIGHT_RANGES = 4, [0, 0, 1, 1]
 

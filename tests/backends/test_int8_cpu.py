@@ -16,7 +16,7 @@ from vdq.backends.int8_weights import KeptSets, PrefetchedSets
 from vdq.quant.affine import QParams
 from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
 
 FORMATS = [(8, 8, False, False), (8, 8, True, True), (8, 6, False, True), (6, 8, False, False), (4, 6, False, True)]
 STEPS = (0, 3, 1, 2, 0)  # back and forth between the ranges

@@ -26,7 +26,7 @@ from vdq.models.stdit import STDiT
 from vdq.quant import Observer, apply, quantized_layers
 from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
 
 FORMATS = [(8, 8, False, False), (8, 8, True, True), (8, 6, False, True), (6, 8, False, False), (4, 2, False, True)]
 STEPS = (0, 3, 1, 2, 0)  # back and forth between the ranges

@@ -9,7 +9,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
 from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import DynamicLinear, LayerSpec, QuantLinear, SampleRows, StaticLinear
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
 from vdq.quant.weight_sets import KeptWeights
 
 STEPS, IN, OUT = 4, 16, 8

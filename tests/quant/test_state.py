@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vdq.quant.affine import QParams
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
 
 STEPS, OUT, IN = 6, 3, 4
 

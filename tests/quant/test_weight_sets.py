@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vdq.diffusion.clock import StepClock
 from vdq.quant.convert import weight_qparams
+from vdq.quant.params import LinearParams
 from vdq.quant.report import weight_error
-from vdq.quant.state import LinearParams
 from vdq.quant.weight_sets import KeptWeights, PackedWeights, RequantizedWeights, pack, unpack
 
 CHOICES = [KeptWeights, PackedWeights, RequantizedWeights]

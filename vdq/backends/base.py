@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
-from vdq.quant.linear import LayerSpec
+from vdq.quant.linear import LayerSpec, TransformedLinear
 
 
 class Backend(ABC):
@@ -26,11 +26,16 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, layer: LayerSpec) -> nn.Module:
-        """A module x [..., in] -> [..., out] that reads the step from layer.clock; called only for supported layers.
+        """A module x [..., in] -> [..., out] that reads the step from layer.clock; called only for supported layers
+        without shift, rotation and correction.
 
         Its attribute `variant` is a number, another one when the step makes it another function of x
         (LinearParams.variants): what it returned may be used again at a step of the same variant.
         """
+
+    def transformed(self, layer: LayerSpec) -> nn.Module:
+        """The module of a supported layer with shift, rotation or correction, which happen around `build`."""
+        return TransformedLinear(layer, self.build(layer.plain()))
 
     def fuse(self, module: nn.Module) -> nn.Module | None:
         """What replaces a module of the quantized model, layers already built, or None to leave it (and look inside).
@@ -40,10 +45,10 @@ class Backend(ABC):
         return None
 
     def layer(self, layer: LayerSpec) -> nn.Module:
-        """`build` after the check; the module carries `fqn`. Raises ValueError naming the layer and the reason."""
+        """The module of a layer, after the check; it has `fqn`. Raises ValueError naming the layer and the reason."""
         reason = self.supports(layer)
         if reason is not None:
             raise ValueError(f"backend {self.name} does not support layer {layer.fqn}: {reason}")
-        module = self.build(layer)
+        module = self.transformed(layer) if layer.params.transforms else self.build(layer)
         module.fqn = layer.fqn
         return module

@@ -3,7 +3,8 @@
 from torch import nn
 
 from vdq.backends.base import Backend
-from vdq.quant.linear import DynamicLinear, LayerSpec, StaticLinear
+from vdq.quant.linear import CodebookLinear, DynamicLinear, GroupedLinear, LayerSpec, QuantLinear, StaticLinear
+from vdq.quant.params import LinearParams
 from vdq.quant.weight_sets import KeptWeights, PackedWeights, RequantizedWeights
 
 AUTO = "auto"
@@ -37,7 +38,15 @@ class FakeQuantBackend(Backend):
     def build(self, layer: LayerSpec) -> nn.Module:
         choice = _automatic(layer) if self.weight_sets == AUTO else self.weight_sets
         weights = WEIGHT_SETS[choice](layer.weight, layer.params, layer.clock)
-        return (StaticLinear if layer.params.static else DynamicLinear)(layer, weights)
+        return _kind(layer.params)(layer, weights)
+
+
+def _kind(params: LinearParams) -> type[QuantLinear]:
+    if params.codebook is not None:
+        return CodebookLinear
+    if params.act is None:
+        return DynamicLinear
+    return StaticLinear if params.act_group is None else GroupedLinear
 
 
 def _automatic(layer: LayerSpec) -> str:

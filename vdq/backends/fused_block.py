@@ -113,12 +113,16 @@ class FusedBlock(nn.Module):
 
 
 def fusible(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether `module` is a block of STDiT all of whose projections are layers of `kind`, with one range a token if
-    dynamic: ranges that rows of a batch share are no matter of one pass.
+    """Whether `module` is a block of STDiT all of whose projections are layers of `kind`, static without groups of
+    tokens or dynamic with one range a token: what depends on the place of a row in a batch is no matter of one pass.
     """
-    return isinstance(module, STDiTBlock) and all(
-        isinstance(layer, kind) and layer.params.act_granularity != "token_shared" for layer in block_layers(module)
-    )
+
+    def fits(layer: nn.Module) -> bool:
+        if not isinstance(layer, kind):
+            return False
+        return layer.params.act_granularity != "token_shared" and layer.params.act_group is None
+
+    return isinstance(module, STDiTBlock) and all(map(fits, block_layers(module)))
 
 
 def block_layers(block: nn.Module) -> list[nn.Module]:

@@ -14,10 +14,10 @@ from vdq.backends.fused_block import FusedBlock, fusible
 from vdq.backends.int8_block import Int8BlockOps
 from vdq.backends.int8_matmul import KERNELS, IntMmMatmul, failure
 from vdq.backends.int8_native import NativePasses
-from vdq.backends.int8_passes import MIDDLE, Codes, Grid, Source, TorchPasses, token_qparams, write_codes
+from vdq.backends.int8_passes import MIDDLE, Codes, Grid, Source, TorchPasses, write_codes
 from vdq.backends.int8_weights import KeptSets, PrefetchedSets, WeightSet
 from vdq.backends.integer import BITS, IntegerLinear, unsupported
-from vdq.quant.affine import code_range, tensor_range
+from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ class Int8CpuBackend(Backend):
 
     def build(self, layer: LayerSpec) -> "Int8Linear":
         sets = WEIGHT_SETS[self.weight_sets](layer.weight, layer.params, self.kernel)
-        return (StaticInt8Linear if layer.params.static else DynamicInt8Linear)(layer, sets, self.passes)
+        one_range = layer.params.static and layer.params.act_group is None
+        return (StaticInt8Linear if one_range else DynamicInt8Linear)(layer, sets, self.passes)
 
     def fuse(self, module: nn.Module) -> nn.Module | None:
         if self.fused and fusible(module, Int8Linear):
@@ -162,14 +163,19 @@ class StaticInt8Linear(Int8Linear):
         divisor = scale[:, None] if s is None else scale[:, None] * s
         self.divisor = divisor.expand(-1, self.in_features).contiguous()  # [N, in]
         self.scales: list[float] = scale.tolist()
-        first, _ = code_range(self.params.act_bits, self.params.symmetric_acts)
+        first, _ = self.params.step_code_range()
         self.zeros: list[int] = (zero_point - first).int().tolist()
 
     def grid(self) -> Grid:
         p, step = self.params, self.clock.step
         scale = self.scales[step] if p.smoothing is None else None
         return Grid(
-            self.divisor[step], self.zeros[step], p.act_bits, p.symmetric_acts, self.weights.offset is not None, scale
+            self.divisor[step],
+            self.zeros[step],
+            self.act_bits,
+            p.symmetric_acts,
+            self.weights.offset is not None,
+            scale,
         )
 
     def multiply(self, codes: Codes, into: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
@@ -203,26 +209,25 @@ class StaticInt8Linear(Int8Linear):
 
 
 class DynamicInt8Linear(Int8Linear):
-    """Range, scale and zero point of every token at run time. The kernel knows one zero point, so it gets the middle
-    one; what a token's own differs from it is a correction of rank one.
+    """Every token has its own scale and zero point, from its range at run time or from its group. The kernel knows one
+    zero point, so it gets the middle one; what a token's own differs from it is a correction of rank one.
     """
 
     def grid(self) -> Grid:
         p = self.params
         smoothing = None if p.smoothing is None else p.smoothing[self.range_]
-        return Grid(smoothing, None, p.act_bits, p.symmetric_acts, self.weights.offset is not None)
+        return Grid(smoothing, None, self.act_bits, p.symmetric_acts, self.weights.offset is not None)
 
     def quantize_input(self, x: Tensor) -> Codes:
-        if self.params.act_granularity != "token_shared":
+        if self.params.act_granularity != "token_shared" and self.params.act_group is None:
             return super().quantize_input(x)
-        # By ranges of several rows, which no pass over rows knows.
+        # By the place of a row in the batch, which no pass over rows knows.
         grid = self.grid()
         x = x.float() if grid.divisor is None else x.float() / grid.divisor
-        tokens = self.token_rows.unfold(x)
-        low, high = (b.expand(*tokens.shape[:-1], 1).reshape(-1, 1) for b in tensor_range(tokens, "token_shared"))
-        rows = tokens.reshape(-1, self.in_features)
+        scale, zero_point = self.token_qparams(x)
+        rows = x.reshape(-1, self.in_features)
         codes = Codes.empty(*rows.shape, grid)
-        write_codes(rows, grid, codes, token_qparams(low, high, grid))
+        write_codes(rows, grid, codes, QParams(scale, zero_point + grid.middle if grid.symmetric else zero_point))
         return codes
 
     def multiply(self, codes: Codes, into: Tensor | None = None, gate: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vdq.backends.int8_matmul import IntMmMatmul, OneDnnMatmul
 from vdq.backends.integer import signed_weight
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
 
 Matmul = OneDnnMatmul | IntMmMatmul
 

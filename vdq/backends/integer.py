@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from vdq.quant.affine import QParams, qparams_from_range, tensor_range
 from vdq.quant.linear import LayerSpec
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
+from vdq.quant.transform import video_rows
 
 BITS = 8
 # An accumulator sums products of code differences, each at most 255 in size, and must stay inside 32 bits.
@@ -16,6 +17,8 @@ MAX_IN_FEATURES = (2**31 - 1) // 255**2
 
 def too_wide(layer: LayerSpec) -> str | None:
     """Why a layer has no 8-bit codes or no 32-bit accumulators; None if it has."""
+    if layer.params.codebook is not None:
+        return "the levels of its codebook are not multiples of a step, they run simulated only (backend=fake_quant)"
     for name in ("weight_bits", "act_bits"):
         bits = getattr(layer.params, name)
         if bits > BITS:
@@ -65,6 +68,7 @@ class IntegerLinear(nn.Module):
         self.out_features, self.in_features = layer.weight.shape
         self.bias = None if layer.bias is None else layer.bias.detach().float().clone()
         self.ranges: list[int] = layer.params.weight_range.tolist()
+        self.bits = layer.params.act_bits_of_steps()
         self.variants = layer.params.variants()
 
     # Rounding has no gradient.
@@ -82,14 +86,24 @@ class IntegerLinear(nn.Module):
         raise NotImplementedError
 
     def token_qparams(self, smoothed: Tensor) -> QParams:
-        """Run-time qparams of X / s [..., in] fp32, one pair a token, each [n, 1] (spec/quantization.md 2.4)."""
+        """Qparams of X / s [..., in] fp32, one pair a token, each [n, 1]: those of its group if static, else of a range
+        at run time (spec/quantization.md 2.4).
+        """
         p = self.params
+        if p.act_group is not None:
+            videos = len(video_rows(smoothed, len(p.act_group)))
+            return QParams(*(values[self.clock.step][p.act_group].repeat(videos)[:, None] for values in p.step_act()))
         shared = p.act_granularity == "token_shared"
         tokens = self.token_rows.unfold(smoothed) if shared else smoothed
         lo, hi = (
             bound.expand(*tokens.shape[:-1], 1).reshape(-1, 1) for bound in tensor_range(tokens, p.act_granularity)
         )
-        return qparams_from_range(lo, hi, bits=p.act_bits, symmetric=p.symmetric_acts)
+        return qparams_from_range(lo, hi, bits=self.act_bits, symmetric=p.symmetric_acts)
+
+    @property
+    def act_bits(self) -> int:
+        """Of the clock's step."""
+        return self.bits[self.clock.step]
 
     @property
     def range_(self) -> int:

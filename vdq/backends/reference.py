@@ -50,17 +50,17 @@ class ReferenceLinear(IntegerLinear):
         return qx @ qw.T - zx * w_sums - x_sums * zw.T + self.in_features * zx * zw.T
 
     def quantize_input(self, x: Tensor) -> tuple[Tensor, QParams]:
-        """Codes int32 [n, in] of X / s, and their qparams, [1, 1] if static, else [n, 1]."""
+        """Codes int32 [n, in] of X / s, and their qparams, [1, 1] if static without groups, else [n, 1]."""
         p = self.params
         s = 1.0 if p.smoothing is None else p.smoothing[self.range_]
-        if p.static:
+        if p.static and p.act_group is None:
             act = QParams(*(values[self.clock.step].view(1, 1) for values in p.step_act()))
             grid, x = QParams(act.scale * s, act.zero_point), x.float().reshape(-1, self.in_features)
         else:
             x = x.float() / s
             grid = act = self.token_qparams(x)
             x = x.reshape(-1, self.in_features)
-        return quantize(x, grid, bits=p.act_bits, symmetric=p.symmetric_acts).int(), act
+        return quantize(x, grid, bits=self.act_bits, symmetric=p.symmetric_acts).int(), act
 
     @property
     def weight_bytes(self) -> int:

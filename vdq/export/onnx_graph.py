@@ -58,9 +58,11 @@ def layer_specs(quantized: nn.Module) -> dict[str, LayerSpec]:
 
 def step_groups(layers: Iterable[LayerSpec], *, constant: bool) -> list[list[int]]:
     """Steps that one graph serves: those of equal weights, and where `constant` of equal activation qparams too."""
+    layers = list(layers)
     tables = [layer.params.weight_range for layer in layers]
     if constant:
         tables += [layer.params.act_range for layer in layers]
+        tables += [layer.params.step_bits for layer in layers if layer.params.step_bits is not None]
     groups: dict[tuple[int, ...], list[int]] = {}
     for step, ranges in enumerate(torch.stack(tables, 1).tolist()):
         groups.setdefault(tuple(ranges), []).append(step)

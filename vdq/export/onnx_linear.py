@@ -33,10 +33,15 @@ class OnnxBackend(Backend):
     def supports(self, layer: LayerSpec) -> str | None:
         if not layer.params.static:
             return "its activation ranges are measured at run time, an exported graph holds constants only"
+        if layer.params.rotation or layer.params.act_group is not None:
+            return "rotation and act_group are no operators of a QDQ graph"
         return unsupported(layer)
 
     def build(self, layer: LayerSpec) -> OnnxLinear:
         return OnnxLinear(layer)
+
+    def transformed(self, layer: LayerSpec) -> OnnxLinear:
+        return self.build(layer)  # `expand` adds shift and correction
 
 
 class OnnxLinear(nn.Module):
@@ -77,7 +82,8 @@ def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: boo
     """Adds the operators of one layer, from the input named `x` to the output named `y`.
 
     All steps of `pieces` have one weight range. Weight zero points stay in DequantizeLinear where `zero_points`, else
-    the weights are made symmetric and what is missing is added. The bias is fp32 and three-dimensional, see OnnxLinear.
+    the weights are made symmetric and what is missing is added. The bias, a correction included, is fp32 and
+    three-dimensional, see OnnxLinear.
     """
     fqn, range_ = layer.fqn, int(layer.params.weight_range[pieces.steps[0]])
     x = _dequantized_input(layer, pieces, x, range_)
@@ -86,8 +92,12 @@ def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: boo
     if offset is not None:
         sums = pieces.node("MatMul", [x, _ones(layer, pieces)], f"{fqn}.sums")
         terms.append(pieces.node("Mul", [sums, offset], f"{fqn}.corrections"))
-    if layer.bias is not None:
-        terms.append(pieces.constant(f"{fqn}.bias", lambda: layer.bias.detach().float().view(1, 1, -1)))
+    bias = None if layer.bias is None else layer.bias.detach().float().view(1, 1, -1)
+    if layer.params.correction is not None:
+        corrections = layer.params.correction[layer.params.table_range][:, None, None]
+        terms.append(pieces.per_step(f"{fqn}.bias", corrections if bias is None else corrections + bias))
+    elif bias is not None:
+        terms.append(pieces.constant(f"{fqn}.bias", lambda: bias))
     names = [f"{fqn}.product", f"{fqn}.corrected"][: len(terms)] + [y]
     result = pieces.node("MatMul", [x, weight], names[0])
     for term, name in zip(terms, names[1:], strict=True):
@@ -95,14 +105,18 @@ def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: boo
 
 
 def _dequantized_input(layer: LayerSpec, pieces: Pieces, x: str, range_: int) -> str:
-    """X / s in unsigned 8-bit codes and back. Codes of fewer bits are kept inside their range by a clamp before."""
+    """(X - shift) / s in unsigned 8-bit codes and back. Codes of fewer bits are kept inside their range by a clamp
+    before.
+    """
     fqn, params = layer.fqn, layer.params
     act = params.step_act()
-    first, last = code_range(params.act_bits, params.symmetric_acts)
+    first, last = params.step_code_range()
+    if params.shift is not None:
+        x = pieces.node("Sub", [x, pieces.per_step(f"{fqn}.shift", params.step_shift())], f"{fqn}.shifted")
     if params.smoothing is not None:
         s = pieces.constant(f"{fqn}.smoothing", lambda: params.smoothing[range_], key=range_)
         x = pieces.node("Div", [x, s], f"{fqn}.smoothed")
-    if params.act_bits < BITS:
+    if params.act_bits < BITS or params.step_bits is not None:
         lower = pieces.per_step(f"{fqn}.act_lower", (first - act.zero_point) * act.scale)
         upper = pieces.per_step(f"{fqn}.act_upper", (last - act.zero_point) * act.scale)
         x = pieces.node("Clip", [x, lower, upper], f"{fqn}.clamped")

@@ -1,8 +1,8 @@
 """The packed artefact: integer weights at their bit-width and everything else that sampling needs of the denoiser.
 
 A folder of `weights_<n>.safetensors`, a card `README.md` and `manifest.json`. The tensors are, for every quantized
-layer, those of LinearParams and CodedParams (`<fqn>.weight_codes`, `<fqn>.weight_scale`, ...), and every other entry
-of the denoiser's state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`.
+layer, those of LinearParams (`<fqn>.weight_codes`, `<fqn>.weight_scale`, ...), and every other entry of the denoiser's
+state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`.
 """
 
 from __future__ import annotations
@@ -29,24 +29,30 @@ from vdq.export.rebuild import describe, rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
 from vdq.quant.bit_packing import packed_bytes
-from vdq.quant.coded import CodedParams, packed_codes, stand_in
+from vdq.quant.coded import stand_in
 from vdq.quant.convert import apply
 from vdq.quant.layers import linear_modules, projections, split
-from vdq.quant.state import LinearParams, QuantState
+from vdq.quant.params import CODES, SCALARS, LinearParams
+from vdq.quant.state import QuantState
 
 KIND, VERSION = "packed", 1
 GROUPS = ("model", "sampler", "quant", "backend")
 SHARD_BYTES = 1e9  # files, and so the memory that writing takes, are not much larger
-CODES = "weight_codes"
 PARTS = {
     CODES: "integer weights",
     "weight_scale": "scales and zero points of weights",
     "weight_zero_point": "scales and zero points of weights",
     "act_scale": "scales and zero points of activations",
     "act_zero_point": "scales and zero points of activations",
+    "codebook_levels": "codebooks of activations",
+    "codebook_edges": "codebooks of activations",
     "smoothing": "smoothing factors",
+    "shift": "shifts and corrections",
+    "correction": "shifts and corrections",
     "weight_range": "tables of steps",
     "act_range": "tables of steps",
+    "step_bits": "tables of steps",
+    "act_group": "groups of tokens",
 }
 FULL_PRECISION = "all else in full precision"
 
@@ -157,7 +163,7 @@ def _stored_tensors(denoiser: nn.Module, state: QuantState) -> Iterator[tuple[st
     for p in projections(denoiser):
         if p.fqn in state.layers:
             params = state.layers[p.fqn].to(p.weight.device)
-            for name, tensor in (params.tensors() | {CODES: packed_codes(params, p.weight)}).items():
+            for name, tensor in (params.tensors() | {CODES: params.packed_codes(p.weight)}).items():
                 yield f"{p.fqn}.{name}", tensor
         else:
             yield f"{p.fqn}.weight", p.weight
@@ -172,10 +178,24 @@ def _unquantized(net: nn.Module) -> dict[str, Tensor]:
 
 def _description(params: LinearParams) -> dict[str, Any]:
     """What decides names and shapes of a layer's tensors, and how they are read."""
-    return params.scalars() | {
+    return params.scalars() | _dimensions(params)
+
+
+def _dimensions(params: LinearParams) -> dict[str, Any]:
+    def length(tensor: Tensor | None) -> int:
+        return 0 if tensor is None else len(tensor)
+
+    return {
         "weight_ranges": params.num_weight_ranges,
-        "act_ranges": len(params.act.scale) if params.static else 0,
+        "act_ranges": params.num_act_ranges,
         "smoothing": params.smoothing is not None,
+        "act_table": params.act_range is not None,
+        "act_groups": params.num_act_groups,
+        "token_rows": length(params.act_group),
+        "shifts": length(params.shift),
+        "corrections": length(params.correction),
+        "step_bits": params.step_bits is not None,
+        "levels": length(params.codebook and params.codebook.levels),
     }
 
 
@@ -189,9 +209,22 @@ def _layer_tensors(facts: dict[str, Any], out: int, in_: int, steps: int) -> dic
     }
     if facts["smoothing"]:
         kinds["smoothing"] = ((sets, in_), torch.float32)
-    if acts:
-        kinds |= {name: ((acts,), torch.float32) for name in ("act_scale", "act_zero_point")}
+    rows, levels = facts.get("token_rows"), facts.get("levels")  # artefacts of older versions have none
+    if acts and not levels:
+        shape = (acts, facts["act_groups"]) if rows else (acts,)
+        kinds |= {name: (shape, torch.float32) for name in ("act_scale", "act_zero_point")}
+    if facts.get("act_table", acts):
         kinds["act_range"] = ((steps,), torch.long)
+    if rows:
+        kinds["act_group"] = ((rows,), torch.long)
+    if levels:
+        kinds |= {"codebook_levels": ((levels,), torch.float32), "codebook_edges": ((levels - 1,), torch.float32)}
+    if facts.get("shifts"):
+        kinds["shift"] = ((facts["shifts"], in_), torch.float32)
+    if facts.get("corrections"):
+        kinds["correction"] = ((facts["corrections"], out), torch.float32)
+    if facts.get("step_bits"):
+        kinds["step_bits"] = ((steps,), torch.long)
     return kinds
 
 
@@ -219,9 +252,10 @@ def _check_tensors(
         if found != kind:
             raise ValueError(f"{path}: tensor {name} is {_words(found)}, must be {_words(kind)}")
     for fqn, facts in layers.items():
-        for table, ranges in (("weight_range", facts["weight_ranges"]), ("act_range", facts["act_ranges"])):
+        act_ranges = len(tensors.get(f"{fqn}.act_scale", ()))
+        for table, ranges in (("weight_range", facts["weight_ranges"]), ("act_range", act_ranges)):
             steps = tensors.get(f"{fqn}.{table}")
-            if steps is not None and not (0 <= int(steps.min()) and int(steps.max()) < ranges):
+            if ranges and not (0 <= int(steps.min()) and int(steps.max()) < ranges):
                 raise ValueError(f"{path}: tensor {fqn}.{table} has values outside 0..{ranges - 1}, its ranges")
 
 
@@ -229,11 +263,9 @@ def _words(kind: Kind) -> str:
     return f"{str(kind.dtype).removeprefix('torch.')} {list(kind.shape)}"
 
 
-def _params(fqn: str, facts: dict[str, Any], tensors: dict[str, Tensor]) -> CodedParams:
+def _params(fqn: str, facts: dict[str, Any], tensors: dict[str, Tensor]) -> LinearParams:
     named = {name: tensors[f"{fqn}.{name}"] for name in PARTS if f"{fqn}.{name}" in tensors}
-    codes = {"codes": named.pop(CODES)}
-    scalars = {key: facts[key] for key in facts.keys() - {"weight_ranges", "act_ranges", "smoothing"}}
-    return CodedParams.from_tensors(named, scalars | codes)
+    return LinearParams.from_tensors(named, {key: facts[key] for key in facts.keys() & set(SCALARS)})
 
 
 def _filled(net: nn.Module, tensors: dict[str, Tensor], state: QuantState) -> nn.Module:

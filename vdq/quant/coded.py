@@ -1,44 +1,24 @@
-"""Parameters of a layer whose weight is known by its codes only, as an artefact stores it."""
+"""Weights that are known by their codes, as parameters and artefacts store them."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from vdq.quant.affine import code_range
 from vdq.quant.bit_packing import pack_bits, unpack_bits
-from vdq.quant.state import LinearParams
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class CodedParams(LinearParams):
-    """LinearParams that answer with stored codes, so that backends build the layer that the original weight gives.
-
-    codes: uint8 [Kw, bytes], those of every weight range (vdq.quant.bit_packing). They stay on the host, often
-    memory-mapped, and are only read. Methods that take the weight [out, in] use its shape and device alone: `stand_in`
-    takes its place.
-    """
-
-    codes: Tensor
-
-    def weight_codes(self, weight: Tensor, range_: int) -> Tensor:
-        packed = self.codes[range_].to(weight.device)
-        first, _ = code_range(self.weight_bits, self.symmetric_weights)
-        return (unpack_bits(packed, self.weight_bits, weight.numel()) + first).float().view(weight.shape)
-
-    def to(self, device: torch.device | str) -> "CodedParams":
-        tensors = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return CodedParams.from_tensors(tensors, self.scalars() | {"codes": self.codes})
-
-    def __deepcopy__(self, memo: dict) -> "CodedParams":
-        return self
+def pack_codes(ranges: Iterable[Tensor], *, bits: int, symmetric: bool = False) -> Tensor:
+    """Weight codes of every range, integers [out, in] each, one range at a time -> uint8 [Kw, bytes] on the CPU."""
+    first, _ = code_range(bits, symmetric)
+    return torch.stack([pack_bits(codes - first, bits).cpu() for codes in ranges])
 
 
-def packed_codes(params: LinearParams, weight: Tensor) -> Tensor:
-    """The `codes` of CodedParams, on the CPU: one range at a time is worked on."""
-    first, _ = code_range(params.weight_bits, params.symmetric_weights)
-    ranges = range(params.num_weight_ranges)
-    return torch.stack([pack_bits(params.weight_codes(weight, r) - first, params.weight_bits).cpu() for r in ranges])
+def unpack_codes(packed: Tensor, like: Tensor, *, bits: int, symmetric: bool = False) -> Tensor:
+    """Those of one range, as integers in fp32 of the shape and on the device of `like`: uint8 [bytes]."""
+    first, _ = code_range(bits, symmetric)
+    return (unpack_bits(packed.to(like.device), bits, like.numel()) + first).float().view(like.shape)
 
 
 def stand_in(out_features: int, in_features: int) -> Tensor:

@@ -11,31 +11,43 @@ from vdq.quant.affine import QParams, qparams_from_range, tensor_range
 from vdq.quant.layers import Projection, linear_modules, split
 from vdq.quant.linear import FusedParts, LayerSpec, SampleRows
 from vdq.quant.smoothing import range_over_steps, smoothed_range
-from vdq.quant.state import QuantState, smooth_weight
+from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
 from vdq.quant.time_ranges import TimeRanges
+from vdq.quant.transform import transform_weight
 
 if TYPE_CHECKING:
     from vdq.backends.base import Backend
 
 
-def weight_qparams(weight: Tensor, smoothing: Tensor | None, *, bits: int, symmetric: bool = False) -> QParams:
-    """Per output channel and range, of W * s (section 2.2): weight [out, in], smoothing [K, in] or None -> [K, out,
-    1].
+def weight_qparams(
+    weight: Tensor, smoothing: Tensor | None, *, bits: int, symmetric: bool = False, rotation: int = 0
+) -> QParams:
+    """Per output channel and range, of W * s, rotated (section 2.2): weight [out, in], smoothing [K, in] or None -> [K,
+    out, 1].
     """
     # One range at a time: K copies of a large weight do not fit into memory.
     ranges = [
-        tensor_range(smooth_weight(weight, s), "per_channel") for s in ([None] if smoothing is None else smoothing)
+        tensor_range(transform_weight(weight, s, rotation), "per_channel")
+        for s in ([None] if smoothing is None else smoothing)
     ]
     lo, hi = (torch.stack(bounds) for bounds in zip(*ranges, strict=True))
     return qparams_from_range(lo, hi, bits=bits, symmetric=symmetric)
 
 
 def act_qparams(
-    stats: LayerStats, step_smoothing: Tensor | None, ranges: TimeRanges, *, bits: int, symmetric: bool = False
+    stats: LayerStats,
+    step_smoothing: Tensor | None,
+    ranges: TimeRanges,
+    *,
+    bits: int,
+    symmetric: bool = False,
+    step_shift: Tensor | None = None,
 ) -> QParams:
-    """Per tensor and time range, of X / s (section 2.5): step_smoothing [N, C] or None -> [ranges.num_ranges]."""
-    lo, hi = range_over_steps(*smoothed_range(stats.min, stats.max, step_smoothing), ranges)
+    """Per tensor and time range, of (X - shift) / s (section 2.5): step_smoothing and step_shift [N, C] or None ->
+    [ranges.num_ranges].
+    """
+    lo, hi = range_over_steps(*smoothed_range(stats.min, stats.max, step_smoothing, step_shift), ranges)
     return qparams_from_range(lo, hi, bits=bits, symmetric=symmetric)
 
 
@@ -82,8 +94,12 @@ def _fuse(module: nn.Module, backend: "Backend") -> None:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that `apply` put in, by fqn."""
-    return {module.fqn: module for module in model.modules() if isinstance(getattr(module, "fqn", None), str)}
+    """The modules that `apply` put in, by fqn; the outer one where a layer is inside another of its name."""
+    found: dict[str, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(getattr(module, "fqn", None), str):
+            found.setdefault(module.fqn, module)
+    return found
 
 
 def _plain(p: Projection) -> nn.Linear:

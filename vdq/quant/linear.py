@@ -3,15 +3,18 @@ product.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdq.diffusion.clock import StepClock
-from vdq.quant.affine import code_range, fake_quantize, qparams_from_range, tensor_range
-from vdq.quant.state import LinearParams
+from vdq.quant.affine import fake_quantize, qparams_from_range, tensor_range
+from vdq.quant.params import Codebook, LinearParams
+from vdq.quant.rotation import check_block
+from vdq.quant.transform import transform_input, video_rows
 
 
 class SampleRows:
@@ -35,7 +38,7 @@ class SampleRows:
 @dataclass(frozen=True, eq=False)
 class LayerSpec:
     """What a backend gets to build one layer: the original weight [out, in] and bias [out] or None, and how to
-    quantize them (on the same device). Raises ValueError when the parameters are of another shape.
+    quantize them (on the same device, codes on the CPU). Raises ValueError when the parameters are of another shape.
     """
 
     fqn: str
@@ -46,20 +49,91 @@ class LayerSpec:
     rows: SampleRows
 
     def __post_init__(self) -> None:
-        s, shape = self.params.smoothing, tuple(self.weight.shape)
-        quantized = (self.params.weight.scale.shape[1], shape[1] if s is None else s.shape[1])
-        if quantized != shape:
-            raise ValueError(f"layer {self.fqn} has shape {shape}, its quantization parameters are for {quantized}")
+        p, shape = self.params, tuple(self.weight.shape)
+        outs = {table.shape[1] for table in (p.weight.scale, p.correction) if table is not None}
+        ins = {table.shape[1] for table in (p.smoothing, p.shift) if table is not None} or {shape[1]}
+        for quantized in product(outs, ins):
+            if quantized != shape:
+                raise ValueError(f"layer {self.fqn} has shape {shape}, its quantization parameters are for {quantized}")
+        if p.rotation:
+            check_block(p.rotation, shape[1], f"layer {self.fqn}: rotation")
+
+    def plain(self) -> "LayerSpec":
+        """The layer inside TransformedLinear (LinearParams.plain)."""
+        return replace(self, params=self.params.plain(self.weight))
 
 
-class QuantLinear(nn.Module):
-    """Base of the two executable layers: y = fake_quantize(X / s) What^T + bias, What = dequantize(quantize(W * s)).
+class ExactBuffers(nn.Module):
+    """Base of modules whose buffers named in `exact` stay fp32 through dtype changes such as `.half()`."""
 
-    `weights` is a module of vdq.quant.weight_sets, called for the What of the step. Dtype changes such as `.half()`
-    reach weights and bias only: the buffers named in `exact` stay fp32 and the quantizer computes in fp32.
+    exact: tuple[str, ...] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ExactBuffers":
+        kept = {name: self._buffers[name] for name in self.exact}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            if buffer is not None:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+
+class StepTable(ExactBuffers):
+    """Called without arguments: the row of `values` [K, C] fp32 that `ranges` long [N] has for the clock's step."""
+
+    exact = ("values",)
+    values: Tensor
+    ranges: Tensor
+
+    def __init__(self, values: Tensor, ranges: Tensor, clock: StepClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.register_buffer("values", values)
+        self.register_buffer("ranges", ranges)
+
+    def forward(self) -> Tensor:
+        return self.values.index_select(0, self.ranges.index_select(0, self.clock.index))[0]
+
+
+class TransformedLinear(nn.Module):
+    """A layer of any backend inside the transform of its input: inner(x') + correction (vdq.quant.transform).
+
+    `inner` is built from LayerSpec.plain: without rotation it divides by s itself.
     """
 
-    exact: tuple[str, ...]
+    def __init__(self, layer: LayerSpec, inner: nn.Module) -> None:
+        super().__init__()
+        p, self.inner = layer.params, inner
+
+        def table(values: Tensor | None, ranges: Tensor) -> StepTable | None:
+            return None if values is None else StepTable(values, ranges, layer.clock)
+
+        self.shift = table(p.shift, p.table_range)
+        self.smoothing = table(p.smoothing if p.rotation else None, p.weight_range)
+        self.correction = table(p.correction, p.table_range)
+        self.rotation, self.clock, self.variants = p.rotation, layer.clock, p.variants()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out] in the dtype of x."""
+        shift, smoothing, correction = (t and t() for t in (self.shift, self.smoothing, self.correction))
+        y = self.inner(transform_input(x, shift, smoothing, self.rotation))
+        return (y if correction is None else y + correction).to(x.dtype)
+
+    @property
+    def variant(self) -> int:
+        """Which function of its input the layer is at the clock's step (LinearParams.variants)."""
+        return self.variants[self.clock.step]
+
+    def extra_repr(self) -> str:
+        return f"rotation={self.rotation}"
+
+
+class QuantLinear(ExactBuffers):
+    """Base of the executable layers: y = fake_quantize(X / s) What^T + bias, What = dequantize(quantize(W * s)).
+
+    `weights` is a module of vdq.quant.weight_sets, called for the What of the step. Dtype changes reach weights and
+    bias only, the quantizer computes in fp32. Shift, rotation and correction are TransformedLinear's.
+    """
+
     bias: Tensor | None
 
     def __init__(self, layer: LayerSpec, weights: nn.Module) -> None:
@@ -90,14 +164,6 @@ class QuantLinear(nn.Module):
             f"weight_ranges={self.weight_ranges}"
         )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
-        kept = {name: self._buffers[name] for name in self.exact}
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
-
 
 class StaticLinear(QuantLinear):
     """Activation qparams fixed per step: the graph holds no reduction of an activation.
@@ -114,7 +180,7 @@ class StaticLinear(QuantLinear):
         super().__init__(layer, weights)
         params = layer.params
         scale, zero_point = params.step_act()
-        first, last = code_range(params.act_bits, params.symmetric_acts)
+        first, last = params.step_code_range()
         s = params.step_smoothing()
         divisor = scale[:, None] if s is None else scale[:, None] * s
         self.register_buffer("divisor", divisor)
@@ -128,28 +194,76 @@ class StaticLinear(QuantLinear):
         return codes.clamp_min_(lower).clamp_max_(upper).mul_(scale)
 
 
-class DynamicLinear(QuantLinear):
-    """Activation qparams computed from every input, per token (the ViDiT-Q baseline, spec/quantization.md 2.4).
-
-    `smoothing` [N, in] holds s of every step, or is None.
-    """
+class SmoothedLinear(QuantLinear):
+    """Base of layers that divide by `smoothing` [N, in], s of every step or None, before they quantize."""
 
     exact = ("smoothing",)
     smoothing: Tensor | None
 
     def __init__(self, layer: LayerSpec, weights: nn.Module) -> None:
         super().__init__(layer, weights)
+        self.register_buffer("smoothing", layer.params.step_smoothing())
+
+    def smoothed(self, x: Tensor) -> Tensor:
+        """X / s in fp32."""
+        return x.float() if self.smoothing is None else x.float() / self.smoothing.index_select(0, self.clock.index)[0]
+
+
+class GroupedLinear(SmoothedLinear):
+    """Static, with qparams of their own for groups of token rows: `grid` [N, G, 3] is StaticLinear's for each group,
+    `group` long [R] the group of every row of a video.
+    """
+
+    exact = ("smoothing", "grid")
+    grid: Tensor
+    group: Tensor
+
+    def __init__(self, layer: LayerSpec, weights: nn.Module) -> None:
+        super().__init__(layer, weights)
         params = layer.params
-        self.register_buffer("smoothing", params.step_smoothing())
-        self.granularity, self.rows = params.act_granularity, layer.rows
-        self.format = {"bits": params.act_bits, "symmetric": params.symmetric_acts}
+        scale, zero_point = params.step_act()
+        first, last = (bound[:, None] for bound in params.step_code_range())
+        self.register_buffer("grid", torch.stack([first - zero_point, last - zero_point, scale], 2))
+        self.register_buffer("group", params.act_group)
 
     def fake_quantize_input(self, x: Tensor) -> Tensor:
-        x = x.float()
-        smoothed = x if self.smoothing is None else x / self.smoothing.index_select(0, self.clock.index)[0]
+        grid = self.grid.index_select(0, self.clock.index)[0].index_select(0, self.group)
+        lower, upper, scale = grid[..., None].unbind(1)  # [R, 1]
+        codes = (video_rows(self.smoothed(x), len(self.group)) / scale).round_()
+        return codes.clamp_min_(lower).clamp_max_(upper).mul_(scale).reshape(x.shape)
+
+
+class CodebookLinear(SmoothedLinear):
+    """Static, with levels that need not be uniform (LinearParams.codebook)."""
+
+    exact = ("smoothing", "levels", "edges")
+    levels: Tensor
+    edges: Tensor
+
+    def __init__(self, layer: LayerSpec, weights: nn.Module) -> None:
+        super().__init__(layer, weights)
+        for name, values in layer.params.codebook._asdict().items():
+            self.register_buffer(name, values)
+
+    def fake_quantize_input(self, x: Tensor) -> Tensor:
+        return Codebook(self.levels, self.edges)(self.smoothed(x))
+
+
+class DynamicLinear(SmoothedLinear):
+    """Activation qparams computed from every input, per token (the ViDiT-Q baseline, spec/quantization.md 2.4)."""
+
+    def __init__(self, layer: LayerSpec, weights: nn.Module) -> None:
+        super().__init__(layer, weights)
+        params = layer.params
+        self.granularity, self.rows = params.act_granularity, layer.rows
+        self.bits, self.symmetric = params.act_bits_of_steps(), params.symmetric_acts
+
+    def fake_quantize_input(self, x: Tensor) -> Tensor:
+        smoothed = self.smoothed(x)
         tokens = self.rows.unfold(smoothed) if self.granularity == "token_shared" else smoothed
-        qparams = qparams_from_range(*tensor_range(tokens, self.granularity), **self.format)
-        return fake_quantize(tokens, qparams, **self.format).reshape(x.shape)
+        format_ = {"bits": self.bits[self.clock.step], "symmetric": self.symmetric}
+        qparams = qparams_from_range(*tensor_range(tokens, self.granularity), **format_)
+        return fake_quantize(tokens, qparams, **format_).reshape(x.shape)
 
 
 class FusedParts(nn.Module):

@@ -1,24 +1,29 @@
 """What became of every layer, and the size of the quantized model."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
 
 from vdq.quant.layers import projections
+from vdq.quant.params import CODES, LinearParams
 from vdq.quant.smoothing import smoothed_range
-from vdq.quant.state import LayerReport, LinearParams, QuantState
+from vdq.quant.state import LayerReport, QuantState
 from vdq.quant.stats import LayerStats, Stats
+from vdq.quant.transform import restore_weight
 
 MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; parameters: smoothing factors,
-    scales, zero points and range indices; full_precision: everything else in the state dict, biases included;
-    original: the model before.
+    """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; parameters: scales, zero points,
+    smoothing factors, shifts, corrections, codebooks and tables of steps and groups; full_precision: everything else
+    in the state dict, biases included; original: the model before.
     """
 
     weights: float
@@ -37,7 +42,7 @@ def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
     original = sum(_bytes(tensor) for tensor in denoiser.state_dict().values())
     return ModelSize(
         weights=sum(q.num_weight_ranges * w.numel() * q.weight_bits / 8 for w, q in quantized) / MEGABYTE,
-        parameters=sum(_bytes(tensor) for _, q in quantized for tensor in q.tensors().values()) / MEGABYTE,
+        parameters=sum(map(_bytes, chain.from_iterable(_tables(q) for _, q in quantized))) / MEGABYTE,
         full_precision=(original - sum(_bytes(w) for w, _ in quantized)) / MEGABYTE,
         original=original / MEGABYTE,
     )
@@ -64,7 +69,7 @@ def layer_reports(
 
 
 def weight_error(weight: Tensor, params: LinearParams) -> float:
-    """Relative L2 error of the quantized weight with smoothing undone, over all ranges; 0 for a zero weight."""
+    """Relative L2 error of the quantized weight, transformed back, over all ranges; 0 for a zero weight."""
     weight = weight.detach().float()
     norm = float(weight.norm()) * params.num_weight_ranges**0.5
     errors = [_range_error(weight, params, range_) for range_ in range(params.num_weight_ranges)]
@@ -72,9 +77,11 @@ def weight_error(weight: Tensor, params: LinearParams) -> float:
 
 
 def act_range_spread(stats: LayerStats, params: LinearParams) -> float:
-    """Width of the widest step's range over that of the narrowest, both of X / s and extended to contain 0."""
-    s = params.step_smoothing()
-    lo, hi = smoothed_range(stats.min, stats.max, None if s is None else s.to(stats.min.device))
+    """Width of the widest step's range over that of the narrowest, both of (X - shift) / s, not rotated, and extended
+    to contain 0.
+    """
+    tables = (params.step_smoothing(), params.step_shift())
+    lo, hi = smoothed_range(stats.min, stats.max, *(None if t is None else t.to(stats.min.device) for t in tables))
     width = hi.clamp(min=0) - lo.clamp(max=0)
     return float(width.max() / width.min()) if width.max() > 0 else 1.0
 
@@ -87,18 +94,26 @@ def _quantized(fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats
         weight_bits=params.weight_bits,
         act_bits=params.act_bits,
         weight_ranges=params.num_weight_ranges,
-        act_ranges=len(params.act.scale) if params.static else 0,
+        act_ranges=params.num_act_ranges,
         weight_error=weight_error(weight, params),
         act_range_spread=act_range_spread(stats, params) if stats else None,
+        mean_act_bits=mean(params.act_bits_of_steps()),
+        act_groups=params.num_act_groups,
+        rotation=params.rotation,
     )
 
 
 def _range_error(weight: Tensor, params: LinearParams, range_: int) -> float:
-    """L2 norm of what one range's quantization changes in the weight [out, in] fp32, smoothing undone."""
-    restored = params.dequantized_weight(weight, range_)
-    if params.smoothing is not None:
-        restored = restored / params.smoothing[range_]
+    """L2 norm of what one range's quantization changes in the weight [out, in] fp32."""
+    restored = restore_weight(
+        params.dequantized_weight(weight, range_), params.range_smoothing(range_), params.rotation
+    )
     return float((restored - weight).norm())
+
+
+def _tables(params: LinearParams) -> Iterator[Tensor]:
+    """Every tensor that is stored beside the codes."""
+    return (tensor for name, tensor in params.tensors().items() if name != CODES)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.quant.affine import QParams, fake_quantize
 from vdq.quant.layers import linear_modules, split
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
 
 ROWS = 48  # tokens kept of an input, at random
 
@@ -60,21 +59,19 @@ def output_error(weight: Tensor, params: LinearParams, inputs: dict[int, Tensor]
     """Relative squared error of a static layer's output, |Yq - Y|^2 / |Y|^2 over all recorded rows.
 
     weight [out, in] fp32; inputs: step -> [rows, in]. Both sums run over steps, so steps of large outputs count more,
-    as they do in the sampled latents.
+    as they do in the sampled latents. Where tokens have groups, the rows must be those of whole videos in order, else
+    ValueError.
     """
-    scale, zero_point = params.step_act()
-    smoothing = params.step_smoothing()
     weights: dict[int, Tensor] = {}
     error = norm = 0.0
     for step, x in inputs.items():
         range_ = int(params.weight_range[step])
         if range_ not in weights:
             weights[range_] = params.dequantized_weight(weight, range_)
-        smooth = x if smoothing is None else x / smoothing[step]
-        quantized = fake_quantize(
-            smooth, QParams(scale[step], zero_point[step]), bits=params.act_bits, symmetric=params.symmetric_acts
-        )
+        quantized = params.fake_quantize_act(params.transform_input(x, step), step) @ weights[range_].T
+        if params.correction is not None:
+            quantized += params.correction[params.table_range[step]]
         y = x @ weight.T
-        error += (quantized @ weights[range_].T - y).double().square().sum().item()
+        error += (quantized - y).double().square().sum().item()
         norm += y.double().square().sum().item()
     return error / norm if norm else 0.0

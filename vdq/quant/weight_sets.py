@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import code_range, dequantize
-from vdq.quant.state import LinearParams
+from vdq.quant.params import LinearParams
 
 
 class KeptWeights(nn.Module):
