@@ -1,5 +1,7 @@
 """Executable layers against numpy: every step must use the parameters of its own time range."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -167,3 +169,17 @@ def test_parameters_of_another_shape_are_refused():
     spec = layer()
     with pytest.raises(ValueError, match=r"layer fc has shape \(8, 12\).* for \(8, 16\)"):
         LayerSpec("fc", torch.zeros(OUT, 12), None, spec.params, spec.clock, spec.rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shift": torch.zeros(4, 15)}, r"layer fc has shape \(8, 16\).* for \(8, 15\)"),
+        ({"correction": torch.zeros(4, 9)}, r"layer fc has shape \(8, 16\).* for \(9, 16\)"),
+        ({"rotation": 32}, "layer fc: rotation=32 must be a power of two that divides the 16 channels"),
+    ],
+)
+def test_tables_of_another_width_are_refused(changes, message):
+    spec = layer()
+    with pytest.raises(ValueError, match=message):
+        replace(spec, params=replace(spec.params, **changes))

@@ -68,7 +68,7 @@ class IntegerLinear(nn.Module):
         self.out_features, self.in_features = layer.weight.shape
         self.bias = None if layer.bias is None else layer.bias.detach().float().clone()
         self.ranges: list[int] = layer.params.weight_range.tolist()
-        self.bits = layer.params.act_bits_of_steps()
+        self.step_bits = layer.params.act_bits_of_steps()
         self.variants = layer.params.variants()
 
     # Rounding has no gradient.
@@ -103,7 +103,7 @@ class IntegerLinear(nn.Module):
     @property
     def act_bits(self) -> int:
         """Of the clock's step."""
-        return self.bits[self.clock.step]
+        return self.step_bits[self.clock.step]
 
     @property
     def range_(self) -> int:

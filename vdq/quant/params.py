@@ -81,10 +81,8 @@ class LinearParams:
             raise ValueError(f"act_bits={self.act_bits} must be the largest of step_bits, {int(self.step_bits.max())}")
         for name in ("shift", "correction"):
             table = getattr(self, name)
-            if table is not None and not table.is_meta and int(self.table_range.max()) >= len(table):
-                raise ValueError(
-                    f"{name} has {len(table)} rows, its steps have ranges 0..{int(self.table_range.max())}"
-                )
+            if table is not None and not table.is_meta and (last := int(self.table_range.max())) >= len(table):
+                raise ValueError(f"{name} has {len(table)} rows, must have one for each of the ranges 0..{last}")
         if self.act_group is not None:
             self._check_groups()
 
