@@ -2,13 +2,20 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from vdq.quant import LinearParams, QParams, QuantState, projections
+from vdq.quant.coded import pack_codes
+from vdq.quant.convert import weight_qparams
+from vdq.quant.transform import shift_correction
 
 FIXTURES = Path(os.environ.get("VDQ_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
 MISSING = f"{FIXTURES.name} folder has no such file; set VDQ_FIXTURES"
@@ -59,6 +66,59 @@ def fixtures() -> Path:
     if not FIXTURES.is_dir():
         pytest.skip(MISSING)
     return FIXTURES
+
+
+def extended_params(params: LinearParams, weight: Tensor, rows: int, parts: str) -> LinearParams:
+    """A layer's parameters with the named parts: shift, rotation, correction, bits, codes and groups (of a video's
+    `rows` token rows), all of them different at every activation range or step.
+    """
+    weight, steps, bits = weight.detach().float(), params.num_steps, params.act_bits
+    channels, count = weight.shape[1], params.num_act_ranges or params.num_weight_ranges
+    generator = torch.Generator().manual_seed(channels)
+    changes: dict = {}
+    if "shift" in parts:
+        changes["shift"] = torch.randn(count, channels, generator=generator) / 4
+    if "rotation" in parts:
+        symmetric = params.symmetric_weights
+        qparams = weight_qparams(weight, params.smoothing, bits=params.weight_bits, symmetric=symmetric, rotation=8)
+        changes |= {"rotation": 8, "weight": qparams}
+    if "correction" in parts:
+        changes["correction"] = torch.randn(count, len(weight), generator=generator) / 10
+        if "shift" in parts:
+            changes["correction"] += shift_correction(weight, changes["shift"])
+    if "bits" in parts:
+        changes["step_bits"] = torch.tensor([bits, bits - 2, bits - 1, bits])[torch.arange(steps) % 4]
+    params = replace(params, **changes)
+    if "codes" in parts:  # that no rounding gives: every channel has its neighbour's
+        codes = (params.weight_codes(weight, range_).roll(1, 1) for range_ in range(params.num_weight_ranges))
+        packed = pack_codes(codes, bits=params.weight_bits, symmetric=params.symmetric_weights)
+        params = replace(params, codes=packed)
+    if "groups" in parts:
+        scale, zero_point = params.act
+        act = QParams(torch.stack([scale, 1.5 * scale], 1), torch.stack([zero_point, (0.7 * zero_point).round()], 1))
+        params = replace(params, act=act, act_group=torch.arange(rows) * 2 // rows)
+    return params
+
+
+@pytest.fixture(scope="session")
+def extended() -> Callable[..., LinearParams]:
+    return extended_params
+
+
+@pytest.fixture(scope="session")
+def extended_state() -> Callable[..., QuantState]:
+    """The same of all layers of an STDiT: (denoiser, state, parts); packed captions have no groups."""
+
+    def make(denoiser: nn.Module, state: QuantState, parts: str) -> QuantState:
+        weights = {p.fqn: p.weight for p in projections(denoiser)}
+        rows = prod(n // p for n, p in zip(denoiser.input_size, denoiser.patch_size, strict=True))
+        layers = {}
+        for fqn, params in state.layers.items():
+            own = parts.replace("groups", "") if fqn.endswith("kv_linear") else parts
+            layers[fqn] = extended_params(params, weights[fqn], rows, own)
+        return replace(state, layers=layers)
+
+    return make
 
 
 def _golden_paths(folder: str, kind: str) -> list[Path]:

@@ -4,6 +4,7 @@ import copy
 import logging
 import pickle
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -281,3 +282,34 @@ def test_a_kernel_that_is_missing_or_saturates_is_noticed(monkeypatch):
     monkeypatch.setitem(KERNELS, "saturating", Saturating)
     assert "has no attribute 'qlinear_of_another_version'" in failure("missing")
     assert failure("saturating") == "it does not multiply extreme codes exactly on this CPU"
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("parts", ["bits", "codes", "groups", "groups bits codes"])
+def test_bits_of_steps_groups_and_stored_codes(parts, symmetric, backend, layer, tokens, extended):
+    """Accumulators equal to the reference's, which tests/backends/test_reference.py compares with numpy's."""
+    spec = layer(act_bits=7, symmetric_weights=symmetric, symmetric_acts=symmetric)
+    spec = replace(spec, params=extended(spec.params, spec.weight, 6, parts))
+    module, reference, x = backend.layer(spec), ReferenceBackend().layer(spec), tokens(12).reshape(4, 3, 48)
+    for step in STEPS:
+        spec.clock.set(step)
+        assert torch.equal(module.accumulators(x).int(), reference.accumulators(x))
+        torch.testing.assert_close(module(x), reference(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("parts", ["shift", "rotation correction", "shift rotation correction bits codes groups"])
+def test_transforms_happen_around_the_layer(parts, dynamic, backend, layer, tokens, extended):
+    spec = layer(dynamic=dynamic)
+    own = parts.replace("groups", "") if dynamic else parts
+    spec = replace(spec, params=extended(spec.params, spec.weight, 6, own))
+    module, reference, x = backend.layer(spec), ReferenceBackend().layer(spec), tokens(12)
+    transformed = []
+    module.inner.register_forward_pre_hook(lambda _, args: transformed.append(args[0]))
+    for step in STEPS:
+        spec.clock.set(step)
+        torch.testing.assert_close(module(x), reference(x), rtol=1e-4, atol=1e-3)
+        assert torch.equal(
+            module.inner.accumulators(transformed[-1]).int(), reference.inner.accumulators(transformed[-1])
+        )
+    assert module.fqn == spec.fqn and module(x.half()).dtype == torch.float16

@@ -1,13 +1,16 @@
 """The oracle of the integer backends, against numpy's 64-bit integers and against the simulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from vdq.backends import FakeQuantBackend, ReferenceBackend
+from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.backends.integer import MAX_IN_FEATURES
 from vdq.quant.linear import LayerSpec
+from vdq.quant.params import Codebook
 
 FORMATS = [(8, 8, False, False), (8, 8, True, True), (6, 8, False, False), (4, 6, False, True), (2, 3, True, False)]
 
@@ -98,3 +101,50 @@ def test_what_cannot_run_is_refused_with_the_reason(layer):
 def test_it_says_that_it_is_no_simulation():
     assert (ReferenceBackend().simulated, ReferenceBackend().arithmetic) == (False, "reference (integer)")
     assert FakeQuantBackend().arithmetic == "fake_quant (simulated)"
+
+
+ALL = "shift rotation correction bits codes groups"
+PARTS = ["shift", "rotation", "shift rotation correction", "bits", "codes", "groups", ALL]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("parts", PARTS)
+def test_transforms_bits_and_groups_agree_with_the_simulation(parts, bits, layer, tokens, extended):
+    """But for codes that fp32 rounds otherwise: simulation and reference divide by the scale in another order."""
+    without = layer(weight_bits=bits, act_bits=bits)
+    spec, x = replace(without, params=extended(without.params, without.weight, 6, parts)), tokens(12).reshape(2, 6, 48)
+    simulated, integer = FakeQuantBackend().layer(spec), ReferenceBackend().layer(spec)
+    plain, changed = ReferenceBackend().layer(without), []
+    for step in range(4):
+        spec.clock.set(step)
+        ours, theirs = integer(x), simulated(x)
+        assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
+        changed.append((plain(x) - ours).norm() > 1e-3 * ours.norm())
+    assert changed == [spec.params.act_bits_of_steps()[step] != bits if parts == "bits" else True for step in range(4)]
+
+
+def test_accumulators_of_groups_equal_numpy(layer, tokens, extended):
+    spec = layer(act_bits=6)
+    spec = replace(spec, params=extended(spec.params, spec.weight, 6, "groups bits codes"))
+    module, x, p = ReferenceBackend().layer(spec), tokens(12), spec.params
+    for step in range(4):
+        spec.clock.set(step)
+        smoothed = x.numpy() / p.smoothing[p.weight_range[step]].numpy()
+        scale, zero = (values[step].numpy()[np.tile([0, 0, 0, 1, 1, 1], 2)][:, None] for values in p.act)
+        last = 2 ** int(p.step_bits[step]) - 1
+        qx = np.clip(np.rint(smoothed / scale) + zero, 0, last).astype(np.int64)
+        range_ = int(p.weight_range[step])
+        qw = p.weight_codes(spec.weight, range_).numpy().astype(np.int64)
+        expected = (qx - zero.astype(np.int64)) @ (qw - p.weight.zero_point[range_].numpy().astype(np.int64)).T
+        np.testing.assert_array_equal(module.accumulators(x), expected)
+
+
+def test_codebooks_are_refused(layer):
+    spec = layer()
+    book = Codebook(torch.arange(3.0), torch.tensor([0.5, 1.5]))
+    spec = replace(spec, params=replace(spec.params, act=None, codebook=book))
+    for backend in (ReferenceBackend(), Int8CpuBackend()):
+        with pytest.raises(
+            ValueError, match="layer blocks.0.fc: the levels of its codebook are not multiples of a step"
+        ):
+            backend.layer(spec)

@@ -1,5 +1,6 @@
 """Every recipe of conf/quant on a small denoiser: ranges as in the paper, and static means static."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from vdq.quant import (
     projections,
     quantized_layers,
 )
+from vdq.quant.params import Codebook
 
 STEPS = 20
 CONF = Path(__file__).parents[2] / "conf" / "quant"
@@ -145,6 +147,49 @@ def test_static_recipes_reduce_no_activation_at_run_time(name, backend, denoiser
     assert not trace.names & SYNCHRONIZATIONS
 
 
+ALL = "shift rotation correction bits codes groups"
+
+
+def codebooks(state: QuantState) -> QuantState:
+    """The same levels for all layers."""
+    book = Codebook(torch.linspace(-4, 4, 9), torch.linspace(-3.5, 3.5, 8))
+    layers = {fqn: replace(params, act=None, codebook=book) for fqn, params in state.layers.items()}
+    return replace(state, layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("backend", "quantizer"),
+    [
+        (FakeQuantBackend, "round"),
+        (partial(FakeQuantBackend, "packed"), "round"),
+        (partial(traceable, "oneDNN", True), "round"),
+        (FakeQuantBackend, "bucketize"),
+    ],
+)
+def test_static_transforms_reduce_no_activation_at_run_time(backend, quantizer, denoiser, stats, extended_state):
+    state = convert(recipe("asq_tsw"), denoiser, stats)
+    state = codebooks(state) if quantizer == "bucketize" else extended_state(denoiser, state, ALL)
+    model = apply(denoiser, state, StepClock(STEPS), backend())
+    assert quantized_layers(model).keys() == state.layers.keys()
+    with Trace() as trace:
+        model(*inputs(0))
+    assert quantizer in trace.names
+    assert not trace.names & REDUCTIONS
+    assert not trace.names & SYNCHRONIZATIONS
+
+
+@pytest.mark.parametrize("backend", [Int8CpuBackend, ReferenceBackend])
+def test_transforms_inside_the_model(backend, denoiser, stats, extended_state):
+    """Integer layers, which stand alone when they transform, compute what the simulation does."""
+    clock = StepClock(STEPS)
+    state = extended_state(denoiser, convert(recipe("tsq_4tr"), denoiser, stats), ALL.replace("codes", ""))
+    ours, simulated = (apply(denoiser, state, clock, each()) for each in (backend, FakeQuantBackend))
+    for step in (0, 7, 19):
+        clock.set(step)
+        expected = simulated(*inputs(step))
+        assert (ours(*inputs(step)) - expected).norm() / expected.norm() < 0.02
+
+
 def test_a_traced_graph_follows_the_clock(denoiser, stats):
     """The step is data of the graph: one trace serves every time range."""
     clock = StepClock(STEPS)
@@ -157,6 +202,17 @@ def test_a_traced_graph_follows_the_clock(denoiser, stats):
         outputs.append(graph(x))
         assert torch.equal(outputs[-1], layer(x))
     assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_a_traced_graph_of_a_transform_follows_the_clock(denoiser, stats, extended_state):
+    clock = StepClock(STEPS)
+    state = extended_state(denoiser, convert(recipe("tsq_tsw"), denoiser, stats), ALL)
+    layer = apply(denoiser, state, clock, FakeQuantBackend()).blocks[0].mlp.fc1
+    x = torch.randn(2, 8, 32)
+    graph = make_fx(lambda x: layer(x))(x)
+    for step in (0, 10, 19):
+        clock.set(step)
+        assert torch.equal(graph(x), layer(x))
 
 
 @pytest.fixture(scope="module")

@@ -252,7 +252,8 @@ def _check_tensors(
         if found != kind:
             raise ValueError(f"{path}: tensor {name} is {_words(found)}, must be {_words(kind)}")
     for fqn, facts in layers.items():
-        act_ranges = len(tensors.get(f"{fqn}.act_scale", ()))
+        rows = (len(tensors.get(f"{fqn}.{table}", ())) for table in ("act_scale", "shift", "correction"))
+        act_ranges = next(filter(None, rows), 0)
         for table, ranges in (("weight_range", facts["weight_ranges"]), ("act_range", act_ranges)):
             steps = tensors.get(f"{fqn}.{table}")
             if ranges and not (0 <= int(steps.min()) and int(steps.max()) < ranges):
