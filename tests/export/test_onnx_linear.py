@@ -1,5 +1,7 @@
 """A layer as ONNX operators: ONNX Runtime computes what the integer reference computes, in integers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from onnx import GraphProto, TensorProto, checker, helper, load_model, save_mode
 
 from vdq.backends import ReferenceBackend  # noqa: E402
 from vdq.diffusion.clock import StepClock  # noqa: E402
-from vdq.export.onnx_graph import DATA, Graph, TensorFile  # noqa: E402
+from vdq.export.onnx_graph import DATA, Graph, TensorFile, step_groups  # noqa: E402
 from vdq.export.onnx_kernels import check_integer  # noqa: E402
 from vdq.export.onnx_linear import DOMAIN, OPERATOR, OPSET, OnnxBackend  # noqa: E402
 from vdq.methods import StaticMethod  # noqa: E402
@@ -133,6 +135,40 @@ def test_a_layer_in_floating_point_is_found(damage, tmp_path):
 def test_what_bytes_cannot_hold_is_refused(options, reason):
     with pytest.raises(ValueError, match=rf"onnx_qdq does not support layer {FQN}: {reason}"):
         OnnxBackend().layer(make_layer(**options))
+
+
+@pytest.mark.parametrize("zero_points", [True, False])
+@pytest.mark.parametrize("parts", ["shift", "correction", "bits", "codes", "shift correction bits codes"])
+def test_shifts_corrections_bits_and_codes(parts, zero_points, extended, tmp_path):
+    layer = make_layer(weight_bits=4, act_bits=8, act_time_ranges="per_step")
+    layer = replace(layer, params=extended(layer.params, layer.weight, 9, parts))
+    x, groups = inputs(), [list(range(STEPS))] if zero_points else [[step] for step in range(STEPS)]
+    for steps in groups:
+        path = write(layer, steps, tmp_path, zero_points=zero_points)
+        check_integer(path, [FQN])
+        for step in steps:
+            torch.testing.assert_close(run(path, x, step), reference(layer, x, step), rtol=1e-5, atol=1e-5)
+
+
+def test_steps_of_other_bits_are_another_constant_graph(extended):
+    layer = make_layer(num_time_ranges=2)
+    assert step_groups([layer], constant=True) == [[0, 1], [2, 3]]
+    layer = replace(layer, params=extended(layer.params, layer.weight, 9, "bits"))
+    assert step_groups([layer], constant=True) == [[0], [1], [2], [3]]
+    assert step_groups([layer], constant=False) == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ("groups", "act_group gives tokens scales of their own, an integer product of ONNX Runtime has one for all"),
+        ("rotation", "this export writes no operators for rotation=8"),
+    ],
+)
+def test_what_it_does_not_write_is_refused(parts, reason, extended):
+    layer = make_layer()
+    with pytest.raises(ValueError, match=rf"onnx_qdq does not support layer {FQN}: {reason}"):
+        OnnxBackend().layer(replace(layer, params=extended(layer.params, layer.weight, 9, parts)))
 
 
 def test_two_dimensions_are_refused():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from vdq.export import artefact, packed
 from vdq.methods import FullPrecisionMethod, StaticMethod
 from vdq.models.stdit import FusedLinear
 from vdq.quant import apply, model_size
+from vdq.quant.params import Codebook
 from vdq.quant.report import MEGABYTE
 
 FILE = "weights_1.safetensors"
@@ -69,6 +71,35 @@ def test_another_backend_samples_what_it_samples_from_full_precision(backend, ma
     path = export(make_run("quant=tsq_2tr"), tmp_path / "packed")
     run = make_run("quant=tsq_2tr", f"backend={backend}")
     assert torch.equal(sample(packed.load(path, backend=INTEGER[backend]()), run), expected_latents(run))
+
+
+PARTS = ["shift", "rotation", "correction", "bits", "codes", "groups", "shift rotation correction bits codes groups"]
+
+
+@pytest.mark.parametrize("backend", ["fake_quant", *(pytest.param(b, marks=pytest.mark.slow) for b in INTEGER)])
+@pytest.mark.parametrize("parts", PARTS)
+def test_transforms_bits_codes_and_groups(parts, backend, make_run, expected_latents, extended_state, tmp_path):
+    run = make_run("quant=tsq_2tr", "bits=w4a8", f"backend={backend}")
+    plain = expected_latents(run)
+    run = replace(run, state=extended_state(run.denoiser, run.state, parts))
+    expected = expected_latents(run)
+    assert expected.isfinite().all() and not torch.equal(expected, plain)
+    model = packed.load(export(run, tmp_path / "packed"))
+    assert torch.equal(sample(model, run), expected)
+    for fqn, params in run.state.layers.items():
+        found = model.state.layers[fqn]
+        assert found.scalars() == params.scalars()
+        assert all(torch.equal(value, found.tensors()[name]) for name, value in params.tensors().items())
+    stored = sum(model.contents["bytes"].values()) / MEGABYTE
+    assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
+
+
+def test_codebooks(make_run, expected_latents, tmp_path):
+    run = make_run("quant=asq_tsw")
+    book = Codebook(torch.linspace(-3, 3, 8), torch.linspace(-2.5, 2.5, 7))
+    layers = {fqn: replace(params, act=None, codebook=book) for fqn, params in run.state.layers.items()}
+    run = replace(run, state=replace(run.state, layers=layers))
+    assert torch.equal(sample(packed.load(export(run, tmp_path / "packed")), run), expected_latents(run))
 
 
 def test_batch_shared_ranges_and_ancestral_noise(make_run, expected_latents, tmp_path):

@@ -2,17 +2,20 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import hadamard
 from torch import nn
 
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods import DynamicMethod, FullPrecisionMethod, StaticMethod
 from vdq.models.stdit import FusedLinear
-from vdq.quant import CallCounter, Observer, QuantState, Stats, apply, model_size, quantized_layers, storage
+from vdq.quant import CallCounter, LayerStats, Observer, QuantState, Stats, apply, model_size, quantized_layers, storage
+from vdq.quant.report import layer_reports
 
 STEPS = 4
 
@@ -162,6 +165,16 @@ def test_file_round_trip(net, stats, method, tmp_path):
     assert torch.equal(ours, theirs)
 
 
+def test_file_round_trip_of_every_table(net, stats, extended, tmp_path):
+    state = convert(net, stats)
+    params = extended(state.layers["fc"], net.fc.weight, 7, "shift correction bits codes groups")
+    state = replace(state, layers={"fc": params})
+    state.save(tmp_path / "state.safetensors")
+    loaded = QuantState.load(tmp_path / "state.safetensors").layers["fc"]
+    assert loaded.scalars() == params.scalars() and loaded.tensors().keys() == params.tensors().keys()
+    assert all(torch.equal(value, loaded.tensors()[name]) for name, value in params.tensors().items())
+
+
 def test_an_interrupted_save_leaves_the_old_file(net, stats, tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
     convert(net, stats).save(path)
@@ -219,6 +232,44 @@ def test_model_size_counts_every_copy(net, stats):
     assert size.full_precision * 1e6 == pytest.approx(kept)
     assert size.original * 1e6 == pytest.approx(sum(4 * p.numel() for p in net.parameters()))
     assert size.total == pytest.approx(size.weights + size.parameters + size.full_precision)
+
+
+def test_sizes_count_stored_codes_once_and_every_table(net, stats, extended):
+    state = convert(net, stats)
+    weights = {"attn.q": net.attn.qkv.weight[:4], "attn.k": net.attn.qkv.weight[4:8], "fc": net.fc.weight}
+    parts = "shift correction bits codes groups"
+    layers = {fqn: extended(params, weights[fqn], 7, parts) for fqn, params in state.layers.items()}
+    before, size = model_size(net, state), model_size(net, replace(state, layers=layers))
+    shifts, corrections = 4 * 2 * (6 + 6 + 4), 4 * 2 * (4 + 4 + 5)  # two ranges, fp32
+    groups = 3 * (8 * 7 + 4 * 2 * 2)  # a table of rows; scale and zero point of one more group in two ranges
+    bits = 3 * 8 * STEPS
+    assert (size.parameters - before.parameters) * 1e6 == pytest.approx(shifts + corrections + groups + bits)
+    assert (size.weights, size.full_precision) == (before.weights, before.full_precision)
+
+
+@pytest.mark.parametrize("parts", ["shift rotation", "bits groups"])
+def test_reports_tell_transforms_bits_and_groups(parts, net, stats, extended):
+    weight, seen = net.fc.weight.repeat(3, 2), stats.layers["fc"]
+    wide = LayerStats(*(getattr(seen, name).repeat(1, 2) for name in ("min", "max", "abs_sum")), seen.rows)
+    params = StaticMethod(weight_bits=6, alpha=0.5, num_time_ranges=2).layer(weight, wide, STEPS)
+    params = extended(params, weight, 7, parts)
+    linear = nn.Linear(8, 15, bias=False)
+    linear.weight = nn.Parameter(weight)
+    (row,) = layer_reports(linear, {"": params}, Stats({"": wide}, STEPS, 3), reason="")
+    assert (row.rotation, row.act_groups) == ((8, 1) if "rotation" in parts else (0, 2))
+    assert row.mean_act_bits == ((8 + 6 + 7 + 8) / 4 if "bits" in parts else 8)
+    H = hadamard(8) / np.sqrt(8) if "rotation" in parts else np.eye(8)
+    w, errors = weight.double().numpy(), []
+    for range_, s in enumerate(params.smoothing.double().numpy()):
+        scale, zero = (values[range_].double().numpy() for values in params.weight)
+        codes = np.clip(np.rint((w * s) @ H / scale) + zero, 0, 63)
+        errors.append((codes - zero) * scale @ H.T / s - w)
+    assert row.weight_error == pytest.approx(np.linalg.norm(errors) / np.linalg.norm([w, w]), rel=1e-3)
+    shift = params.shift.repeat_interleave(2, 0).numpy() if "shift" in parts else 0
+    s = params.smoothing.repeat_interleave(2, 0).numpy()
+    lo, hi = ((values.numpy() - shift) / s for values in (wide.min, wide.max))
+    widths = hi.max(1).clip(min=0) - lo.min(1).clip(max=0)
+    assert row.act_range_spread == pytest.approx(widths.max() / widths.min(), rel=1e-5)
 
 
 def test_mistakes_are_refused(net, stats):

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods.static import StaticMethod
+from vdq.quant.linear import LayerSpec, SampleRows
 from vdq.quant.search import ROWS, InputRecorder, output_error
 from vdq.quant.stats import LayerStats
 
@@ -75,3 +77,31 @@ def test_recorder_keeps_rows_of_chosen_steps_only():
     assert kept.shape == (ROWS, CHANNELS)
     rows = batches[3].flatten(0, 1)
     assert all((row == rows).all(1).any() for row in kept)
+
+
+PARTS = ["shift", "rotation", "bits", "groups", "codes", "shift rotation correction bits codes groups"]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_error_is_that_of_the_layer(layer, parts, extended):
+    """The executed layer's, which tests/quant/test_transform.py compares with numpy."""
+    weight, x = layer
+    weight, x = weight.repeat(1, 4), x.repeat(1, 1, 4)  # channels that blocks of 8 divide
+    method = StaticMethod(weight_bits=4, act_bits=5, num_time_ranges="per_step", alpha=0.5)
+    params = extended(method.layer(weight, stats_of(x), STEPS), weight, 8, parts)
+    spec = LayerSpec("fc", weight, None, params, StepClock(STEPS), SampleRows())
+    module, error, norm = FakeQuantBackend().layer(spec), 0.0, 0.0
+    for step in (0, 3):
+        spec.clock.set(step)
+        y = x[step].double().numpy() @ weight.double().numpy().T
+        error += ((module(x[step]).double().numpy() - y) ** 2).sum()
+        norm += (y**2).sum()
+    found = output_error(weight, params, {step: x[step] for step in (0, 3)})
+    assert found == pytest.approx(error / norm, rel=1e-2)
+
+
+def test_single_rows_have_no_group(layer, extended):
+    weight, x = layer
+    params = extended(StaticMethod().layer(weight, stats_of(x), STEPS), weight, 8, "groups")
+    with pytest.raises(ValueError, match="act_group is for videos of 8 token rows, got 31 rows"):
+        output_error(weight, params, {0: x[0, :31]})
