@@ -7,6 +7,7 @@ test_int8_cuda_anywhere.py runs this file in Triton's interpreter.
 import copy
 import os
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -501,3 +502,31 @@ def test_numbers_on_the_cpu_are_refused(layer):
 def test_it_says_what_ran():
     name = "int8_cuda (integer, Triton interpreted on the CPU)" if INTERPRETED else "int8_cuda (integer, Triton)"
     assert Int8CudaBackend().arithmetic == name and not Int8CudaBackend().simulated
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ("shift", "its kernels know no shift, rotation and correction"),
+        ("rotation", "its kernels know no shift, rotation and correction"),
+        ("correction", "its kernels know no shift, rotation and correction"),
+        ("bits", "its kernels know no step_bits and no act_group"),
+        ("groups", "its kernels know no step_bits and no act_group"),
+    ],
+)
+def test_what_its_kernels_do_not_know_is_refused(parts, reason, layer, extended):
+    spec = layer()
+    spec = replace(spec, params=extended(spec.params, spec.weight, 6, parts))
+    with pytest.raises(ValueError, match=f"^backend int8_cuda does not support layer blocks.0.fc: {reason}"):
+        Int8CudaBackend().layer(spec)
+
+
+def test_stored_codes(layer, oracle, tokens, extended):
+    """The oracle rounds, so the codes are those of rounding, of a weight that is no longer there."""
+    spec = layer()
+    params = replace(spec.params, codes=spec.params.packed_codes(spec.weight))
+    coded = replace(spec, weight=torch.zeros_like(spec.weight), params=params)
+    module, x = Int8CudaBackend().layer(coded).to(DEVICE), tokens(9).to(DEVICE)
+    for step in STEPS:
+        spec.clock.set(step)
+        np.testing.assert_array_equal(module.accumulators(x).cpu(), oracle(spec, x.cpu(), step).accumulators)

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_samples_what_the_backend_samples(quant, bits, steps, exported):
     for ours, theirs, full in zip(found, expected, exact, strict=True):
         assert (ours - theirs).norm() < 0.1 * (theirs - full).norm()
     assert (found[0] - expected[0]).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("steps", ["gather", "constant"])
+def test_shifts_corrections_bits_of_steps_and_codes(steps, make_run, extended_state, tmp_path):
+    run = make_run("quant=asq_tsw", "bits=w8a8")
+    plain = trajectory(apply(run.denoiser, run.state, clock := StepClock(4), run.backend), run, clock)
+    run = replace(run, state=extended_state(run.denoiser, run.state, "shift correction bits codes"))
+    artefact.write(onnx_qdq.OnnxQdqExporter(steps=steps), run, tmp_path / "onnx_qdq")
+    model = onnx_runtime.load(tmp_path / "onnx_qdq", threads=1)
+    found = trajectory(model.denoiser, run, model.clock)
+    expected = trajectory(apply(run.denoiser, run.state, clock := StepClock(4), run.backend), run, clock)
+    for ours, theirs, other in zip(found, expected, plain, strict=True):
+        assert (ours - theirs).norm() < 0.1 * (theirs - other).norm()
 
 
 @pytest.mark.parametrize("mask", [[1, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 1], [1] * 6])

@@ -391,6 +391,22 @@ def test_a_file_that_is_not_safetensors_is_refused(folder):
         packed.load(folder)
 
 
+def test_an_artefact_of_before_is_read(folder, make_run, expected_latents):
+    """Its manifest knew neither transforms nor groups."""
+    old = {"weight_bits", "act_bits", "symmetric_weights", "symmetric_acts", "act_granularity"}
+    old |= {"weight_ranges", "act_ranges", "smoothing"}
+
+    def forget(manifest: dict) -> None:
+        for facts in manifest["contents"]["layers"].values():
+            assert facts.keys() > old
+            for name in facts.keys() - old:
+                facts.pop(name)
+
+    sealed(folder, forget)
+    run = make_run("quant=tsq_2tr", "bits=w4a8")
+    assert torch.equal(sample(packed.load(folder), run), expected_latents(run))
+
+
 def test_a_clock_of_other_steps_is_refused(sound):
     with pytest.raises(ValueError, match="clock.num_steps=10 must be 4"):
         packed.load(sound, clock=StepClock(10))
