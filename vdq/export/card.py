@@ -72,7 +72,11 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
 def _activations(layers: list[dict[str, Any]], static: bool) -> str:
     bits = _several(layer["act_bits"] for layer in layers)
     if static:
-        return f"static: {bits} bits per tensor, {_several(layer['act_ranges'] for layer in layers)} range(s) of steps"
+        grain = "per group of tokens" if any(layer["token_rows"] for layer in layers) else "per tensor"
+        most = "at most " if any(layer["step_bits"] for layer in layers) else ""
+        return (
+            f"static: {most}{bits} bits {grain}, {_several(layer['act_ranges'] for layer in layers)} range(s) of steps"
+        )
     return f"dynamic: {bits} bits, {_several(layer['act_granularity'] for layer in layers)}, measured at run time"
 
 
