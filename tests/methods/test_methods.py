@@ -179,10 +179,11 @@ def test_static_transforms_reduce_no_activation_at_run_time(backend, quantizer, 
 
 
 @pytest.mark.parametrize("backend", [Int8CpuBackend, ReferenceBackend])
-def test_transforms_inside_the_model(backend, denoiser, stats, extended_state):
+@pytest.mark.parametrize("parts", ["bits", "groups", "shift rotation correction bits groups"])
+def test_transforms_inside_the_model(parts, backend, denoiser, stats, extended_state):
     """Integer layers, which stand alone when they transform, compute what the simulation does."""
     clock = StepClock(STEPS)
-    state = extended_state(denoiser, convert(recipe("tsq_4tr"), denoiser, stats), ALL.replace("codes", ""))
+    state = extended_state(denoiser, convert(recipe("tsq_4tr"), denoiser, stats), parts)
     ours, simulated = (apply(denoiser, state, clock, each()) for each in (backend, FakeQuantBackend))
     for step in (0, 7, 19):
         clock.set(step)

@@ -79,7 +79,15 @@ def test_recorder_keeps_rows_of_chosen_steps_only():
     assert all((row == rows).all(1).any() for row in kept)
 
 
-PARTS = ["shift", "rotation", "bits", "groups", "codes", "shift rotation correction bits codes groups"]
+PARTS = [
+    "shift",
+    "rotation",
+    "bits",
+    "groups",
+    "codes",
+    "shift correction",
+    "shift rotation correction bits codes groups",
+]
 
 
 @pytest.mark.parametrize("parts", PARTS)
