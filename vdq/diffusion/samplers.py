@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.guidance import Reusing, guided
+from vdq.diffusion.observer import step_observers
 from vdq.diffusion.schedule import Schedule
 from vdq.models.base import Conditions
 
@@ -49,12 +50,14 @@ class Sampler(ABC):
         """Latents [n, c, T, H, W] fp32 on the device of `conditions`, where the denoiser must be too.
 
         `clock` is set before every call of the denoiser; `callback(step, latents)` is called after every step. The
-        state is fp32 whatever the denoiser's dtype. `Reusing(denoiser)` gives the same latents in less time. Raises
-        ValueError when the clock counts other steps than the schedule.
+        state is fp32 whatever the denoiser's dtype. `Reusing(denoiser)` gives the same latents in less time. The
+        denoiser's `StepObserver`s are told the guided estimate of every step. Raises ValueError when the clock counts
+        other steps than the schedule.
         """
         steps = self.schedule.num_steps
         if clock.num_steps != steps:
             raise ValueError(f"clock.num_steps={clock.num_steps} must equal the sampler's steps={steps}")
+        observers = step_observers(denoiser)
         x = noise.initial().to(conditions.y.device, torch.float32)
         for step, timestep in enumerate(self.schedule.timesteps.tolist()):
             clock.set(step)
@@ -66,6 +69,8 @@ class Sampler(ABC):
                 guidance_scale=self.guidance_scale,
                 guidance_channels=self.guidance_channels,
             )
+            for observer in observers:
+                observer.observe(step, eps.float())
             x = self.advance(step, x, eps.float(), variance.float(), noise)
             if callback is not None:
                 callback(step, x)
