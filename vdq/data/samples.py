@@ -6,13 +6,15 @@ changes.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vdq.data.video import write_mp4
-from vdq.files import complete_or_nothing
+from vdq.files import complete_or_nothing, write_json
 
 
 def write_sample(folder: Path, index: int, latents: Tensor, frames: Tensor, fps: float, note: str = "") -> None:
@@ -28,6 +30,18 @@ def write_sample(folder: Path, index: int, latents: Tensor, frames: Tensor, fps:
 def read_sample(folder: Path, index: int) -> dict[str, Tensor]:
     """``latents`` and ``frames`` of one prompt."""
     return load_file(_tensors(folder, index))
+
+
+def write_schedule(folder: Path, index: int, schedule: dict[str, Any]) -> None:
+    """Writes what one prompt's video was sampled with, lists over the steps. To be written before the sample, which
+    stands for a complete video.
+    """
+    write_json(folder / "schedules" / f"{index:04d}.json", schedule)
+
+
+def read_schedules(folder: Path) -> list[dict[str, Any]]:
+    """Those of all prompts that have one, in their order."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("schedules/*.json"))]
 
 
 def video_path(folder: Path, index: int) -> Path:

@@ -67,7 +67,10 @@ def _finish(experiment: Experiment) -> dict:
     folder, config = experiment.folder, experiment.config()
     scores = json.loads((folder / "metrics.json").read_text())
     execution = json.loads((folder / EXECUTION).read_text())
-    result = _identity(experiment) | _ran(execution) | scores["values"] | scores["notes"]
+    result = _identity(experiment)
+    if execution.get("mean_act_bits") is not None:  # decided while sampling
+        result["mean_act_bits"] = execution["mean_act_bits"]
+    result |= _ran(execution) | scores["values"] | scores["notes"]
     result |= {
         "metrics": experiment.metrics_signature,
         "higher_is_better": scores["higher_is_better"],

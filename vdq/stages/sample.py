@@ -9,12 +9,13 @@ from pathlib import Path
 from filelock import FileLock
 from torch import nn
 
-from vdq.data.samples import read_sample
+from vdq.data.samples import read_sample, read_schedules
 from vdq.quant.convert import apply
 from vdq.quant.state import QuantState
 from vdq.stages import quantize
 from vdq.stages.experiment import Experiment, intact
 from vdq.tasks.generation import EXECUTION, Generation
+from vdq.tracking.figures import bits_figure
 
 log = logging.getLogger(__name__)
 RANDOM_NOTE = "made with random weights: not a result"
@@ -61,6 +62,9 @@ def run(experiment: Experiment) -> None:
             ran["quantized_layers"],
             ran["quantized_calls"],
         )
+        if ran["mean_act_bits"] is not None:
+            bits_figure(read_schedules(folder), folder / "act_bits.png")
+            log.info("sample: %.2f activation bits on average, %s", ran["mean_act_bits"], folder / "act_bits.png")
         if ran["integer_weights_mb"]:
             log.info("sample: integer weights of all time ranges take %s MB", ran["integer_weights_mb"])
         peaks = [f"{gigabytes} GB while {phase}" for phase, gigabytes in ran["peak_memory_gb"].items()]

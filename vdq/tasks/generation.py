@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from vdq.backends.integer import integer_weight_bytes
 from vdq.data.prompts import PromptDataset
-from vdq.data.samples import write_sample
+from vdq.data.samples import read_schedules, write_sample, write_schedule
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
+from vdq.diffusion.observer import step_observers
 from vdq.diffusion.samplers import Sampler
 from vdq.files import write_json
 from vdq.memory import PeakMemory
@@ -74,6 +75,9 @@ class Generation(pl.LightningModule):
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
         indices, prompts = batch[0].tolist(), list(batch[1])
         latents = self.sample(self.reusing, indices, prompts)
+        for observer in step_observers(self.denoiser):
+            for index, schedule in zip(indices, observer.records(), strict=True):
+                write_schedule(self.folder, index, schedule)
         with self.watched("decoding"):
             videos = self.model.decode(latents).cpu()
         for index, latent, frames in zip(indices, latents.cpu(), videos, strict=True):
@@ -114,6 +118,7 @@ class Generation(pl.LightningModule):
             "threads": torch.get_num_threads(),
             "quantized_layers": len(quantized_layers(self.denoiser)),
             "quantized_calls": calls,
+            "mean_act_bits": _mean_act_bits(self.folder),
             "integer_weights_mb": round(integer_weight_bytes(self.denoiser) / 1e6, 2),
             "videos": len(self.indices),
             "of_videos": len(self.prompts),
@@ -121,6 +126,12 @@ class Generation(pl.LightningModule):
             "note": self.note,
             "seconds": round(time.monotonic() - self.started, 2),
         }
+
+
+def _mean_act_bits(folder: Path) -> float | None:
+    """Over videos and steps, where it was decided while sampling; of every session."""
+    bits = [step for schedule in read_schedules(folder) for step in schedule["act_bits"]]
+    return sum(bits) / len(bits) if bits else None
 
 
 def device_name(device: torch.device) -> str:

@@ -1,8 +1,11 @@
-"""The paper's figure 3: ranges of activations over channels and steps, and of weights, before and after smoothing."""
+"""The paper's figure 3: ranges of activations over channels and steps, and of weights, before and after smoothing; and
+activation bits that were chosen while sampling.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -25,7 +28,27 @@ def ranges_figure(stats: Stats, denoiser: nn.Module, alpha: float, path: Path, f
     absmax = stats.layers[fqn].absmax.cpu()  # [steps, channels]
     parts = [p.weight.detach().float().abs().amax(0).cpu() for p in projections(denoiser) if p.input_fqn == fqn]
     weight = torch.stack(parts).amax(0)  # [channels]
-    figure = _draw(fqn, absmax, weight, alpha)
+    _save(_draw(fqn, absmax, weight, alpha), path)
+
+
+def bits_figure(schedules: list[dict[str, Any]], path: Path) -> None:
+    """Writes the PNG of the bits (`act_bits`) of every video and step, their mean over the videos, and the relative
+    `change` of the output after each step, which they were chosen by.
+    """
+    bits = torch.tensor([schedule["act_bits"] for schedule in schedules])  # [videos, steps]
+    change = torch.tensor([schedule["change"] for schedule in schedules])
+    figure, axes = plt.subplots(3, 1, figsize=(8, 7), layout="constrained", sharex=True, height_ratios=(2, 1, 1))
+    image = axes[0].imshow(bits, aspect="auto", interpolation="nearest", cmap="viridis")
+    figure.colorbar(image, ax=axes[0], label="activation bits", ticks=bits.unique().tolist())
+    axes[0].set(title=f"{bits.float().mean():.2f} bits on average", ylabel="video")
+    axes[1].plot(bits.float().mean(0), drawstyle="steps-mid")
+    axes[1].set(ylabel="mean bits")
+    axes[2].plot(range(1, change.shape[1]), change[:, 1:].T, color="tab:blue", alpha=0.3, lw=0.8)
+    axes[2].set(xlabel="denoising step", ylabel="relative change", yscale="log")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with complete_or_nothing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
     plt.close(figure)
