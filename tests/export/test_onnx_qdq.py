@@ -223,7 +223,7 @@ def test_openvino_computes_constant_graphs_in_integers(quant, bits, exported):
     ("method", "reason"),
     [
         (FullPrecisionMethod(), " exports quantized models, quant=fp16 quantizes nothing"),
-        (DynamicMethod(), " cannot export quant=dynamic: its ranges are measured at run time"),
+        (DynamicMethod(), " cannot export DynamicMethod: its ranges are measured at run time"),
         (StaticMethod(act_bits=16), ": bits.act=16 must be at most 8"),
         (StaticMethod(weight_bits=12), ": bits.weight=12 must be at most 8"),
     ],

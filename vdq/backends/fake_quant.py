@@ -5,6 +5,7 @@ from torch import nn
 from vdq.backends.base import Backend
 from vdq.quant.linear import CodebookLinear, DynamicLinear, GroupedLinear, LayerSpec, QuantLinear, StaticLinear
 from vdq.quant.params import LinearParams
+from vdq.quant.video_scales import VideoScaledLinear
 from vdq.quant.weight_sets import KeptWeights, PackedWeights, RequantizedWeights
 
 AUTO = "auto"
@@ -45,7 +46,7 @@ def _kind(params: LinearParams) -> type[QuantLinear]:
     if params.codebook is not None:
         return CodebookLinear
     if params.act is None:
-        return DynamicLinear
+        return VideoScaledLinear if params.act_granularity == "per_video" else DynamicLinear
     return StaticLinear if params.act_group is None else GroupedLinear
 
 

@@ -19,6 +19,8 @@ def too_wide(layer: LayerSpec) -> str | None:
     """Why a layer has no 8-bit codes or no 32-bit accumulators; None if it has."""
     if layer.params.codebook is not None:
         return "the levels of its codebook are not multiples of a step, they run simulated only (backend=fake_quant)"
+    if layer.params.act_granularity == "per_video":
+        return "its activation scales differ between input channels, no factor of an integer sum (backend=fake_quant)"
     for name in ("weight_bits", "act_bits"):
         bits = getattr(layer.params, name)
         if bits > BITS:

@@ -19,7 +19,6 @@ from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.onnx_runtime import KIND, NULL_CAPTION, PACKAGES, VERSION, check_installed
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
-from vdq.methods.dynamic import DynamicMethod
 from vdq.models.stdit import STDiT
 from vdq.quant.convert import apply
 
@@ -67,10 +66,10 @@ class OnnxQdqExporter(Exporter):
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
             raise ValueError("export=onnx_qdq exports quantized models, quant=fp16 quantizes nothing")
-        if isinstance(method, DynamicMethod):
+        if not method.static:
             raise ValueError(
-                "export=onnx_qdq cannot export quant=dynamic: its ranges are measured at run time, a QDQ graph holds "
-                "constants; static recipes are allowed"
+                f"export=onnx_qdq cannot export {type(method).__name__}: its ranges are measured at run time, a QDQ "
+                "graph holds constants; static recipes are allowed"
             )
         for field in ("weight", "act"):
             bits = getattr(method, f"{field}_bits")

@@ -19,12 +19,13 @@ RANGE, ABSMAX = "range", "absmax"
 
 class Method(ABC):
     """A recipe. Its options are checked when it is built, the number of steps by `check`, before any model exists.
-    `quantizes` is False only for full precision.
+    `quantizes` is False only for full precision, `static` where activation ranges are measured at run time.
     """
 
     weight_bits: int
     act_bits: int
     quantizes = True
+    static = True
 
     @abstractmethod
     def needs(self, fqn: str) -> frozenset[str]:

@@ -20,6 +20,8 @@ class DynamicMethod(SmoothedMethod):
     ValueError for a value outside these.
     """
 
+    static = False
+
     def __init__(
         self,
         *,

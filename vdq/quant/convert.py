@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams, qparams_from_range, tensor_range
+from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.layers import Projection, linear_modules, split
 from vdq.quant.linear import FusedParts, LayerSpec, SampleRows
 from vdq.quant.smoothing import range_over_steps, smoothed_range
@@ -59,13 +60,13 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Ba
     """
     if clock.num_steps != state.num_steps:
         raise ValueError(f"clock.num_steps={clock.num_steps} must equal the state's num_steps={state.num_steps}")
-    rows = SampleRows()
+    rows, switch = SampleRows(), _bit_switch(state, clock)
     missing = set(state.layers)
     memo: dict[int, nn.Module] = {}
     for fqn, linear in linear_modules(denoiser):
         parts = split(fqn, linear)
         specs = {
-            p.fqn: LayerSpec(p.fqn, p.weight, p.bias, state.layers[p.fqn].to(p.weight.device), clock, rows)
+            p.fqn: LayerSpec(p.fqn, p.weight, p.bias, state.layers[p.fqn].to(p.weight.device), clock, rows, switch)
             for p in parts
             if p.fqn in state.layers
         }
@@ -78,9 +79,17 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Ba
         raise ValueError(f"the model has no layer {min(missing)} that the quantization state names")
     quantized = copy.deepcopy(denoiser, memo)
     _fuse(quantized, backend)
-    if any(params.act_granularity == "token_shared" for params in state.layers.values()):
+    if any(params.act_granularity in ("token_shared", "per_video") for params in state.layers.values()):
         quantized.register_forward_pre_hook(rows)
     return quantized
+
+
+def _bit_switch(state: QuantState, clock: StepClock) -> BitSwitch | None:
+    """The one that all layers share whose bits are chosen while sampling."""
+    found = {(p.act_bits, p.high_bits, p.delta) for p in state.layers.values() if p.high_bits is not None}
+    if len(found) > 1:
+        raise ValueError(f"layers switch between bits differently, (low, high, delta) must be one of {sorted(found)}")
+    return BitSwitch(clock, **dict(zip(("low", "high", "delta"), *found, strict=True))) if found else None
 
 
 def _fuse(module: nn.Module, backend: "Backend") -> None:

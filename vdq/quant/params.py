@@ -11,7 +11,17 @@ from vdq.quant.coded import pack_codes, unpack_codes
 from vdq.quant.transform import transform_input, transform_weight, video_rows
 
 CODES = "weight_codes"
-SCALARS = ("weight_bits", "act_bits", "symmetric_weights", "symmetric_acts", "act_granularity", "rotation")
+SCALARS = (
+    "weight_bits",
+    "act_bits",
+    "symmetric_weights",
+    "symmetric_acts",
+    "act_granularity",
+    "act_block",
+    "high_bits",
+    "delta",
+    "rotation",
+)
 _TENSORS = ("weight_range", "act_range", "smoothing", "shift", "correction", "step_bits", "act_group")
 _PAIRS = {
     "weight": ("weight_scale", "weight_zero_point"),
@@ -52,6 +62,10 @@ class LinearParams:
     activation range of a step, or of its weight range where there is no act_range. rotation: block size of the
     normalized Hadamard transform of the channels, 0 for none.
 
+    act_granularity "per_video": a scale for each row of the denoiser's batch and `act_block` consecutive channels
+    (vdq.quant.video_scales). high_bits, delta: of a dynamic layer whose videos have high_bits at some steps and
+    act_bits at the others, as vdq.quant.bit_switch decides while sampling; None for act_bits at all steps.
+
     Raises ValueError for act together with a codebook, when act_bits is not the largest of step_bits, when shift or
     correction lack the row of a range, and for groups that are not 0..G-1.
     """
@@ -66,6 +80,9 @@ class LinearParams:
     symmetric_weights: bool = False
     symmetric_acts: bool = False
     act_granularity: str = "per_tensor"
+    act_block: int = 1
+    high_bits: int | None = None
+    delta: float | None = None
     codes: Tensor | None = None
     shift: Tensor | None = None
     rotation: int = 0

@@ -97,10 +97,20 @@ def _quantized(fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats
         act_ranges=params.num_act_ranges,
         weight_error=weight_error(weight, params),
         act_range_spread=act_range_spread(stats, params) if stats else None,
-        mean_act_bits=mean(params.act_bits_of_steps()),
+        mean_act_bits=_mean_act_bits(params),
         act_groups=params.num_act_groups,
         rotation=params.rotation,
     )
+
+
+def mean_act_bits(state: QuantState) -> float | None:
+    """Activation bits over steps and quantized layers; None in full precision or if they are chosen while sampling."""
+    bits = [_mean_act_bits(params) for params in state.layers.values()]
+    return None if None in bits or not bits else mean(bits)
+
+
+def _mean_act_bits(params: LinearParams) -> float | None:
+    return None if params.high_bits is not None else mean(params.act_bits_of_steps())
 
 
 def _range_error(weight: Tensor, params: LinearParams, range_: int) -> float:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from vdq.data.samples import video_path
 from vdq.files import write_json, write_text
-from vdq.quant.report import model_size
+from vdq.quant.report import mean_act_bits, model_size
 from vdq.quant.state import QuantState
 from vdq.stages import sample
 from vdq.stages.experiment import Experiment
@@ -105,6 +105,7 @@ def _identity(experiment: Experiment) -> dict:
         "bits": experiment.bits or "full",
         "weight_bits": method.weight_bits,
         "act_bits": method.act_bits,
+        "mean_act_bits": mean_act_bits(state),
         "kind": "+".join(sorted(kinds)) or "full precision",
         "backend": experiment.integer,
         "changed": experiment.changed,
