@@ -41,10 +41,12 @@ def bits_figure(schedules: list[dict[str, Any]], path: Path) -> None:
     image = axes[0].imshow(bits, aspect="auto", interpolation="nearest", cmap="viridis")
     figure.colorbar(image, ax=axes[0], label="activation bits", ticks=bits.unique().tolist())
     axes[0].set(title=f"{bits.float().mean():.2f} bits on average", ylabel="video")
+    axes[0].yaxis.get_major_locator().set_params(integer=True)
     axes[1].plot(bits.float().mean(0), drawstyle="steps-mid")
     axes[1].set(ylabel="mean bits")
     axes[2].plot(range(1, change.shape[1]), change[:, 1:].T, color="tab:blue", alpha=0.3, lw=0.8)
     axes[2].set(xlabel="denoising step", ylabel="relative change", yscale="log")
+    axes[2].xaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
 
 
