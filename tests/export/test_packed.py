@@ -20,6 +20,7 @@ from torch import nn
 from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
+from vdq.diffusion.observer import step_observers
 from vdq.export import artefact, packed
 from vdq.methods import FullPrecisionMethod, StaticMethod
 from vdq.models.stdit import FusedLinear
@@ -43,6 +44,8 @@ def sample(model: packed.PackedModel, run) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", ["fake_quant", *(pytest.param(b, marks=pytest.mark.slow) for b in INTEGER)])
 def test_samples_the_same_bits(recipe, backend, make_run, expected_latents, tmp_path):
+    if recipe == "dvd_quant" and backend in INTEGER:
+        pytest.skip("quant=dvd_quant runs simulated only")
     run = make_run(f"quant={recipe}", "bits=w4a8", f"backend={backend}")
     expected = expected_latents(run)
     assert expected.isfinite().all() and expected.std() > 0
@@ -100,6 +103,15 @@ def test_codebooks(make_run, expected_latents, tmp_path):
     layers = {fqn: replace(params, act=None, codebook=book) for fqn, params in run.state.layers.items()}
     run = replace(run, state=replace(run.state, layers=layers))
     assert torch.equal(sample(packed.load(export(run, tmp_path / "packed")), run), expected_latents(run))
+
+
+def test_bits_that_are_chosen_while_sampling(make_run, expected_latents, tmp_path):
+    run = make_run("quant=dvd_quant", "bits=w4a4", "quant.delta=0.5")
+    model = packed.load(path := export(run, tmp_path / "packed"))
+    assert torch.equal(sample(model, run), expected_latents(run))
+    (switch,) = step_observers(model.denoiser)
+    assert {bits for record in switch.records() for bits in record["act_bits"]} == {4, 8}
+    assert "dynamic: 4, 8 bits" in (path / "README.md").read_text()
 
 
 def test_batch_shared_ranges_and_ancestral_noise(make_run, expected_latents, tmp_path):
@@ -216,7 +228,8 @@ def test_card_says_what_it_is(recipe, make_run, tmp_path):
     path = export(make_run(f"quant={recipe}", "bits=w6a8"), tmp_path / "packed")
     card, contents = (path / "README.md").read_text(), json.loads((path / "manifest.json").read_text())["contents"]
     assert f"quant={recipe}" in card and "6 bits per output channel" in card and "`0123456789`" in card
-    assert ("dynamic: 8 bits" in card) == (recipe == "dynamic") == ("static: 8 bits" not in card)
+    dynamic = recipe in ("dynamic", "dvd_quant")
+    assert ("dynamic: 8 bits" in card) == dynamic == ("static: 8 bits" not in card)
     assert all(f"| {part} | {count:,} |" in card for part, count in contents["bytes"].items())
     assert "Licence" in card and "{" not in card
 

@@ -70,7 +70,8 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
 
 
 def _activations(layers: list[dict[str, Any]], static: bool) -> str:
-    bits = _several(layer["act_bits"] for layer in layers)
+    widths = ("act_bits", "high_bits")  # the second where bits are chosen while sampling
+    bits = _several(layer[width] for layer in layers for width in widths if layer.get(width) is not None)
     if static:
         grain = "per group of tokens" if any(layer["token_rows"] for layer in layers) else "per tensor"
         most = "at most " if any(layer["step_bits"] for layer in layers) else ""
