@@ -73,7 +73,13 @@ def quantized_run(*overrides: str) -> QuantizedRun:
     """What stages=[export] makes of these settings."""
     steps = 10 if "quant=tsq_10tr" in overrides else STEPS
     made = experiment(*overrides, f"sampler.steps={steps}")
-    state = made.method.convert(MODEL.denoiser, calibrated(steps), num_steps=steps, quantizable=MODEL.quantizable)
+    state = made.method.convert(
+        MODEL.denoiser,
+        calibrated(steps),
+        num_steps=steps,
+        quantizable=MODEL.quantizable,
+        timesteps=made.sampler.schedule.timesteps,
+    )
     return QuantizedRun(
         name="tiny_0123456789",
         signature="0123456789",

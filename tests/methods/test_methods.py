@@ -17,6 +17,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
+from vdq.diffusion.schedule import Schedule
 from vdq.methods import DynamicMethod, FullPrecisionMethod, Method, StaticMethod
 from vdq.models.base import Conditions
 from vdq.models.stdit import STDiT
@@ -63,6 +64,11 @@ def recipe(name: str, **overrides: object) -> Method:
     return instantiate(options | overrides)
 
 
+def integer_recipe(name: str) -> Method:
+    """As far as integer backends run it: they refuse the codebooks of temporal features."""
+    return recipe(name, **({"temporal_bits": None} if name == "qvd" else {}))
+
+
 def quantizable(fqn: str) -> bool:
     return fqn.startswith("blocks.")
 
@@ -96,7 +102,8 @@ def stats(denoiser: STDiT) -> Stats:
 
 
 def convert(method: Method, denoiser: STDiT, stats: Stats | None) -> QuantState:
-    return method.convert(denoiser, stats, num_steps=STEPS, quantizable=quantizable)
+    timesteps = Schedule(STEPS).timesteps
+    return method.convert(denoiser, stats, num_steps=STEPS, quantizable=quantizable, timesteps=timesteps)
 
 
 def skip_refused(name: str, backend: Backend) -> None:
@@ -143,9 +150,10 @@ def test_recipes_of_the_paper_are_there():
 @pytest.mark.parametrize("name", RECIPES)
 def test_static_recipes_reduce_no_activation_at_run_time(name, backend, denoiser, stats):
     """Traced in a whole forward, a static recipe runs no reduction and no host synchronization; dynamic is caught."""
-    method, backend = recipe(name), backend()
-    skip_refused(name, backend)
-    model = apply(denoiser, convert(method, denoiser, stats), StepClock(STEPS), backend)
+    built = backend()
+    skip_refused(name, built)
+    method = recipe(name) if built.simulated else integer_recipe(name)
+    model = apply(denoiser, convert(method, denoiser, stats), StepClock(STEPS), built)
     with Trace() as trace:
         model(*inputs(0))
     assert {"native_layer_norm", "addmm"} <= trace.names  # the whole model ran
@@ -251,7 +259,10 @@ def test_reuse_changes_no_bit_of_the_latents(name, backend, text, denoiser, stat
     """
     skip_refused(name, backend())
     clock, sampler = StepClock(STEPS), DDIMSampler(steps=STEPS)
-    method = DynamicMethod(token_granularity="token_shared") if name == "token_shared" else recipe(name)
+    if name == "token_shared":
+        method = DynamicMethod(token_granularity="token_shared")
+    else:
+        method = recipe(name) if backend.simulated else integer_recipe(name)
     state = convert(method, denoiser, text_stats if text == "constant" else stats)
     model = apply(denoiser, state, clock, backend())
     y, null = torch.randn(2, 3, 1, 6, 8, generator=torch.Generator().manual_seed(3))
@@ -271,14 +282,15 @@ def test_reuse_changes_no_bit_of_the_latents(name, backend, text, denoiser, stat
         ranges = max(params.num_weight_ranges, len(params.act.scale) if params.static else 1)
         calls = 2 * (ranges if text == "changing" else 1)
         assert counter.calls["blocks.0.cross_attn.kv_linear"] == calls
-        assert counter.total == 2 * 12 * STEPS + calls
+        temporal = sum(not quantizable(fqn) for fqn in state.layers)
+        assert counter.total == 2 * (12 + temporal) * STEPS + calls
 
 
 @pytest.mark.parametrize("kernel", ["oneDNN", "_int_mm"])
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - SIMULATED - {"fp16"}))
 def test_integer_layers_compute_the_same_sums_inside_the_model(name, kernel, denoiser, stats):
     """Every layer on the inputs it gets there, the parts of fused projections too, at steps of several ranges."""
-    clock, state = StepClock(STEPS), convert(recipe(name), denoiser, stats)
+    clock, state = StepClock(STEPS), convert(integer_recipe(name), denoiser, stats)
     model, twin = (
         apply(denoiser, state, clock, backend) for backend in (Int8CpuBackend(kernel, fused=False), ReferenceBackend())
     )

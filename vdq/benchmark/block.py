@@ -86,7 +86,13 @@ class RandomBlock:
         return observer.stats(num_prompts=1)
 
     def state(self, method: Method, stats: Stats) -> QuantState:
-        return method.convert(self.net, stats, num_steps=self.schedule.num_steps, quantizable=quantizable)
+        return method.convert(
+            self.net,
+            stats,
+            num_steps=self.schedule.num_steps,
+            quantizable=quantizable,
+            timesteps=self.schedule.timesteps,
+        )
 
     def full(self, part: str) -> tuple[Part, Tensor]:
         """A part in full precision and its first argument; of a linear as a matrix [tokens, channels]."""

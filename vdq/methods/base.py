@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,13 @@ from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import TimeRanges
 
 RANGE, ABSMAX = "range", "absmax"
+
+
+class Table(NamedTuple):
+    """What a recipe tells beside the report of layers: rows for a file, and a sentence for the log."""
+
+    rows: list[dict[str, Any]]
+    summary: str
 
 
 class Method(ABC):
@@ -39,24 +47,42 @@ class Method(ABC):
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         """Parameters of one layer: weight [out, in], statistics of its input on its device or None if not needed."""
 
+    def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LinearParams]:
+        """Parameters of linears of temporal features (VideoModel), by fqn; none unless a recipe has its own for them.
+        timesteps: long [N], those of the schedule.
+        """
+        return {}
+
+    def tables(
+        self, denoiser: nn.Module, stats: Stats | None, state: QuantState, timesteps: Tensor
+    ) -> dict[str, Table]:
+        """What else the recipe has to tell of the state that it made, by the name of a file."""
+        return {}
+
     def convert(
-        self, denoiser: nn.Module, stats: Stats | None, *, num_steps: int, quantizable: Callable[[str], bool]
+        self,
+        denoiser: nn.Module,
+        stats: Stats | None,
+        *,
+        num_steps: int,
+        quantizable: Callable[[str], bool],
+        timesteps: Tensor | None = None,
     ) -> QuantState:
-        """Parameters of every linear projection with `quantizable(fqn)`, and a report row for every layer. Pure: the
-        denoiser is only read. Raises ValueError for missing or unfitting statistics, a weight that is not finite, or
-        when nothing would be quantized.
+        """Parameters of every linear projection with `quantizable(fqn)` and of `temporal_layers`, and a report row for
+        every layer. Pure: the denoiser is only read. Raises ValueError for missing or unfitting statistics, a weight
+        that is not finite, or when nothing would be quantized.
         """
         self.check(num_steps)
         chosen = [p for p in projections(denoiser) if quantizable(p.fqn)]
         if not chosen:
             raise ValueError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
         layers = {p.fqn: self._checked_layer(p, stats, num_steps) for p in chosen}
+        layers |= self.temporal_layers(denoiser, timesteps)
         report = layer_reports(denoiser, layers, stats, reason="not quantizable in this model")
         return QuantState(layers, num_steps, report)
 
     def _checked_layer(self, p: Projection, stats: Stats | None, num_steps: int) -> LinearParams:
-        if not bool(torch.isfinite(p.weight).all()):
-            raise ValueError(f"layer {p.fqn} has NaN or infinite weights")
+        check_weight(p)
         found = self._stats_of(p, stats, num_steps) if self.needs(p.fqn) else None
         return self.layer(p.weight.detach().float(), found, num_steps)
 
@@ -66,6 +92,12 @@ class Method(ABC):
         if stats.num_steps != num_steps:
             raise ValueError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
         return stats.layers[p.input_fqn].to(p.weight.device)
+
+
+def check_weight(p: Projection) -> None:
+    """Raise ValueError when a weight is not finite."""
+    if not bool(torch.isfinite(p.weight).all()):
+        raise ValueError(f"layer {p.fqn} has NaN or infinite weights")
 
 
 class SmoothedMethod(Method):

@@ -27,6 +27,12 @@ class FullPrecisionMethod(Method):
         raise NotImplementedError("full precision has no quantized layers")
 
     def convert(
-        self, denoiser: nn.Module, stats: Stats | None, *, num_steps: int, quantizable: Callable[[str], bool]
+        self,
+        denoiser: nn.Module,
+        stats: Stats | None,
+        *,
+        num_steps: int,
+        quantizable: Callable[[str], bool],
+        timesteps: Tensor | None = None,
     ) -> QuantState:
         return QuantState({}, num_steps, layer_reports(denoiser, {}, stats, reason="full-precision recipe"))

@@ -45,7 +45,9 @@ class VideoModel(ABC):
     A small model is an nn.Module as well, so that a Trainer moves all of it; a large one keeps its parts to itself and
     has one of them on the device at a time. denoiser(x [B, c, T, H, W], timestep [B], y [B, 1, L, D], mask) ->
     [B, 2c, T, H, W] fp32, noise estimate then variance logits; if it offers `prepare(y, mask)` and
-    `prepare_timestep(timestep)`, what they return may stand for these inputs in several calls. latent_shape is (c, T,
+    `prepare_timestep(timestep)`, what they return may stand for these inputs in several calls; if it offers
+    `temporal_features(timesteps)` and `timestep_table(num_steps)`, they tell of what depends on the step alone, whose
+    linears are not among the `quantizable`. latent_shape is (c, T,
     H, W); fps is the frame rate of the decoded videos in frames per second. random says that weights are random: of
     such a model no metric is taken. batch_size is how many prompts are sampled together unless the user says otherwise.
     prompt_sets are the options of `dataset` that stand for the paper's first and second prompt set in its tables.

@@ -295,6 +295,38 @@ class STDiT(nn.Module):
         """
         return Prepared((timestep,), Memory())
 
+    @torch.no_grad()
+    def temporal_features(self, timesteps: Tensor) -> dict[str, Tensor]:
+        """Inputs of the linears behind the embedding of the timestep, by fqn: timesteps [N] -> each fp32 [N, C].
+
+        They depend on neither prompt nor latents. The sinusoids, which `t_embedder.mlp.0` gets, are left out: they lie
+        evenly in -1..1 and are no features that a network made.
+        """
+        inputs: dict[str, Tensor] = {}
+        linears = {"t_embedder.mlp.2": self.t_embedder.mlp[2], "t_block.1": self.t_block[1]}
+        hooks = [
+            linear.register_forward_pre_hook(lambda _, args, fqn=fqn: inputs.update({fqn: args[0].float()}))
+            for fqn, linear in linears.items()
+        ]
+        self._modulations(timesteps.to(self.pos_embed.device))
+        for hook in hooks:
+            hook.remove()
+        return inputs
+
+    def timestep_table(self, num_steps: int) -> dict[str, int | list[str]]:
+        """Size of what depends on the step alone, for a schedule: `numbers` of t and t0, from which every block's
+        modulation is a sum; `reused_numbers`, with the sums, that `prepare_timestep` keeps for one row of a batch;
+        `layers`, which no call needs once the table is there, and their `weights`, biases included.
+        """
+        layers = ["t_embedder.mlp.0", "t_embedder.mlp.2", "t_block.1"]
+        weights = sum(parameter.numel() for fqn in layers for parameter in self.get_submodule(fqn).parameters())
+        return {
+            "numbers": num_steps * 7 * self.hidden_size,
+            "reused_numbers": num_steps * (1 + 6 * len(self.blocks)) * self.hidden_size,
+            "layers": layers,
+            "weights": weights,
+        }
+
     def _modulations(self, timestep: Tensor | Prepared) -> tuple[Tensor, list[Tensor]]:
         """t [B, C], and scale_shift_table + t0 [B, 6, C] of every block."""
         (timestep,), memory = timestep if isinstance(timestep, Prepared) else ((timestep,), anew)

@@ -34,13 +34,20 @@ def run(experiment: Experiment) -> None:
     if experiment.calibrates and not intact(Stats.load, experiment.stats_path):
         calibrate.run(experiment)
     stats = Stats.load(experiment.stats_path) if experiment.calibrates else None
-    denoiser = experiment.denoiser
+    denoiser, schedule = experiment.denoiser, experiment.sampler.schedule
     with PeakMemory("cpu") as peak:
         state = method.convert(
-            denoiser, stats, num_steps=experiment.sampler.schedule.num_steps, quantizable=experiment.model.quantizable
+            denoiser,
+            stats,
+            num_steps=schedule.num_steps,
+            quantizable=experiment.model.quantizable,
+            timesteps=schedule.timesteps,
         )
     report = report_table(state)
     write_text(folder / "report.csv", report.to_csv(index=False))
+    for name, table in method.tables(denoiser, stats, state, schedule.timesteps).items():
+        write_text(folder / f"{name}.csv", pd.DataFrame(table.rows).to_csv(index=False))
+        log.info("quantize: %s (%s.csv)", table.summary, name)
     state.save(experiment.state_path)
     size = model_size(denoiser, state)
     log.info(
