@@ -2,10 +2,11 @@
 
     FVD = |mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^1/2)    mu, S: mean and covariance (n - 1) of a set's features
 
-The features are the 400 logits of the I3D network that StyleGAN-V published as TorchScript, which resizes the frames to
-224 x 224 itself; StyleGAN-V's own code divides the covariance by n. A value depends on the number of videos (few give a
-larger one) and of frames, on the frame rate and on the network: it compares only with values made the same way. The
-paper reports none.
+The features are those of a detector: as published the 400 logits of the I3D network that StyleGAN-V put out as
+TorchScript, which resizes the frames to 224 x 224 itself; StyleGAN-V's own code divides the covariance by n. The
+testbed has a small network of its own (vdq.shapes.fvd), whose values carry a label. A value depends on the number of
+videos (few give a larger one) and of frames, on the frame rate and on the network: it compares only with values made
+the same way. The paper reports none.
 """
 
 import hashlib
@@ -40,6 +41,22 @@ MIN_FRAMES = 10
 FEW_VIDEOS = 256
 
 
+class Detector(Protocol):
+    """An nn.Module whose features of `width` numbers a distance compares; `sha256` is that of its weights."""
+
+    name: str
+    sha256: str
+    width: int
+
+    def refusal(self, frames: int, height: int, width: int) -> str | None:
+        """Why it cannot take videos of this size, in one sentence; None where it can."""
+        ...
+
+    def features(self, videos: Tensor) -> Tensor:
+        """uint8 [B,T,H,W,3] to float32 [B,width]; ValueError for videos that it cannot take."""
+        ...
+
+
 class I3dDetector(nn.Module):
     """StyleGAN-V's I3D, trained on Kinetics-400: videos to its 400 logits.
 
@@ -52,12 +69,16 @@ class I3dDetector(nn.Module):
     """
 
     name = "I3D StyleGAN-V, 400 logits"
+    width = WIDTH
 
     def __init__(self, cache: str, weights: str | None = None) -> None:
         super().__init__()
         path = find_download(I3D, weights, Path(cache))
         self.sha256 = sha256(path, Path(cache))
         self.net = _load(path)
+
+    def refusal(self, frames: int, height: int, width: int) -> str | None:
+        return too_short(frames)
 
     @torch.no_grad()
     def features(self, videos: Tensor) -> Tensor:
@@ -88,15 +109,16 @@ class RealClips(Protocol):
 
 
 class FrechetVideoDistance(VideoMetric):
-    """What both distances share.
+    """What both distances share. label: tells values of one detector from those of another, `fvd_<label>`.
 
-    Only the set has a value, so the state of the key holds the videos' features, float32 [n, len(inputs), 400]; order,
-    repeats and processes stay the base class's work.
+    Only the set has a value, so the state of the key holds the videos' features, float32 [n, len(inputs), width];
+    order, repeats and processes stay the base class's work.
     """
 
     higher_is_better = False
 
-    def __init__(self, *, detector: I3dDetector, **kwargs: Any) -> None:
+    def __init__(self, *, detector: Detector, label: str = "", **kwargs: Any) -> None:
+        self.keys = tuple(f"{key}_{label}" if label else key for key in type(self).keys)
         super().__init__(**kwargs)
         self.detector = detector
 
@@ -105,7 +127,7 @@ class FrechetVideoDistance(VideoMetric):
         return {self.detector.name: self.detector.sha256}
 
     def refusal(self, frames: int, height: int, width: int) -> str | None:
-        return too_short(frames)
+        return self.detector.refusal(frames, height, width)
 
     def compute(self) -> dict[str, float]:
         """The distance; ValueError for fewer than 2 videos or clips."""
@@ -133,7 +155,7 @@ class FrechetVideoDistance(VideoMetric):
         (key,) = self.keys
         features = torch.as_tensor(values[key], dtype=torch.float32, device=self.device)
         self.index.append(torch.tensor(index, dtype=torch.long, device=self.device))
-        getattr(self, f"value_{key}").append(features.reshape(len(index), len(self.inputs), WIDTH))
+        getattr(self, f"value_{key}").append(features.reshape(len(index), len(self.inputs), self.detector.width))
 
     def _report_conflicts(self, index: Tensor, repeated: Tensor, values: Mapping[str, Tensor]) -> None:
         lengths = {key: features.flatten(1).norm(dim=1) for key, features in values.items()}
@@ -152,7 +174,7 @@ class FvdMetric(FrechetVideoDistance):
     inputs = ("videos",)
     keys = ("fvd",)
 
-    def __init__(self, *, detector: I3dDetector, real: RealClips, cache: str, **kwargs: Any) -> None:
+    def __init__(self, *, detector: Detector, real: RealClips, cache: str, **kwargs: Any) -> None:
         super().__init__(detector=detector, **kwargs)
         self.real, self.cache = real, Path(cache)
 
@@ -172,7 +194,7 @@ class FvdMetric(FrechetVideoDistance):
             ValueError: on another dtype or shape, or another number of frames than the real clips have.
         """
         self._check(videos, index)
-        self._record(index, len(videos), {"fvd": self.detector.features(videos)})
+        self._record(index, len(videos), {self.keys[0]: self.detector.features(videos)})
 
     def _real_set(self, features: Tensor) -> Tensor:
         return real_features(self.detector, self.real, self.cache).to(features.device)
@@ -198,7 +220,7 @@ class FvdFp16Metric(FrechetVideoDistance):
             shape, allowed = tuple(videos.shape), tuple(reference.shape)
             raise ValueError(f"videos have shape {shape}; only that of the reference {allowed} is allowed")
         features = torch.stack([self.detector.features(videos), self.detector.features(reference)], dim=1)
-        self._record(index, len(videos), {"fvd_fp16": features})
+        self._record(index, len(videos), {self.keys[0]: features})
 
     def _real_set(self, features: Tensor) -> Tensor:
         return features[:, 1]
@@ -224,29 +246,29 @@ def frechet_distance(features: Tensor, real: Tensor) -> float:
     return max(distance.compute().item(), 0.0)
 
 
-def real_features(detector: I3dDetector, clips: RealClips, cache: Path) -> Tensor:
-    """Features of the clips, float32 [len(clips),400] on the CPU, computed once for a detector and a set of clips."""
+def real_features(detector: Detector, clips: RealClips, cache: Path) -> Tensor:
+    """Features of the clips, float32 [len(clips),width] on the CPU, computed once for a detector and a set of clips."""
     key = hashlib.sha256(f"{detector.sha256} {clips.signature}".encode()).hexdigest()[:16]
     path = cache / "fvd" / f"{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # one of several processes computes them
-        features = _read(path, len(clips))
+        features = _read(path, (len(clips), detector.width))
         if features is None:
             device = next((tensor.device for tensor in detector.state_dict().values()), torch.device("cpu"))
-            bar = tqdm(range(len(clips)), desc=f"I3D features of {clips.name}", unit="clip")
+            bar = tqdm(range(len(clips)), desc=f"features of {clips.name}", unit="clip")
             features = torch.cat([detector.features(clips[i][None].to(device)).cpu() for i in bar])
             with complete_or_nothing(path) as partial:
                 save_file({"features": features}, partial, metadata={"detector": detector.sha256, "clips": clips.name})
     return features
 
 
-def _read(path: Path, count: int) -> Tensor | None:
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """Features in the cache, None where there are none or not those."""
     if not path.is_file():
         return None
     try:
         features = load_file(path)["features"]
-        if features.shape == (count, WIDTH):
+        if features.shape == shape:
             return features
         reason = f"shape {tuple(features.shape)}"
     except (SafetensorError, KeyError) as error:

@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 
 from vdq.metrics.dover.metric import DoverMetric
+from vdq.metrics.dover.model import Dover
 from vdq.shapes.nets import AESTHETIC, TECHNICAL, build_dover
 
 WEIGHTS = Path(__file__).parent / "weights" / "dover.safetensors"
@@ -18,9 +19,14 @@ def metric(weights: str | None = None) -> DoverMetric:
 
     Raises ValueError for a file of weights that is missing or holds other tensors.
     """
+    return DoverMetric(model=dover(weights), technical=TECHNICAL, aesthetic=AESTHETIC, constants="shapes")
+
+
+def dover(weights: str | None = None) -> Dover:
+    """The network with its weights, None those that ship with the package; ValueError as `metric`."""
     path = Path(weights or WEIGHTS)
     if not path.is_file():
         raise ValueError(f"metrics.dover.weights={path} is no file; train it with `python -m vdq.shapes.train_dover`")
     model = build_dover().load_published(path).eval().requires_grad_(False)
     model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return DoverMetric(model=model, technical=TECHNICAL, aesthetic=AESTHETIC, constants="shapes")
+    return model
