@@ -18,7 +18,7 @@ from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
 from vdq.diffusion.schedule import Schedule
-from vdq.methods import DynamicMethod, FullPrecisionMethod, Method, StaticMethod
+from vdq.methods import DynamicMethod, FullPrecisionMethod, Method, QvdMethod, StaticMethod
 from vdq.models.base import Conditions
 from vdq.models.stdit import STDiT
 from vdq.quant import (
@@ -394,8 +394,13 @@ def test_shared_token_ranges_run_in_the_model(denoiser, stats):
 @pytest.mark.parametrize("depth", [2, pytest.param(28, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("method", "sets"),
-    [(StaticMethod(alpha=0.5, num_time_ranges="per_step"), 20), (StaticMethod(), 1), (DynamicMethod(), 1)],
-    ids=["tsq_tsw", "cw_tw", "dynamic"],
+    [
+        (StaticMethod(alpha=0.5, num_time_ranges="per_step"), 20),
+        (StaticMethod(), 1),
+        (DynamicMethod(), 1),
+        (QvdMethod(), 1),
+    ],
+    ids=["tsq_tsw", "cw_tw", "dynamic", "qvd"],
 )
 def test_the_full_model_is_sized_without_its_weights(method, sets, depth):
     """STDiT-XL/2 on the meta device; a block holds 12 projections of 1152 x 1152 and an MLP of 8 times that."""
