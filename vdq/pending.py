@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from itertools import product
+from typing import Any
 
 import pandas as pd
 from hydra import compose, initialize_config_dir
@@ -19,24 +20,27 @@ from vdq.tracking.registry import runs
 
 
 def signatures(base: Experiment, params: DictConfig) -> list[str]:
-    """Of every run of a sweep over quant, bits or quant.alpha."""
-    names, found = [key.removeprefix("quant.") for key in params], []
+    """Of every run of a sweep over config groups, such as quant and bits, and fields, such as seed and quant.alpha."""
+    found = []
     for values in product(*(_values(key, value) for key, value in params.items())):
-        run = base.variant(**dict(zip(names, values, strict=True)))
+        chosen = dict(zip(params, values, strict=True))
+        options = {key: value for key, value in chosen.items() if (CONF / key).is_dir()}
+        fields = {key: value for key, value in chosen.items() if key not in options}
+        run = base.variant(fields=fields, **options)
         found.append(run.signature)
         if base.cfg.yardstick and not run.method.quantizes:
-            found.append(run.variant(seed=base.cfg.seed + 1).signature)
+            found.append(run.variant(fields={"seed": run.cfg.seed + 1}).signature)
     return list(dict.fromkeys(found))
 
 
-def _values(key: str, value: str) -> list[object]:
+def _values(key: str, value: Any) -> list[Any]:
     parsed = OverridesParser.create().parse_override(f"{key}={value}")
     return list(parsed.sweep_iterator(lambda x: x)) if parsed.is_sweep_override() else [parsed.value()]
 
 
 def progress(names: list[str], overrides: list[str]) -> pd.DataFrame:
     """experiment, runs, finished; one row each for experiments that score runs, which figure3 and table6 do not."""
-    rows, first = [], None
+    rows, first, done = [], None, set()
     for name in names:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", [f"experiment={name}", *overrides], return_hydra_config=True)
@@ -45,11 +49,13 @@ def progress(names: list[str], overrides: list[str]) -> pd.DataFrame:
         del cfg["hydra"]
         if "evaluate" not in cfg.stages or not params:
             continue
-        base = Experiment(cfg) if first is None else first.sibling(cfg)
-        first = first or base
+        if first is None:
+            base = first = Experiment(cfg)
+            table = runs(cfg.paths.runs)
+            done = set(table["signature"]) if len(table) else set()
+        else:
+            base = first.sibling(cfg)
         wanted = signatures(base, params)
-        table = runs(cfg.paths.runs)
-        done = set(table["signature"]) if len(table) else set()
         rows.append({"experiment": name, "runs": len(wanted), "finished": len(done & set(wanted))})
     return pd.DataFrame(rows)
 

@@ -38,6 +38,11 @@ def test_fields_of_a_recipe_may_be_swept(options):
     assert table.loc[0, ["runs", "finished"]].tolist() == [4, 1]  # 0.5 is the testbed's alpha
 
 
+def test_seeds_may_be_swept(options):
+    table = pending.progress(["mine"], options(quant="fp16,tsq_tsw", seed="42,43"))
+    assert table.loc[0, ["runs", "finished"]].tolist() == [4, 2]
+
+
 def test_yardstick_is_a_run(options):
     table = pending.progress(["mine"], [*options(quant="fp16,tsq_tsw"), "yardstick=true"])
     assert table.loc[0, ["runs", "finished"]].tolist() == [3, 2]

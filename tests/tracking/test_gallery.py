@@ -141,6 +141,58 @@ def test_same_runs_give_the_same_bytes(runs: pd.DataFrame, tmp_path: Path) -> No
     assert content() == content()
 
 
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collects the quality of every sheet that is encoded from now on."""
+    done: list[int] = []
+    original = media._encode
+
+    def spy(image: np.ndarray, quality: int) -> tuple[bytes, np.ndarray]:
+        done.append(quality)
+        return original(image, quality)
+
+    monkeypatch.setattr(media, "_encode", spy)
+    return done
+
+
+def test_sheets_of_the_same_frames_are_not_encoded_again(runs: pd.DataFrame, tmp_path: Path, encoded: list) -> None:
+    folder = tmp_path / "gallery"
+    write_gallery(runs, {}, folder)
+    assert len(encoded) == len(PROMPTS) * (4 + 3)
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    encoded.clear()
+    write_gallery(runs, {}, folder)
+    assert encoded == []
+    assert {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_sheets_of_other_frames_or_settings_are_encoded_again(
+    runs: pd.DataFrame, tmp_path: Path, encoded: list, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "gallery"
+    write_gallery(runs, {}, folder)
+    encoded.clear()
+    write_sample(tmp_path / "run2", 1, torch.zeros(1), torch.from_numpy(_frames(1, 3)), FPS)
+    write_gallery(runs, {}, folder)
+    assert sorted(encoded) == [55, 70]  # its difference and its video
+    assert _rms(_decode(folder / "media" / "run2_0001_video.avif"), _frames(1, 3)) < TOLERANCE
+    encoded.clear()
+    write_sample(tmp_path / "fp16", 1, torch.zeros(1), torch.from_numpy(_frames(1, 3)), FPS)
+    write_gallery(runs, {}, folder)
+    assert sorted(encoded) == [55, 55, 55, 70]  # the reference, and what differs from it
+    encoded.clear()
+    write_gallery(runs, {}, folder, difference_quality=60)
+    assert encoded == [60] * len(PROMPTS) * 3
+    encoded.clear()
+    (folder / "media" / "run1_0000_video.avif").write_bytes(b"damaged")
+    (folder / "media" / "run3_0002_video.avif").unlink()
+    write_gallery(runs, {}, folder, difference_quality=60)
+    assert encoded == [70, 70]
+    (folder / "sheets.json").write_text("damaged")
+    write_gallery(runs, {}, folder, difference_quality=60)
+    assert "sheets.json cannot be read" in caplog.text and len(encoded) == 2 + len(PROMPTS) * (4 + 3)
+
+
 def test_an_error_leaves_the_older_gallery(runs: pd.DataFrame, tmp_path: Path) -> None:
     write_gallery(runs, {}, tmp_path / "out" / "gallery", prompts=2)
     before = (tmp_path / "out" / "gallery" / "index.html").read_bytes()

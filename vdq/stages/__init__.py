@@ -11,7 +11,6 @@ import warnings
 
 from omegaconf import DictConfig, OmegaConf
 
-from vdq.stages import folder
 from vdq.stages.experiment import Experiment
 
 NO_STAGES = {"experiment", "folder"}
@@ -35,7 +34,7 @@ def run(cfg: DictConfig) -> str:
     experiment = Experiment(cfg)
     experiment.check(cfg.stages)
     if cfg.videos is not None:
-        return folder.run(experiment).name
+        return importlib.import_module("vdq.stages.folder").run(experiment).name
     if cfg.force:
         experiment.forget(cfg.stages)
     for stage in cfg.stages:
@@ -47,7 +46,7 @@ def run(cfg: DictConfig) -> str:
 def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:
     """The experiment, before it full precision with other noise if that is wanted beside full precision."""
     wanted = experiment.cfg.yardstick and not experiment.method.quantizes and stage in ("sample", "evaluate")
-    return [experiment.variant(seed=experiment.cfg.seed + 1), experiment] if wanted else [experiment]
+    return [experiment.variant(fields={"seed": experiment.cfg.seed + 1}), experiment] if wanted else [experiment]
 
 
 def _check_folder(cfg: DictConfig) -> None:

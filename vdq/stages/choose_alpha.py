@@ -71,7 +71,7 @@ def grid(experiment: Experiment) -> pd.DataFrame:
     if registry.empty:
         return pd.DataFrame()
     for quant, bits, alpha in product(RECIPES, WIDTHS, GRID):
-        signature = experiment.variant(quant=quant, bits=bits, alpha=alpha).signature
+        signature = experiment.variant(quant=quant, bits=bits, fields={"quant.alpha": alpha}).signature
         for run in registry[registry["signature"] == signature].to_dict("records")[-1:]:
             videos = per_video(run)
             scores = videos[key_of("clipsim", videos.columns)]

@@ -15,14 +15,12 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-import pytorch_lightning as pl
 from filelock import FileLock
 from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 from torch import nn
 
@@ -36,11 +34,15 @@ from vdq.export import artefact, packed
 from vdq.export.base import Exporter
 from vdq.memory import PeakMemory
 from vdq.methods.base import Method
-from vdq.metrics.base import VideoMetric
 from vdq.models.base import RANDOM, VideoModel
 from vdq.quant.layers import projections
-from vdq.tasks.generation import Generation
 from vdq.tracking.registry import RESULT
+
+if TYPE_CHECKING:  # Lightning and torchmetrics take seconds to import, and only stages that compute need them
+    import pytorch_lightning as pl
+
+    from vdq.metrics.base import VideoMetric
+    from vdq.tasks.generation import Generation
 
 log = logging.getLogger(__name__)
 SIGNATURE_LENGTH = 10
@@ -70,7 +72,7 @@ class Experiment:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        check_types("", _plain(cfg), TYPES)
+        check_types("", {name: cfg[name] for name in TYPES}, TYPES)
         if cfg.batch_size is not None and cfg.batch_size < 1:
             raise ValueError(f"batch_size={cfg.batch_size} must be null or at least 1")
         self.sampler: Sampler = _made("sampler", cfg.sampler)
@@ -231,8 +233,10 @@ class Experiment:
         """The full-precision run of the same prompts and noise; None if this is one."""
         return self.variant(quant="fp16") if self.method.quantizes else None
 
-    def variant(self, *, seed: int | None = None, alpha: float | None = None, **options: str) -> Experiment:
-        """This experiment with other options of config groups, such as ``quant="asq"``, and with the same model."""
+    def variant(self, *, fields: dict[str, Any] | None = None, **options: str) -> Experiment:
+        """This experiment with other options of config groups, such as ``quant="asq"``, then other ``fields``, such as
+        ``{"quant.alpha": 0.5}``, and with the same model.
+        """
         cfg = self.cfg.copy()
         cfg.artefact = None  # it is of this recipe alone
         for group, name in options.items():
@@ -241,9 +245,8 @@ class Experiment:
             same = cfg.dataset._target_ == self.cfg.dataset._target_
             kept = set(cfg.dataset) if same else {"num_prompts", "calibration_prompts"} & set(cfg.dataset)
             cfg.dataset.update({key: self.cfg.dataset[key] for key in kept})
-        cfg.seed = self.cfg.seed if seed is None else seed
-        if alpha is not None:
-            cfg.quant.alpha = alpha
+        for name, value in (fields or {}).items():
+            OmegaConf.update(cfg, name, value)
         return self.sibling(cfg)
 
     def sibling(self, cfg: DictConfig) -> Experiment:
@@ -280,6 +283,8 @@ class Experiment:
 
     def trainer(self, **overrides: Any) -> pl.Trainer:
         """A Trainer that only moves, runs and distributes: progress, logging and files are the stages' own."""
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
         off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         try:
             return instantiate(self.cfg.trainer, **dict.fromkeys(off, False), **overrides)

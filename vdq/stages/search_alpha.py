@@ -51,7 +51,7 @@ def run(experiment: Experiment) -> None:
     start, rows = time.monotonic(), []
     settings = [(quant, bits, alpha) for quant in RECIPES for bits in WIDTHS for alpha in GRID]
     for quant, bits, alpha in tqdm(settings, desc="searching alpha", unit="setting"):
-        method = experiment.variant(quant=quant, bits=bits, alpha=alpha).method
+        method = experiment.variant(quant=quant, bits=bits, fields={"quant.alpha": alpha}).method
         errors = [_error(p, method, stats, recorder) for p in layers]
         decibel = -10 * torch.tensor(errors).double().mean().log10().item()
         rows.append({"quant": quant, "bits": bits, "alpha": alpha, "output_db": decibel})

@@ -120,26 +120,26 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
     """Finished runs by the paper's names: data set, method and bit-widths."""
 
     @cache
-    def prompt_set(dataset: str) -> Experiment | None:
+    def reference(dataset: str) -> Experiment | None:
+        """Full precision on a prompt set."""
         option = experiment.model.prompt_sets[SETS.index(dataset)]
         try:
-            return experiment.variant(dataset=option)
+            return experiment.variant(dataset=option, quant="fp16")
         except ValueError as error:  # prompts that were never fetched; then there are no runs of them either
             log.warning("tabulate: no tables of dataset=%s: %s", option, error)
             return None
 
     def find(dataset: str, method: str, weight_bits: int, act_bits: int) -> pd.Series | None:
-        base = prompt_set(dataset)
-        if base is None or registry.empty:
+        full = reference(dataset)
+        if full is None or registry.empty:
             return None
-        full = base.variant(quant="fp16")
         if method == "fp16":
             wanted = full
         elif method == paper_tables.YARDSTICK:
-            wanted = full.variant(seed=full.cfg.seed + 1)
+            wanted = full.variant(fields={"seed": full.cfg.seed + 1})
         else:
             try:
-                wanted = base.variant(quant=method, bits=f"w{weight_bits}a{act_bits}")
+                wanted = full.variant(quant=method, bits=f"w{weight_bits}a{act_bits}")
             except ValueError:  # time ranges that do not divide the number of steps
                 return None
         rows = registry[registry["signature"] == wanted.signature]

@@ -16,6 +16,7 @@ import pandas as pd
 from vdq.data.samples import read_sample, video_path
 from vdq.tracking.gallery import markdown, media
 from vdq.tracking.gallery.page import MARK, RUN_FIELDS, content_of, html_page
+from vdq.tracking.gallery.sheets import Sheets
 
 log = logging.getLogger(__name__)
 FIELDS = (*RUN_FIELDS, "model", "dataset", "higher_is_better", "folder")
@@ -34,7 +35,8 @@ def write_gallery(
     title: str = "Videos of quantized models",
     note: str = "",
 ) -> None:
-    """Writes ``folder``/index.html and its media; the gallery appears complete or not at all and replaces an older one.
+    """Writes ``folder``/index.html and its media; the gallery appears complete or not at all and replaces an older one,
+    whose sheets of the same frames it takes over.
 
     Args:
         runs: rows of the registry in the order of the columns; one of them is the reference of all.
@@ -58,8 +60,9 @@ def write_gallery(
     chosen = _chosen(scores, reference.signature, prompts)
     sections = {name: markdown.to_html(text) for name, text in _markdown(tables).items()}
     with _whole_folder(folder) as partial:
-        (partial / "media").mkdir()
-        facts = _write_media(runs, chosen, partial / "media", edge, quality, difference_quality)
+        sheets = Sheets(partial, folder)
+        facts = _write_media(runs, chosen, sheets, edge, quality, difference_quality)
+        sheets.finish()
         facts["fps"] = media.frames_per_second(video_path(Path(reference.folder), chosen[0]))
         content = facts | content_of(runs, scores, chosen, metrics)
         page = html_page(content, sections, title, markdown.to_html(note))
@@ -152,7 +155,7 @@ def _is_gallery(folder: Path) -> bool:
 
 
 def _write_media(
-    runs: pd.DataFrame, chosen: list[int], folder: Path, edge: int, quality: int, difference_quality: int
+    runs: pd.DataFrame, chosen: list[int], sheets: Sheets, edge: int, quality: int, difference_quality: int
 ) -> dict:
     """Sheets of every video and of its difference from the reference; returns their layout and the codec's error."""
     errors: dict[str, list[float]] = {"video": [], "difference": []}
@@ -166,12 +169,18 @@ def _write_media(
             if not frames.shape == original.shape == shape:
                 raise ValueError(f"runs holds {run.signature} with frames {frames.shape}; only {shape} is allowed")
             small = media.shrink(frames, edge)
-            sheets = {"video": media.video_sheet(small, quality)}
+            name = f"{run.signature}_{index:04d}"
+            errors["video"].append(sheets.write(f"{name}_video.avif", media.video_sheet, small, quality=quality))
             if run.signature != reference.signature:
-                sheets["difference"] = media.difference_sheet(frames, original, edge, difference_quality)
-            for kind, sheet in sheets.items():
-                (folder / f"{run.signature}_{index:04d}_{kind}.avif").write_bytes(sheet.content)
-                errors[kind].append(sheet.squared_error)
+                error = sheets.write(
+                    f"{name}_difference.avif",
+                    media.difference_sheet,
+                    frames,
+                    original,
+                    edge=edge,
+                    quality=difference_quality,
+                )
+                errors["difference"].append(error)
     error = {kind: math.sqrt(np.mean(values)) if values else 0.0 for kind, values in errors.items()}
     return {
         "frames": shape[0],
