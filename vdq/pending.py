@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,10 +20,10 @@ from vdq.stages.experiment import CONF, Experiment
 from vdq.tracking.registry import runs
 
 
-def signatures(base: Experiment, params: DictConfig) -> list[str]:
+def signatures(base: Experiment, params: dict[str, list[Any]]) -> list[str]:
     """Of every run of a sweep over config groups, such as quant and bits, and fields, such as seed and quant.alpha."""
     found = []
-    for values in product(*(_values(key, value) for key, value in params.items())):
+    for values in product(*params.values()):
         chosen = dict(zip(params, values, strict=True))
         options = {key: value for key, value in chosen.items() if (CONF / key).is_dir()}
         fields = {key: value for key, value in chosen.items() if key not in options}
@@ -33,9 +34,14 @@ def signatures(base: Experiment, params: DictConfig) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _values(key: str, value: Any) -> list[Any]:
-    parsed = OverridesParser.create().parse_override(f"{key}={value}")
-    return list(parsed.sweep_iterator(lambda x: x)) if parsed.is_sweep_override() else [parsed.value()]
+def _sweep(cfg: DictConfig) -> dict[str, list[Any]]:
+    """The values that the experiment sweeps over, by config group or field."""
+    params = [f"{key}={value}" for key, value in (cfg.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # which knows the options of quant=glob(*)
+    return {
+        each.key_or_group: list(each.sweep_iterator(lambda x: x)) if each.is_sweep_override() else [each.value()]
+        for each in parser.parse_overrides(params)
+    }
 
 
 def progress(names: list[str], overrides: list[str]) -> pd.DataFrame:
@@ -44,7 +50,7 @@ def progress(names: list[str], overrides: list[str]) -> pd.DataFrame:
     for name in names:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", [f"experiment={name}", *overrides], return_hydra_config=True)
-        params = cfg.hydra.sweeper.params
+            params = _sweep(cfg)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
         if "evaluate" not in cfg.stages or not params:

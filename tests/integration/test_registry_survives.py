@@ -23,7 +23,7 @@ from vdq.tracking import runs
 ROOT = Path(__file__).parents[2]
 SWEEP = ("quant=cw_tw,tsw",)
 PATIENCE = 1800  # seconds; ten are enough on an idle machine
-WHEN = ["finished", "sampling_seconds", "folder"]  # differ from run to run
+WHEN = ["finished", "sampling_seconds", "calibration_seconds", "quantize_seconds", "folder"]  # differ from run to run
 
 
 def start(bed, *overrides: str, before: str = "") -> subprocess.Popen[str]:

@@ -5,9 +5,12 @@ time range.
 from __future__ import annotations
 
 import logging
+import time
+from pathlib import Path
 
 from filelock import FileLock
 
+from vdq.files import write_json
 from vdq.quant.stats import Stats
 from vdq.stages.experiment import Experiment, intact
 from vdq.tasks.calibration import Calibration
@@ -38,5 +41,12 @@ def run(experiment: Experiment) -> None:
             batch_size=experiment.batch_size,
             seed=experiment.cfg.seed,
         )
+        start = time.monotonic()
         experiment.predict(task)
+        write_json(cost_path(path), {"seconds": round(time.monotonic() - start, 2)})
         log.info("calibrate: statistics of %d prompts written, %s", len(prompts), path)
+
+
+def cost_path(stats: Path) -> Path:
+    """Where it is written how long the statistics of this file took."""
+    return stats.with_suffix(".json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
@@ -17,7 +18,7 @@ from vdq.data.samples import video_path
 from vdq.files import write_json, write_text
 from vdq.quant.report import mean_act_bits, model_size
 from vdq.quant.state import QuantState
-from vdq.stages import sample
+from vdq.stages import calibrate, quantize, sample
 from vdq.stages.experiment import Experiment
 from vdq.tasks.evaluation import Evaluation, SampleDataset
 from vdq.tasks.generation import EXECUTION
@@ -70,7 +71,7 @@ def _finish(experiment: Experiment) -> dict:
     result = _identity(experiment)
     if execution.get("mean_act_bits") is not None:  # decided while sampling
         result["mean_act_bits"] = execution["mean_act_bits"]
-    result |= _ran(execution) | scores["values"] | scores["notes"]
+    result |= _cost(experiment) | _ran(execution) | scores["values"] | scores["notes"]
     result |= {
         "metrics": experiment.metrics_signature,
         "higher_is_better": scores["higher_is_better"],
@@ -118,6 +119,20 @@ def _identity(experiment: Experiment) -> dict:
         "reference": (experiment.reference or experiment).signature,
         "stats": experiment.stats_signature if experiment.calibrates else None,
     }
+
+
+def _cost(experiment: Experiment) -> dict:
+    """Prompts and seconds of the calibration, and seconds in which the recipe made its parameters; None: unknown."""
+    calibrates = experiment.calibrates
+    return {
+        "calibration_prompts": len(experiment.prompts.calibration) if calibrates else 0,
+        "calibration_seconds": _seconds(calibrate.cost_path(experiment.stats_path)) if calibrates else 0,
+        "quantize_seconds": _seconds(experiment.folder / quantize.COST),
+    }
+
+
+def _seconds(path: Path) -> float | None:
+    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else None
 
 
 def _ran(execution: dict) -> dict:

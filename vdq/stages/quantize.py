@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict
 
 import pandas as pd
 
 from vdq.export import packed
-from vdq.files import write_text
+from vdq.files import write_json, write_text
 from vdq.memory import PeakMemory
 from vdq.quant.report import model_size
 from vdq.quant.state import QuantState
@@ -17,6 +18,7 @@ from vdq.stages import calibrate
 from vdq.stages.experiment import Experiment, intact
 
 log = logging.getLogger(__name__)
+COST = "quantize.json"
 
 
 def run(experiment: Experiment) -> None:
@@ -35,6 +37,7 @@ def run(experiment: Experiment) -> None:
         calibrate.run(experiment)
     stats = Stats.load(experiment.stats_path) if experiment.calibrates else None
     denoiser, schedule = experiment.denoiser, experiment.sampler.schedule
+    start = time.monotonic()
     with PeakMemory("cpu") as peak:
         state = method.convert(
             denoiser,
@@ -43,6 +46,7 @@ def run(experiment: Experiment) -> None:
             quantizable=experiment.model.quantizable,
             timesteps=schedule.timesteps,
         )
+    write_json(folder / COST, {"seconds": round(time.monotonic() - start, 2)})
     report = report_table(state)
     write_text(folder / "report.csv", report.to_csv(index=False))
     for name, table in method.tables(denoiser, stats, state, schedule.timesteps).items():

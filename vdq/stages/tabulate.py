@@ -10,14 +10,15 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from vdq.data.samples import read_sample
 from vdq.data.video import contact_sheet
 from vdq.files import write_text
 from vdq.quant.stats import Stats
-from vdq.stages.experiment import Experiment, intact
-from vdq.tracking import paper_report, paper_tables
+from vdq.stages.experiment import CONF, Experiment, intact
+from vdq.tracking import ablation, neighbours, paper_report, paper_tables
 from vdq.tracking.execution import read_benchmarks, rows_of, summary, table6, times_figure
 from vdq.tracking.figures import ranges_figure
 from vdq.tracking.frames import FIGURES, frames_figure
@@ -50,6 +51,8 @@ def run(experiment: Experiment) -> None:
         _write_paper(find, folder)
         if main_set:
             _write_gallery(experiment, table, folder)
+    if main_set and len(registry):
+        _write_neighbours(experiment, registry, folder)
     log.info("tabulate: %d runs and %d figures written to %s", len(table), len(figures), folder)
 
 
@@ -82,6 +85,27 @@ def _write_paper(find: paper_tables.Find, folder: Path) -> None:
         filled = paper_tables.fill(name, find)
         if "run" in filled and filled.loc[~filled["method"].str.startswith("fp16"), "run"].notna().any():
             paper_report.write_table(name, filled, folder)
+
+
+def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Path) -> None:
+    """Every seed's simulated runs of as many prompts as conf/experiment/neighbours.yaml has, or as are asked for."""
+    full = experiment.variant(quant="fp16")
+    prompts = (
+        full.cfg.dataset.num_prompts or OmegaConf.load(CONF / "experiment" / "neighbours.yaml").dataset.num_prompts
+    )
+    fields = {"dataset.num_prompts": min(prompts, len(full.prompts.evaluation))}
+    seeds = [int(seed) for seed in registry["seed"].dropna().unique()]
+    references = [full.variant(fields=fields | {"seed": seed}).signature for seed in seeds]
+    found = _comparable(experiment, registry, references)
+    if "backend" in found:
+        found = found[found["backend"].fillna("") == ""]
+    if found.empty:
+        return
+    table = neighbours.by_seed(found)
+    if table["seed"].nunique() > 1:
+        neighbours.write_neighbours(table[table["changed"] == ""], fields["dataset.num_prompts"], folder)
+    if (table["method"] == ablation.RECIPE).any():
+        ablation.write_ablation(table, fields["dataset.num_prompts"], folder)
 
 
 def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path) -> list[Path]:
@@ -152,11 +176,16 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
 
 def _finished(experiment: Experiment, registry: pd.DataFrame) -> pd.DataFrame:
     """Runs of unchanged recipes with the same reference, the same judges and the alphas of this configuration."""
-    reference = (experiment.reference or experiment).signature
     if registry.empty:
         return registry
-    judges = registry.loc[registry["signature"] == reference, "metrics"]
-    alphas = registry["quant"].map(dict(experiment.cfg.alpha))
-    kept = (registry["reference"] == reference) & registry["metrics"].isin(judges) & (registry["changed"] == "")
-    table = registry[kept & (alphas.isna() | (alphas == registry["alpha"]))]
+    table = _comparable(experiment, registry, [(experiment.reference or experiment).signature])
+    table = table[table["changed"] == ""]
     return table.sort_values(["weight_bits", "act_bits", "quant"], ascending=[False, False, True], ignore_index=True)
+
+
+def _comparable(experiment: Experiment, registry: pd.DataFrame, references: list[str]) -> pd.DataFrame:
+    """Runs with one of these references, with the judges of all of them and the alphas of this configuration."""
+    judges = registry.loc[registry["signature"].isin(references), "metrics"]
+    alphas = registry["quant"].map(dict(experiment.cfg.alpha))
+    kept = registry["reference"].isin(references) & registry["metrics"].isin(judges)
+    return registry[kept & (alphas.isna() | (alphas == registry["alpha"]))]

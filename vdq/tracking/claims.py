@@ -13,6 +13,8 @@ import pandas as pd
 
 VQA = ("vqa_a", "vqa_t")
 Value = Callable[[str, str, str], float]  # method, bits such as w8a8, metric; KeyError where there is none
+SeedValues = Callable[[str, str, str], pd.Series]  # the same with the value of every seed, by seed
+PLUS, PLAIN, DYNAMIC = "static_plus", ("tsq_tsw", "asq"), ("dynamic", "dvd_quant")
 
 
 class Claim(NamedTuple):
@@ -22,6 +24,14 @@ class Claim(NamedTuple):
     words: str
     tables: tuple[str, ...]
     holds: Callable[[Value], tuple[bool, str]]
+
+
+class Goal(NamedTuple):
+    """What this project wants of a recipe; ``holds`` as for a claim, but from the values of every seed."""
+
+    name: str
+    words: str
+    holds: Callable[[SeedValues], tuple[bool, str]]
 
 
 def values_of(table: pd.DataFrame, prefix: str = "") -> Value:
@@ -37,13 +47,44 @@ def values_of(table: pd.DataFrame, prefix: str = "") -> Value:
     return value
 
 
-def verdict(claim: Claim, value: Value) -> tuple[str, str]:
+def seeds_of(table: pd.DataFrame) -> SeedValues:
+    """Access to the values of unchanged recipes in a table with one row a run (`vdq.tracking.neighbours.by_seed`)."""
+    rows = table[table["changed"] == ""].set_index(["method", "bits"])
+
+    def values(method: str, bits: str, metric: str) -> pd.Series:
+        return rows.loc[[(method, bits)]].set_index("seed")[metric].sort_index()
+
+    return values
+
+
+def verdict(claim: Claim | Goal, value: Value | SeedValues) -> tuple[str, str]:
     """'holds', 'does not hold' or 'not testable', and the numbers."""
     try:
         holds, numbers = claim.holds(value)
     except KeyError:
         return "not testable", "a run or a metric is missing"
     return "holds" if holds else "does not hold", numbers
+
+
+def _beats(bits: str, metric: str, others: tuple[str, ...], margin: float) -> Callable[[SeedValues], tuple[bool, str]]:
+    """By `margin` or more, and by more than nothing, with every seed."""
+    digits = 4 if metric == "clipsim" else 2
+
+    def holds(values: SeedValues) -> tuple[bool, str]:
+        own = values(PLUS, bits, metric)
+        rest = pd.DataFrame({other: values(other, bits, metric).reindex(own.index) for other in others})
+        if rest.isna().any(axis=None):  # a seed that another recipe lacks
+            raise KeyError(metric)
+        best, names = rest.max(axis=1), rest.idxmax(axis=1)
+        told = [
+            f"seed {seed}: {own[seed]:.{digits}f}, {names[seed]} {best[seed]:.{digits}f} "
+            f"({own[seed] - best[seed]:+.{digits}f})"
+            for seed in own.index
+        ]
+        gains = own - best
+        return bool((gains >= margin).all() and (gains > 0).all()), "; ".join(told)
+
+    return holds
 
 
 def _near_full_precision(method: str, points: float) -> Callable[[Value], tuple[bool, str]]:
@@ -165,4 +206,18 @@ CLAIMS = [
         ("table4", "table5"),
         _best("asq", "vqa_a", ("tsq_2tr", "tsq_4tr", "tsq_10tr", "tsq_tsw")),
     ),
+]
+GOALS = [
+    Goal(
+        f"{bits}_3db",
+        f"At {bits.upper()} {PLUS} has with every seed 3 dB more PSNR than the better of {' and '.join(PLAIN)}.",
+        _beats(bits, "psnr", PLAIN, 3),
+    )
+    for bits in ("w4a8", "w6a6")
+] + [
+    Goal(
+        "w4a4_clipsim",
+        f"At W4A4 {PLUS} has with every seed a higher CLIPSIM than every dynamic recipe ({', '.join(DYNAMIC)}).",
+        _beats("w4a4", "clipsim", DYNAMIC, 0),
+    )
 ]

@@ -73,12 +73,12 @@ def _markdown(name: str, table: pd.DataFrame, command: str) -> str:
 
 def _latex(name: str, table: pd.DataFrame, command: str) -> str:
     shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--").replace("_", r"\_"))
-    shown.columns = [_escaped(title) for title in shown.columns]
+    shown.columns = [escaped(title) for title in shown.columns]
     body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
     return f"% {TITLES[name]}. Written by {command}\n{body}\n"
 
 
-def _escaped(title: str) -> str:
+def escaped(title: str) -> str:
     return title.replace("↑", r"$\uparrow$").replace("Δ", r"$\Delta$")
 
 

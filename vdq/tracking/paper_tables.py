@@ -83,9 +83,9 @@ def _values(run: pd.Series, reference: pd.Series | None) -> dict:
             continue
         values[metric] = scores[key].mean()
         if metric in FIDELITY:
-            values |= _interval(metric, scores[key].to_numpy())
+            values |= interval(metric, scores[key].to_numpy())
         elif base is not None and key in base:
-            values |= _interval(metric, scores[key].to_numpy() - base[key].to_numpy())
+            values |= interval(metric, scores[key].to_numpy() - base[key].to_numpy())
     return values
 
 
@@ -99,7 +99,7 @@ def per_video(run: pd.Series | dict) -> pd.DataFrame:
     return pd.read_csv(Path(run["folder"]) / "per_video.csv").sort_values("index", ignore_index=True)
 
 
-def _interval(metric: str, values: np.ndarray) -> dict[str, float]:
+def interval(metric: str, values: np.ndarray) -> dict[str, float]:
     """Percentile interval of the mean over prompts; a constant has none to estimate."""
     if len(values) < 2 or np.ptp(values) == 0:
         return {f"{metric}_low": values.mean(), f"{metric}_high": values.mean()}

@@ -1,0 +1,226 @@
+"""Every recipe at several bit-widths and with several noises: one table, its goals and its picture."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: works without a display, and in threads
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from vdq.files import complete_or_nothing, write_text
+from vdq.tracking.claims import GOALS, seeds_of, verdict
+from vdq.tracking.paper_report import LATEX, MARKDOWN, Mark, escaped
+from vdq.tracking.paper_tables import CONFIDENCE, interval, key_of, per_video
+from vdq.tracking.tables import METRICS as NAMES
+
+TITLE = "The neighbouring systems: every recipe, {prompts} prompts, {seeds} noises"
+METRICS = ("clipsim", "clip_temp", "top1", "psnr")
+DIGITS = {"clipsim": 4, "clip_temp": 4, "top1": 3, "psnr": 2}
+COSTS = ("size_mb", "mean_act_bits", "calibration_prompts", "calibration_seconds", "quantize_seconds")
+FULL = "fp16"
+MARKERS = {"static": "o", "dynamic": "^"}
+NOTE = """Bold is the best quantized model of a bit-width, italic the second best. Values are means over all prompts and
+seeds; a seed's reference is its own full-precision run. In brackets the {confidence:.0%} interval of the difference to
+full precision (of PSNR: of the mean), by a paired bootstrap over prompts, each with its videos of all seeds. *act bits*
+is the mean over layers and steps, *MB* the quantized denoiser. *Calibration* is the full-precision pass over the
+calibration prompts, *parameters* what the recipe then computes; wall-clock seconds on whatever machine made the runs,
+– where it was not recorded.
+
+**The testbed's numbers**: model {model}, its own small CLIP. They compare methods with each other and nothing else.
+
+Written by `python run.py stages=[tabulate]` from `python run.py -m experiment=neighbours`."""
+
+
+def by_seed(runs: pd.DataFrame) -> pd.DataFrame:
+    """Finished runs of the same prompts -> one row a run: method, bits, seed, changed, the means of METRICS over its
+    videos as far as it has them, COSTS, kind, model and run. A run that was made twice counts once, the newer.
+    """
+    runs = runs.drop_duplicates("signature", keep="last")
+    rows = []
+    for _, run in runs.iterrows():
+        scores = per_video(run)
+        row = {"method": run["quant"], "bits": run["bits"], "seed": run["seed"], "changed": run["changed"]}
+        row |= {metric: scores[key].mean() for metric in METRICS if (key := key_of(metric, scores.columns)) in scores}
+        row |= {cost: run.get(cost) for cost in COSTS} | {"kind": run["kind"], "model": run["model"]}
+        row["mean_act_bits"] = run["act_bits"] if pd.isna(row["mean_act_bits"]) else row["mean_act_bits"]
+        if pd.isna(run["stats"]):
+            row["calibration_prompts"] = 0
+        rows.append(row | {"run": run["signature"], "reference": run["reference"], "folder": run["folder"]})
+    table = pd.DataFrame(rows)
+    return table.sort_values(["bits", "method", "changed", "seed"], ignore_index=True)
+
+
+def summary(seeds: pd.DataFrame) -> pd.DataFrame:
+    """One row a recipe and bit-width, full precision first, then by bits and PSNR: the means over seeds, `<metric>_low`
+    and `_high` of the interval, `<metric>_<seed>`, `seeds` and `runs`.
+    """
+    videos = {row.run: per_video({"folder": row.folder}).set_index("index") for row in seeds.itertuples()}
+    rows = [_row(group, videos) for _, group in seeds.groupby(["method", "bits"], sort=False)]
+    table = pd.DataFrame(rows)
+    widths = table["bits"].map(lambda bits: tuple(-n for n in numbers(bits)))
+    return (
+        table.assign(width=widths)
+        .sort_values(["width", "psnr"], ascending=[True, False], ignore_index=True)
+        .drop(columns="width")
+    )
+
+
+def numbers(bits: str) -> tuple[int, int]:
+    """Weight and activation bits of such as w4a8, or of full."""
+    if bits == "full":
+        return 16, 16
+    return tuple(map(int, re.fullmatch(r"w(\d+)a(\d+)", bits).groups()))
+
+
+def _row(runs: pd.DataFrame, videos: dict[str, pd.DataFrame]) -> dict:
+    first = runs.iloc[0]
+    row = {"method": first["method"], "bits": first["bits"], "kind": first["kind"], "model": first["model"]}
+    for metric in METRICS:
+        if metric not in runs or runs[metric].isna().any():
+            continue
+        row[metric] = runs[metric].mean()
+        row |= {f"{metric}_{run.seed}": getattr(run, metric) for run in runs.itertuples()}
+        values = [_difference(metric, run, videos) for run in runs.itertuples()]
+        if all(value is not None for value in values):
+            row |= interval(metric, np.mean(values, axis=0))
+    row |= {cost: runs[cost].mean() for cost in COSTS}
+    return row | {"seeds": len(runs), "runs": " ".join(runs["run"])}
+
+
+def _difference(metric: str, run: tuple, videos: dict[str, pd.DataFrame]) -> np.ndarray | None:
+    """Of every prompt, the run's value less its reference's; PSNR is a difference already."""
+    own, base = videos[run.run], videos.get(run.reference)
+    if metric == "psnr":
+        return own[metric].to_numpy()
+    if run.run == run.reference or base is None:
+        return None
+    key = key_of(metric, own.columns)
+    return (own[key] - base[key]).to_numpy()
+
+
+def goals(seeds: pd.DataFrame) -> pd.DataFrame:
+    """One row for each goal: whether our runs reach it, and the numbers of every seed."""
+    rows = []
+    for claim in GOALS:
+        result, found = verdict(claim, seeds_of(seeds))
+        rows.append({"goal": claim.words, "here": result, "of each seed": found})
+    return pd.DataFrame(rows)
+
+
+def write_neighbours(seeds: pd.DataFrame, prompts: int, folder: Path) -> None:
+    """Writes ``folder``/neighbours as .md, .csv, .tex and .png."""
+    table = summary(seeds)
+    title = TITLE.format(prompts=prompts, seeds=seeds["seed"].nunique())
+    note = NOTE.format(confidence=CONFIDENCE, model=", ".join(sorted(set(table["model"]))))
+    body = cells(table, MARKDOWN).to_markdown(index=False, disable_numparse=True)
+    reached = goals(seeds).to_markdown(index=False, disable_numparse=True)
+    write_text(
+        folder / "neighbours.md", f"# {title}\n\n{body}\n\n{note}\n\n**The goals of static_plus**\n\n{reached}\n"
+    )
+    write_text(folder / "neighbours.csv", table.to_csv(index=False))
+    write_text(folder / "neighbours.tex", _latex(table, title))
+    quality_figure(table, folder / "neighbours.png")
+
+
+def cells(table: pd.DataFrame, marks: tuple[Mark, Mark]) -> pd.DataFrame:
+    """What is printed of a summary."""
+    shown = {"method": table["method"], "bits": table["bits"], "activations": table["kind"]}
+    for metric in METRICS:
+        if metric in table and table[metric].notna().any():
+            shown[f"{NAMES[metric]} ↑"] = _column(table, metric, marks)
+    shown["PSNR of each seed"] = [_listed(row, "psnr") for _, row in table.iterrows()]
+    shown["act bits"] = [_number(value, 2) for value in table["mean_act_bits"]]
+    shown["MB"] = [_number(value, 2) for value in table["size_mb"]]
+    shown["calibration"] = [_calibration(row) for _, row in table.iterrows()]
+    shown["parameters"] = [_seconds(value) for value in table["quantize_seconds"]]
+    shown["runs"] = [" ".join(f"`{run}`" for run in runs.split()) for runs in table["runs"]]
+    return pd.DataFrame(shown)
+
+
+def _column(table: pd.DataFrame, metric: str, marks: tuple[Mark, Mark]) -> list[str]:
+    quantized = table[table["method"] != FULL]
+    best = {
+        bits: rows.dropna().drop_duplicates().nlargest(2).tolist() for bits, rows in quantized.groupby("bits")[metric]
+    }
+    texts = []
+    for _, row in table.iterrows():
+        text, ranked = _number(row[metric], DIGITS[metric]), best.get(row["bits"], [])
+        if row[metric] in ranked:
+            text = marks[ranked.index(row[metric])](text)
+        low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+        if low is not None and not pd.isna(low):
+            sign = "" if metric == "psnr" else "+"
+            text += f" [{_number(low, DIGITS[metric], sign)}, {_number(high, DIGITS[metric], sign)}]"
+        texts.append(text)
+    return texts
+
+
+def _listed(row: pd.Series, metric: str) -> str:
+    """The value of every seed."""
+    seeds = [name for name in row.index if re.fullmatch(rf"{metric}_\d+", name) and not pd.isna(row[name])]
+    return ", ".join(_number(row[name], 1) for name in sorted(seeds)) or "–"
+
+
+def _calibration(row: pd.Series) -> str:
+    if row["method"] == FULL or row["calibration_prompts"] == 0:
+        return "none"
+    if pd.isna(row["calibration_prompts"]):
+        return "–"
+    return f"{row['calibration_prompts']:.0f} prompts, {_seconds(row['calibration_seconds'])}"
+
+
+def _seconds(value: float) -> str:
+    return "–" if pd.isna(value) else f"{value:.1f} s"
+
+
+def _number(value: float, digits: int, sign: str = "") -> str:
+    return "–" if pd.isna(value) else f"{value:{sign}.{digits}f}"
+
+
+def _latex(table: pd.DataFrame, title: str) -> str:
+    shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--").replace("_", r"\_"))
+    shown.columns = [escaped(name) for name in shown.columns]
+    body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
+    return f"% {title}. Written by python run.py stages=[tabulate]\n{body}\n"
+
+
+def quality_figure(table: pd.DataFrame, path: Path) -> None:
+    """Writes a PNG: PSNR against mean activation bits, a panel for each number of weight bits, and against size. A line
+    a recipe, circles where it is static, triangles where it is dynamic.
+    """
+    rows = table[(table["method"] != FULL) & table["psnr"].notna()]
+    rows = rows.assign(w=[numbers(bits)[0] for bits in rows["bits"]])
+    widths = sorted(rows["w"].unique(), reverse=True)
+    colours = {
+        method: f"C{i}" if i < 10 else plt.cm.Dark2(i - 10) for i, method in enumerate(sorted(set(rows["method"])))
+    }
+    shape = {"figsize": (3.6 * (len(widths) + 1), 4.2), "layout": "constrained", "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(1, len(widths) + 1, **shape)
+    for axis, width in zip(axes[0], widths, strict=False):
+        _lines(axis, rows[rows["w"] == width], "mean_act_bits", colours)
+        axis.set(title=f"{width}-bit weights", xlabel="mean activation bits")
+    _lines(axes[0][-1], rows, "size_mb", colours)
+    axes[0][-1].set(title="all bit-widths", xlabel="MB", xscale="log")
+    axes[0][0].set_ylabel("PSNR to full precision, dB")
+    markers = {method: _marker(line) for method, line in rows.groupby("method")}
+    handles = [plt.Line2D([], [], color=colours[name], marker=markers[name], label=name) for name in colours]
+    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
+    with complete_or_nothing(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    plt.close(figure)
+
+
+def _lines(axis: plt.Axes, rows: pd.DataFrame, x: str, colours: dict) -> None:
+    for method, line in rows.sort_values(x).groupby("method"):
+        axis.plot(line[x], line["psnr"], marker=_marker(line), ms=5, lw=0.8, color=colours[method])
+    axis.grid(alpha=0.3)
+
+
+def _marker(rows: pd.DataFrame) -> str:
+    return MARKERS["static" if (rows["kind"] == "static").all() else "dynamic"]
