@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -92,3 +94,8 @@ def test_report_is_one_row_a_layer():
     assert table["fqn"].tolist() == ["a", "b"] and table["shape"].tolist() == ["4x2", "3"]
     assert table.loc[0, ["weight_bits", "act_bits", "weight_error"]].tolist() == [8, 6, 0.5]
     assert table.loc[1, "reason"] == "why" and pd.isna(table.loc[1, "weight_bits"])
+
+
+def test_tables_are_built_without_what_only_computing_needs():
+    code = "import sys, vdq.stages.tabulate; sys.exit(bool({'pytorch_lightning', 'torchmetrics'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # they take seconds to import
