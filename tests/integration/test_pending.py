@@ -13,10 +13,11 @@ from vdq import pending
 def options(finished, tmp_path):
     """Overrides with which an experiment `mine` sweeps over what a test wants."""
 
-    def make(**params: str) -> list[str]:
+    def make(content: dict | None = None, **params: str) -> list[str]:
         path = Path(tmp_path, "experiment", "mine.yaml")
         path.parent.mkdir()
-        path.write_text(f"# @package _global_\n{yaml.safe_dump({'hydra': {'sweeper': {'params': params}}})}")
+        content = (content or {}) | {"hydra": {"sweeper": {"params": params}}}
+        path.write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
         run = finished.experiment("quant=tsq_tsw")
         for folder in (run.folder, run.reference.folder):  # without what other tests have added
             shutil.copytree(folder, tmp_path / "runs" / folder.name)
@@ -36,6 +37,13 @@ def test_counts_the_runs_that_the_sweep_would_make(options, capsys):
 def test_fields_of_a_recipe_may_be_swept(options):
     table = pending.progress(["mine"], options(**{"quant": "asq,tsq_tsw", "quant.alpha": "0.1,0.5"}))
     assert table.loc[0, ["runs", "finished"]].tolist() == [4, 1]  # 0.5 is the testbed's alpha
+
+
+def test_several_fields_may_be_swept_together(options):
+    parts = {"momentum": 0.95, "symmetric_acts": False}
+    content = {"parts": parts, "quant": {name: f"${{parts.{name}}}" for name in parts}}
+    overrides = options(content, parts="{},{momentum: 0.5},{momentum: 0.5, symmetric_acts: true}")
+    assert pending.progress(["mine"], overrides).loc[0, ["runs", "finished"]].tolist() == [3, 1]
 
 
 def test_seeds_may_be_swept(options):
