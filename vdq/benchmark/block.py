@@ -22,6 +22,8 @@ from vdq.methods.base import Method
 from vdq.models.stdit import STDiT
 from vdq.quant.convert import apply
 from vdq.quant.observers import Observer
+from vdq.quant.samples import Samples
+from vdq.quant.search import InputRecorder
 from vdq.quant.state import QuantState
 from vdq.quant.stats import Stats
 
@@ -77,13 +79,16 @@ class RandomBlock:
         """Of every step, by the observers that calibrate a whole model."""
         net = self.net.to(self.machine.device)
         clock = self.clock.to(self.machine.device)
-        with torch.no_grad(), Observer(net, clock, quantizable) as observer:
-            for step in range(self.schedule.num_steps):
+        steps = self.schedule.num_steps
+        recorder = InputRecorder(net, clock, quantizable, range(steps))
+        with torch.no_grad(), Observer(net, clock, quantizable) as observer, recorder:
+            for step in range(steps):
                 clock.set(step)
                 net(*self._inputs(step, torch.float32))
                 done()
         self.net.to("cpu")
-        return observer.stats(num_prompts=1)
+        samples = Samples.recorded(recorder.inputs, torch.ones(steps), torch.zeros(steps), "")  # all steps are alike
+        return observer.stats(num_prompts=1).with_samples(samples)
 
     def state(self, method: Method, stats: Stats) -> QuantState:
         return method.convert(

@@ -15,7 +15,7 @@ from vdq.quant.state import LinearParams, QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import TimeRanges
 
-RANGE, ABSMAX = "range", "absmax"
+RANGE, ABSMAX, SAMPLES = "range", "absmax", "samples"
 
 
 class Table(NamedTuple):
@@ -37,7 +37,9 @@ class Method(ABC):
 
     @abstractmethod
     def needs(self, fqn: str) -> frozenset[str]:
-        """Calibration statistics wanted for a layer: "range" (minimum, maximum), "absmax"; empty means data-free."""
+        """What is wanted of a layer's calibration: "range" (minimum, maximum), "absmax", "samples" (recorded inputs,
+        vdq.quant.samples); empty means data-free.
+        """
 
     @abstractmethod
     def check(self, num_steps: int) -> None:
@@ -91,7 +93,10 @@ class Method(ABC):
             raise ValueError(f"{type(self).__name__} needs calibration statistics of layer {p.input_fqn}")
         if stats.num_steps != num_steps:
             raise ValueError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
-        return stats.layers[p.input_fqn].to(p.weight.device)
+        found = stats.layers[p.input_fqn]
+        if SAMPLES in self.needs(p.fqn) and found.samples is None:
+            raise ValueError(f"{type(self).__name__} needs recorded inputs of layer {p.input_fqn}")
+        return found.to(p.weight.device)
 
 
 def check_weight(p: Projection) -> None:

@@ -3,7 +3,7 @@ bit-width.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from vdq.quant import storage
+from vdq.quant.samples import LayerSamples, Samples
 
 KIND = "vdq.stats"
+_TENSORS = ("min", "max", "abs_sum", "rows")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +23,14 @@ class LayerStats:
 
     min, max: fp32 extremes. abs_sum: fp64 sum over rows (dim 0) of the row's maximum |X|, with the number of rows in
     `rows` [num_steps] long, so that parts of a batch join exactly. A packed input has one row: `rows` is 1 and
-    abs_sum the maximum.
+    abs_sum the maximum. samples: recorded inputs, where a recipe wants them (Stats.with_samples).
     """
 
     min: Tensor
     max: Tensor
     abs_sum: Tensor
     rows: Tensor
+    samples: LayerSamples | None = None
 
     @classmethod
     def empty(cls, num_steps: int, channels: int, device: torch.device | str = "cpu") -> "LayerStats":
@@ -58,7 +61,8 @@ class LayerStats:
         return LayerStats(torch.minimum(self.min, other.min), torch.maximum(self.max, other.max), joined, rows)
 
     def to(self, device: torch.device | str) -> "LayerStats":
-        return LayerStats(*(getattr(self, field.name).to(device) for field in fields(self)))
+        samples = self.samples and LayerSamples(*(tensor.to(device) for tensor in self.samples))
+        return LayerStats(*(getattr(self, name).to(device) for name in _TENSORS), samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +84,7 @@ class Stats:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written atomically."""
-        tensors = {
-            f"{fqn}.{field.name}": getattr(layer, field.name)
-            for fqn, layer in self.layers.items()
-            for field in fields(layer)
-        }
+        tensors = {f"{fqn}.{name}": getattr(layer, name) for fqn, layer in self.layers.items() for name in _TENSORS}
         header = {"num_steps": self.num_steps, "num_prompts": self.num_prompts, "signature": self.signature}
         storage.save(path, tensors, header, kind=KIND)
 
@@ -92,10 +92,18 @@ class Stats:
     def load(cls, path: str | Path) -> "Stats":
         """Raises ValueError when the file holds something else."""
         tensors, header = storage.load(path, kind=KIND)
-        names = [field.name for field in fields(LayerStats)]
         fqns = sorted(name.removesuffix(".min") for name in tensors if name.endswith(".min"))
-        layers = {fqn: LayerStats(**{name: tensors[f"{fqn}.{name}"] for name in names}) for fqn in fqns}
+        layers = {fqn: LayerStats(**{name: tensors[f"{fqn}.{name}"] for name in _TENSORS}) for fqn in fqns}
         return cls(layers=layers, **header)
+
+    def with_samples(self, samples: Samples) -> "Stats":
+        """The same statistics with the recorded inputs of every layer. Raises ValueError when they are of another
+        calibration or lack a layer.
+        """
+        if samples.signature != self.signature:
+            raise ValueError(f"samples have signature={samples.signature}, must be {self.signature} as the statistics")
+        layers = {fqn: replace(layer, samples=samples.layer(fqn)) for fqn, layer in self.layers.items()}
+        return replace(self, layers=layers)
 
 
 def check_complete(layers: Iterable[tuple[str, LayerStats]]) -> None:

@@ -1,5 +1,5 @@
 """prompts -> Stats: one full-precision pass over the calibration prompts serves every recipe, alpha, bit-width and
-time range.
+time range. Recipes that judge by the output of layers take a second pass -> Samples, which serves them all as well.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from vdq.files import write_json
+from vdq.quant.samples import Samples
 from vdq.quant.stats import Stats
 from vdq.stages.experiment import Experiment, intact
 from vdq.tasks.calibration import Calibration
+from vdq.tasks.recording import Recording
 
 log = logging.getLogger(__name__)
 
@@ -22,31 +24,55 @@ def run(experiment: Experiment) -> None:
     if not experiment.calibrates:
         log.info("calibrate: %s needs no statistics", experiment.cfg.quant.name)
         return
-    path = experiment.stats_path
+    _make(experiment, Calibration, experiment.stats_path, Stats, "statistics", batch_size=experiment.batch_size)
+    if experiment.records:
+        _make(experiment, Recording, experiment.samples_path, Samples, "recorded inputs")
+
+
+def load(experiment: Experiment) -> Stats | None:
+    """What the recipe needs, made if it is not there or damaged; None for a data-free recipe."""
+    if not experiment.calibrates:
+        return None
+    if not intact(Stats.load, experiment.stats_path) or (
+        experiment.records and not intact(Samples.load, experiment.samples_path)
+    ):
+        run(experiment)
+    stats = Stats.load(experiment.stats_path)
+    return stats.with_samples(Samples.load(experiment.samples_path)) if experiment.records else stats
+
+
+def cost_path(path: Path) -> Path:
+    """Where it is written how long the statistics or recorded inputs of this file took."""
+    return path.with_suffix(".json")
+
+
+def _make(
+    experiment: Experiment,
+    task: type[Calibration | Recording],
+    path: Path,
+    kind: type[Stats | Samples],
+    what: str,
+    **options: int,
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if intact(Stats.load, path):
-            log.info("calibrate: statistics found, %s", path)
+        if intact(kind.load, path):
+            log.info("calibrate: %s found, %s", what, path)
             return
-        prompts = experiment.prompts.calibration
-        task = Calibration(
-            path=path,
-            signature=experiment.stats_signature,
-            model=experiment.model,
-            denoiser=experiment.denoiser,
-            sampler=experiment.sampler,
-            clock=experiment.clock,
-            prompts=prompts,
-            indices=list(range(len(prompts))),
-            batch_size=experiment.batch_size,
-            seed=experiment.cfg.seed,
+        prompts, start = experiment.prompts.calibration, time.monotonic()
+        experiment.predict(
+            task(
+                path=path,
+                signature=experiment.stats_signature,
+                model=experiment.model,
+                denoiser=experiment.denoiser,
+                sampler=experiment.sampler,
+                clock=experiment.clock,
+                prompts=prompts,
+                indices=list(range(len(prompts))),
+                seed=experiment.cfg.seed,
+                **options,
+            )
         )
-        start = time.monotonic()
-        experiment.predict(task)
         write_json(cost_path(path), {"seconds": round(time.monotonic() - start, 2)})
-        log.info("calibrate: statistics of %d prompts written, %s", len(prompts), path)
-
-
-def cost_path(stats: Path) -> Path:
-    """Where it is written how long the statistics of this file took."""
-    return stats.with_suffix(".json")
+        log.info("calibrate: %s of %d prompts written, %s", what, len(prompts), path)

@@ -123,10 +123,12 @@ def _identity(experiment: Experiment) -> dict:
 
 def _cost(experiment: Experiment) -> dict:
     """Prompts and seconds of the calibration, and seconds in which the recipe made its parameters; None: unknown."""
-    calibrates = experiment.calibrates
+    made = [experiment.stats_path] if experiment.calibrates else []
+    made += [experiment.samples_path] if experiment.records else []
+    seconds = [_seconds(calibrate.cost_path(path)) for path in made]
     return {
-        "calibration_prompts": len(experiment.prompts.calibration) if calibrates else 0,
-        "calibration_seconds": _seconds(calibrate.cost_path(experiment.stats_path)) if calibrates else 0,
+        "calibration_prompts": len(experiment.prompts.calibration) if made else 0,
+        "calibration_seconds": None if None in seconds else sum(seconds),
         "quantize_seconds": _seconds(experiment.folder / quantize.COST),
     }
 

@@ -33,7 +33,7 @@ from vdq.diffusion.samplers import Sampler
 from vdq.export import artefact, packed
 from vdq.export.base import Exporter
 from vdq.memory import PeakMemory
-from vdq.methods.base import Method
+from vdq.methods.base import SAMPLES, Method
 from vdq.models.base import RANDOM, VideoModel
 from vdq.quant.layers import projections
 from vdq.tracking.registry import RESULT
@@ -146,10 +146,19 @@ class Experiment:
     @cached_property
     def calibrates(self) -> bool:
         """Whether the recipe wants statistics of any layer; an artefact has used them already."""
+        return bool(self._needs)
+
+    @property
+    def records(self) -> bool:
+        """Whether the recipe wants recorded inputs of layers as well."""
+        return SAMPLES in self._needs
+
+    @cached_property
+    def _needs(self) -> frozenset[str]:
         if self.artefact is not None:
-            return False
+            return frozenset()
         names = [p.fqn for p in projections(self.model.structure)]
-        return any(self.method.needs(fqn) for fqn in names if self.model.quantizable(fqn))
+        return frozenset().union(*(self.method.needs(fqn) for fqn in names if self.model.quantizable(fqn)))
 
     @cached_property
     def stats_signature(self) -> str:
@@ -178,6 +187,10 @@ class Experiment:
     @property
     def stats_path(self) -> Path:
         return Path(self.cfg.paths.runs) / "cache" / f"stats_{self._mark}{self.stats_signature}.safetensors"
+
+    @property
+    def samples_path(self) -> Path:
+        return Path(self.cfg.paths.runs) / "cache" / f"samples_{self._mark}{self.stats_signature}.safetensors"
 
     @property
     def folder(self) -> Path:
@@ -300,8 +313,8 @@ class Experiment:
         quantized denoiser is a copy already.
         """
         trainer = self.trainer()
-        if trainer.world_size > len(task.indices):  # Lightning refuses a process without a prompt
-            trainer = self.trainer(devices=len(task.indices))
+        if trainer.world_size > task.most_devices:
+            trainer = self.trainer(devices=task.most_devices)
         if trainer.precision != "32-true":
             own = (task.clock, task.denoiser) if task.denoiser is not self.denoiser else (task.clock,)
             memo = {id(part): part for part in own}

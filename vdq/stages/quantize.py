@@ -13,7 +13,6 @@ from vdq.files import write_json, write_text
 from vdq.memory import PeakMemory
 from vdq.quant.report import model_size
 from vdq.quant.state import QuantState
-from vdq.quant.stats import Stats
 from vdq.stages import calibrate
 from vdq.stages.experiment import Experiment, intact
 
@@ -33,9 +32,7 @@ def run(experiment: Experiment) -> None:
         load_artefact(experiment).state.save(experiment.state_path)
         log.info("quantize: parameters of the artefact, %s", experiment.cfg.artefact)
         return
-    if experiment.calibrates and not intact(Stats.load, experiment.stats_path):
-        calibrate.run(experiment)
-    stats = Stats.load(experiment.stats_path) if experiment.calibrates else None
+    stats = calibrate.load(experiment)
     denoiser, schedule = experiment.denoiser, experiment.sampler.schedule
     start = time.monotonic()
     with PeakMemory("cpu") as peak:

@@ -61,6 +61,11 @@ class Generation(pl.LightningModule):
         self.sampler, self.prompts, self.indices, self.batch_size = sampler, prompts, indices, batch_size
         self.seed, self.folder, self.title, self.arithmetic, self.note = seed, folder, title, arithmetic, note
 
+    @property
+    def most_devices(self) -> int:
+        """Lightning refuses a process without a prompt."""
+        return len(self.indices)
+
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(Subset(PromptDataset(self.prompts), self.indices), batch_size=self.batch_size)
 

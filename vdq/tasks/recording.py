@@ -1,0 +1,80 @@
+"""A second calibration pass, for recipes that judge by the output of layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vdq.quant.bit_switch import BitSwitch
+from vdq.quant.probe import StepProbe
+from vdq.quant.samples import Samples
+from vdq.quant.search import InputRecorder
+from vdq.tasks.calibration import Calibration
+from vdq.tasks.generation import Generation
+
+PROBED = 2  # prompts on which the error of every step is measured
+
+
+class Recording(Generation):
+    """Writes inputs of every quantizable layer, of all prompts, and what every step counts to ``path``.
+
+    Prompt by prompt, so that the recorded rows do not depend on the batch size; with the noise of the calibration. The
+    error of a step takes one sampling of the first prompts a step.
+    """
+
+    purpose = Calibration.purpose
+
+    def __init__(self, *, path: Path, signature: str, **settings) -> None:
+        super().__init__(title="recording", batch_size=1, **settings)
+        self.path, self.signature = path, signature
+
+    @property
+    def most_devices(self) -> int:
+        """What is recorded stays in one process."""
+        return 1
+
+    @property
+    def samplings(self) -> int:
+        """How many videos are sampled."""
+        return len(self.indices) + min(PROBED, len(self.indices)) * self.sampler.schedule.num_steps
+
+    def on_predict_start(self) -> None:
+        super().on_predict_start()
+        self.progress.reset(total=self.samplings * self.sampler.schedule.num_steps)
+        steps = range(self.sampler.schedule.num_steps)
+        self.recorder = InputRecorder(self.denoiser, self.clock, self.model.quantizable, steps)
+        self.changes: list[Tensor] = []
+        self.errors: list[Tensor] = []
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
+        index, prompts = batch[0].tolist(), list(batch[1])
+        watched = _Watched(self.denoiser, BitSwitch(self.clock, low=4, high=8))  # whose bits nobody uses
+        with self.recorder:
+            latents = self.sample(watched, index, prompts)
+        self.changes += [torch.tensor(record["change"]) for record in watched.observer.records()]
+        if batch_idx < PROBED:
+            errors = [self._error(step, index, prompts, latents) for step in range(self.sampler.schedule.num_steps)]
+            self.errors.append(torch.stack(errors))
+
+    def _error(self, step: int, index: list[int], prompts: list[str], latents: Tensor) -> Tensor:
+        """Mean squared error of the latents when the activations of `step` are probed."""
+        with StepProbe(self.denoiser, self.clock, self.model.quantizable, step):
+            return (self.sample(self.denoiser, index, prompts) - latents).square().mean().cpu()
+
+    def on_predict_end(self) -> None:
+        self.progress.close()
+        error, change = torch.stack(self.errors).mean(0), torch.stack(self.changes).mean(0)
+        Samples.recorded(self.recorder.inputs, error, change, self.signature).save(self.path)
+
+
+class _Watched(nn.Module):
+    """A denoiser beside an observer that samplers tell of its output."""
+
+    def __init__(self, denoiser: nn.Module, observer: nn.Module) -> None:
+        super().__init__()
+        self.denoiser, self.observer = denoiser, observer
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        return self.denoiser(*inputs)
