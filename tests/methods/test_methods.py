@@ -33,6 +33,8 @@ from vdq.quant import (
     quantized_layers,
 )
 from vdq.quant.params import Codebook
+from vdq.quant.samples import Samples
+from vdq.quant.search import InputRecorder
 
 STEPS = 20
 CONF = Path(__file__).parents[2] / "conf" / "quant"
@@ -91,14 +93,22 @@ def inputs(step: int) -> tuple[torch.Tensor, ...]:
     return x, torch.full((2,), 999 - 52 * step), y
 
 
-@pytest.fixture(scope="module")
-def stats(denoiser: STDiT) -> Stats:
+def calibrated(denoiser: STDiT, captions: torch.Tensor | None = None) -> Stats:
+    """With recorded inputs; captions take the place of those of every step."""
     clock = StepClock(STEPS)
-    with Observer(denoiser, clock, quantizable) as observer:
+    recorder = InputRecorder(denoiser, clock, quantizable, range(STEPS))
+    with Observer(denoiser, clock, quantizable) as observer, recorder:
         for step in range(STEPS):
             clock.set(step)
-            denoiser(*inputs(step))
-    return observer.stats(num_prompts=2)
+            x, timestep, y = inputs(step)
+            denoiser(x, timestep, y if captions is None else captions)
+    error, change = torch.logspace(-3, 0, STEPS), torch.linspace(0, 0.2, STEPS)
+    return observer.stats(num_prompts=2).with_samples(Samples.recorded(recorder.inputs, error, change, ""))
+
+
+@pytest.fixture(scope="module")
+def stats(denoiser: STDiT) -> Stats:
+    return calibrated(denoiser)
 
 
 def convert(method: Method, denoiser: STDiT, stats: Stats | None) -> QuantState:
@@ -234,12 +244,7 @@ def test_a_traced_graph_of_a_transform_follows_the_clock(denoiser, stats, extend
 @pytest.fixture(scope="module")
 def text_stats(denoiser: STDiT) -> Stats:
     """Of sampling, where the captions of all steps are the same."""
-    clock, y = StepClock(STEPS), inputs(0)[2]
-    with Observer(denoiser, clock, quantizable) as observer:
-        for step in range(STEPS):
-            clock.set(step)
-            denoiser(*inputs(step)[:2], y)
-    return observer.stats(num_prompts=2)
+    return calibrated(denoiser, inputs(0)[2])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+"""The switches of static_plus, judged on a layer whose inputs the test makes itself."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import hadamard
+
+from vdq.methods import StaticMethod, StaticPlusMethod
+from vdq.quant import LayerStats
+from vdq.quant.grid_refinement import refine_grid
+from vdq.quant.params import LinearParams
+from vdq.quant.samples import LayerSamples
+from vdq.quant.search import output_error
+
+STEPS, ROWS, INPUTS, OUTPUTS = 4, 64, 32, 24
+OFF = {"step_bits": None, "rounding": "nearest", "alpha": 0.5}
+
+
+@pytest.fixture(scope="module")
+def weight() -> torch.Tensor:
+    return torch.randn(OUTPUTS, INPUTS, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def stats() -> LayerStats:
+    """Of correlated inputs with outliers, with means that differ between channels and a size that differs by step."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(STEPS, ROWS, INPUTS, generator=generator) @ torch.randn(INPUTS, INPUTS, generator=generator)
+    x = (x + 8 * torch.randn(INPUTS, generator=generator)) * torch.linspace(1, 3, STEPS)[:, None, None]
+    x[:, :2, :3] *= 6
+    x = x.half()
+    samples = LayerSamples(x, torch.tensor([0.01, 0.1, 1.0, 30.0]), torch.tensor([0, 0.01, 0.1, 0.5]))
+    rows = torch.full((STEPS,), ROWS)
+    full = x.float()
+    return LayerStats(full.amin(1), full.amax(1), full.abs().double().sum(1), rows, samples)
+
+
+def converted(weight: torch.Tensor, stats: LayerStats, **options: object) -> LinearParams:
+    method = StaticPlusMethod(**{"weight_bits": 4, "act_bits": 4} | OFF | options)
+    return method.layer(weight, stats, STEPS)
+
+
+def error(weight: torch.Tensor, stats: LayerStats, params: LinearParams) -> float:
+    return output_error(weight, params, dict(enumerate(stats.samples.inputs.float())))
+
+
+def test_with_everything_off_it_is_asq_tsw(weight, stats):
+    plain = StaticMethod(weight_bits=4, act_bits=4, num_time_ranges=1, act_time_ranges="per_step", alpha=0.5)
+    expected, ours = plain.layer(weight, stats, STEPS).tensors(), converted(weight, stats).tensors()
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"rounding": "gptq"},
+        {"weight_grid": "refined", "act_bits": 8},
+        {"clamp_acts": True},
+        {"shift": "mean"},
+        {"shift": "mid"},
+        {"correct_bias": True},
+        {"rotation_block": 32},
+    ],
+    ids=str,
+)
+def test_every_part_lowers_the_output_error(switch, weight, stats):
+    before, after = (error(weight, stats, converted(weight, stats, **each)) for each in ({}, switch))
+    assert after < 0.98 * before
+
+
+@pytest.mark.parametrize("rotation", [0, 16])
+def test_refined_grids_are_those_of_the_transformed_weight(rotation, weight, stats):
+    params = converted(weight, stats, weight_grid="refined", rotation_block=rotation)
+    turned = weight * params.smoothing[0] @ torch.block_diag(*[torch.tensor(hadamard(16) / 4).float()] * 2)
+    expected = refine_grid(turned if rotation else weight * params.smoothing[0], bits=4)
+    torch.testing.assert_close(params.weight.scale[0], expected.scale, rtol=1e-3, atol=0)
+
+
+def test_bits_follow_the_error_of_steps(weight, stats):
+    params = converted(weight, stats, step_bits="spread")
+    assert params.step_bits.sum() == 4 * STEPS and params.act_bits == params.step_bits.max()
+    assert params.step_bits.tolist() == sorted(params.step_bits.tolist()) and params.step_bits[3] > params.step_bits[0]
+    switched = converted(weight, stats, step_bits="switched", act_bits=6)
+    assert set(switched.step_bits.tolist()) == {5, 8} and switched.step_bits.double().mean() <= 6
+    assert converted(weight, stats, step_bits="spread", act_bits=8).step_bits.tolist() == [8] * STEPS
+
+
+def test_scales_are_of_the_transformed_inputs(weight, stats):
+    """After shift, smoothing and rotation, with scipy's matrix: the range of every step."""
+    params = converted(weight, stats, shift="mean", rotation_block=16)
+    x = stats.samples.inputs.double().numpy()
+    matrix = np.kron(np.eye(2), hadamard(16) / 4)
+    for step in range(STEPS):
+        turned = (x[step] - x[step].mean(0)) / params.smoothing[0].double().numpy() @ matrix
+        width = max(turned.max(), 0) - min(turned.min(), 0)
+        assert float(params.act.scale[step]) == pytest.approx(width / 15, rel=1e-4)
+
+
+def test_clamping_is_the_best_of_its_ratios(weight, stats):
+    """Against numpy, for every step and ratio, with the output of the weight before rounding."""
+    params = converted(weight, stats, clamp_acts=True)
+    s = params.smoothing[0].double().numpy()
+    w = weight.double().numpy() * s
+    for step, x in enumerate(stats.samples.inputs.double().numpy() / s):
+        errors = {}
+        for ratio in 1 - np.arange(13) / 20:
+            lo, hi = ratio * min(x.min(), 0), ratio * max(x.max(), 0)
+            scale = (hi - lo) / 15
+            zero = np.rint(-lo / scale)
+            errors[scale] = (((np.clip(np.rint(x / scale) + zero, 0, 15) - zero) * scale - x) @ w.T).__pow__(2).sum()
+        best = min(errors, key=errors.get)
+        assert float(params.act.scale[step]) == pytest.approx(best, rel=1e-4)
+
+
+def test_bias_correction_leaves_no_mean_error(weight, stats):
+    params = converted(weight, stats, correct_bias=True, shift="mid", rounding="gptq")
+    for step, x in enumerate(stats.samples.inputs.float()):
+        ours = params.fake_quantize_act(params.transform_input(x, step), step) @ params.dequantized_weight(weight, 0).T
+        lacking = (x @ weight.T - ours - params.correction[step]).mean(0)
+        assert lacking.abs().max() < 1e-3 * (x @ weight.T).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shift": "median"}, "shift=median must be one of null, mean, mid"),
+        ({"rounding": "up"}, "rounding=up must be one of nearest, gptq"),
+        ({"weight_grid": "x"}, "weight_grid=x must be one of minmax, refined"),
+        ({"step_bits": "x"}, "step_bits=x must be one of null, spread, switched"),
+        ({"damping": 0}, "damping=0 must be a number above 0"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        StaticPlusMethod(**options)
+
+
+def test_rotation_that_does_not_divide_a_width(weight, stats):
+    with pytest.raises(ValueError, match="rotation_block=64 must be a power of two that divides the 32 channels"):
+        converted(weight, stats, rotation_block=64)

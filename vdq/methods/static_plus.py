@@ -1,0 +1,191 @@
+"""Static substitutes for what neighbouring systems measure at run time (spec/dvd_quant_and_qvd.md 3.3), as switches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdq.methods.base import ABSMAX, RANGE, SAMPLES, SmoothedMethod
+from vdq.quant.affine import QParams, dequantize, fake_quantize, qparams_from_range, quantize, tensor_range
+from vdq.quant.coded import pack_codes
+from vdq.quant.gptq import DAMPING, gptq_codes, gram
+from vdq.quant.grid_refinement import refine_grid
+from vdq.quant.params import LinearParams
+from vdq.quant.rotation import check_block, hadamard
+from vdq.quant.smoothing import MOMENTUM, smoothed_range
+from vdq.quant.stats import LayerStats
+from vdq.quant.step_bits import frozen_switch, spread_bits
+from vdq.quant.transform import shift_correction, transform_weight
+
+SHIFTS = ("mean", "mid")
+GRIDS = ("minmax", "refined")
+ROUNDINGS = ("nearest", "gptq")
+STEP_BITS = ("spread", "switched")
+RATIOS = tuple(1 - i / 20 for i in range(13))  # of the range that is kept: 1 to 0.4
+
+
+class StaticPlusMethod(SmoothedMethod):
+    """One weight set, one activation scale a step; all that is chosen is chosen on calibration inputs.
+
+    weight_bits: 2..16. act_bits: 2..16, where steps differ their mean. alpha, momentum, ema_order: ASQ smoothing, as of
+    StaticMethod with one time range. In the order in which they are done, each None, False, 0 or its plain value where
+    it is off:
+
+    shift: per channel and step, "mean" of the recorded inputs or "mid" of their range (SCRI), taken back by a bias of
+    the step. rotation_block: block Hadamard of the smoothed channels, a power of two that divides every width.
+    step_bits: "spread" gives each step the bits that its error deserves (vdq.quant.step_bits), "switched" is delta-GBS
+    frozen. clamp_acts: the range of every step is narrowed to the share of 1 to 0.4 with the least error of the layer's
+    output. weight_grid: "minmax" or "refined" (BGR). rounding: "nearest" or "gptq", which minimizes the error of the
+    layer's output over all steps, with its `damping`. correct_bias: the mean error of every output that is left is
+    taken off at each step.
+
+    Raises ValueError for a value outside these.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight_bits: int = 8,
+        act_bits: int = 8,
+        alpha: float | None = 0.5,
+        momentum: float = MOMENTUM,
+        ema_order: str = "ascending_t",
+        shift: str | None = None,
+        rotation_block: int = 0,
+        step_bits: str | None = "spread",
+        clamp_acts: bool = False,
+        weight_grid: str = "minmax",
+        rounding: str = "gptq",
+        damping: float = DAMPING,
+        correct_bias: bool = False,
+    ) -> None:
+        super().__init__(
+            weight_bits=weight_bits,
+            act_bits=act_bits,
+            num_time_ranges=1,
+            alpha=alpha,
+            momentum=momentum,
+            ema_order=ema_order,
+        )
+        self.shift = _one_of("shift", shift, (None, *SHIFTS))
+        self.step_bits = _one_of("step_bits", step_bits, (None, *STEP_BITS))
+        self.weight_grid = _one_of("weight_grid", weight_grid, GRIDS)
+        self.rounding = _one_of("rounding", rounding, ROUNDINGS)
+        self.rotation = rotation_block
+        self.clamp_acts, self.correct_bias = clamp_acts, correct_bias
+        if damping <= 0:
+            raise ValueError(f"damping={damping} must be a number above 0")
+        self.damping = damping
+
+    def needs(self, fqn: str) -> frozenset[str]:
+        return frozenset({RANGE, ABSMAX, SAMPLES})
+
+    def layer(self, weight: Tensor, stats: LayerStats, num_steps: int) -> LinearParams:
+        if self.rotation:
+            check_block(self.rotation, weight.shape[1], "rotation_block")
+        shift = self._shift(stats)
+        if shift is not None:
+            stats = _shifted(stats, shift)
+        s, weight_range = self.smoothing(weight, stats, num_steps)
+        target = transform_weight(weight, None if s is None else s[0], self.rotation)
+        inputs = self._transformed(stats, s)
+        bits = self._bits(stats, num_steps).to(weight.device)
+        act = self._act(stats, s, inputs, target, bits)
+        grid = self._grid(target)
+        codes = self._codes(target, grid, inputs)
+        correction = None if shift is None else shift_correction(weight, shift)
+        if self.correct_bias:
+            left = _mean_error(inputs, target, dequantize(codes, grid), act, bits)
+            correction = left if correction is None else correction + left
+        return LinearParams(
+            weight_bits=self.weight_bits,
+            act_bits=int(bits.max()),
+            weight=QParams(*(values[None] for values in grid)),
+            weight_range=weight_range,
+            act=act,
+            act_range=torch.arange(num_steps, device=weight.device),
+            smoothing=s,
+            codes=pack_codes([codes], bits=self.weight_bits) if self.rounding == "gptq" else None,
+            shift=shift,
+            rotation=self.rotation,
+            correction=correction,
+            step_bits=None if self.step_bits is None else bits,
+        )
+
+    def _shift(self, stats: LayerStats) -> Tensor | None:
+        """[N, in] fp32, or None."""
+        if self.shift == "mid":
+            return (stats.min + stats.max) / 2
+        return stats.samples.inputs.float().mean(1) if self.shift == "mean" else None
+
+    def _transformed(self, stats: LayerStats, s: Tensor | None) -> Tensor:
+        """The recorded inputs as the quantizer sees them: fp32 [N, n, in]."""
+        x = stats.samples.inputs.float()
+        x = x if s is None else x / s[0]
+        return hadamard(x, self.rotation) if self.rotation else x
+
+    def _bits(self, stats: LayerStats, num_steps: int) -> Tensor:
+        """Activation bits of every step, long [N]."""
+        if self.step_bits is None:
+            return torch.full((num_steps,), self.act_bits)
+        if self.step_bits == "switched":
+            return frozen_switch(stats.samples.step_change, self.act_bits)
+        return spread_bits(stats.samples.step_error, self.act_bits)
+
+    def _act(self, stats: LayerStats, s: Tensor | None, inputs: Tensor, target: Tensor, bits: Tensor) -> QParams:
+        """Per tensor and step, [N] each. Only the recorded inputs know the range after a rotation."""
+        if self.rotation:
+            lo, hi = inputs.flatten(1).amin(1), inputs.flatten(1).amax(1)
+        else:
+            lo, hi = smoothed_range(stats.min, stats.max, None if s is None else s[0])
+        ratios = RATIOS if self.clamp_acts else (1.0,)
+        steps = [_clamped(*step, target, ratios) for step in zip(lo, hi, inputs, bits.tolist(), strict=True)]
+        return QParams(*(torch.stack(values) for values in zip(*steps, strict=True)))
+
+    def _grid(self, target: Tensor) -> QParams:
+        """Of the weight's codes, [out, 1] each."""
+        if self.weight_grid == "refined":
+            return refine_grid(target, bits=self.weight_bits)
+        return qparams_from_range(*tensor_range(target, "per_channel"), bits=self.weight_bits)
+
+    def _codes(self, target: Tensor, grid: QParams, inputs: Tensor) -> Tensor:
+        """Integers in fp32 [out, in]."""
+        if self.rounding == "nearest":
+            return quantize(target, grid, bits=self.weight_bits)
+        return gptq_codes(target, grid, gram(inputs), bits=self.weight_bits, damping=self.damping)
+
+
+def _shifted(stats: LayerStats, shift: Tensor) -> LayerStats:
+    """Statistics of X - shift; the row maxima, which are not known, become the maxima of all rows."""
+    lo, hi = stats.min - shift, stats.max - shift
+    samples = stats.samples._replace(inputs=stats.samples.inputs.float() - shift[:, None])
+    return replace(
+        stats, min=lo, max=hi, abs_sum=torch.maximum(-lo, hi).double() * stats.rows[:, None], samples=samples
+    )
+
+
+def _clamped(lo: Tensor, hi: Tensor, x: Tensor, bits: int, weight: Tensor, ratios: tuple[float, ...]) -> QParams:
+    """Qparams of a step, of the range [r lo, r hi] with the least squared error of x [n, in] times weight [out, in]."""
+    candidates = [qparams_from_range(ratio * lo, ratio * hi, bits=bits) for ratio in ratios]
+    if len(candidates) == 1:
+        return candidates[0]
+    errors = [((fake_quantize(x, qparams, bits=bits) - x) @ weight.T).square().sum() for qparams in candidates]
+    return candidates[int(torch.stack(errors).argmin())]
+
+
+def _mean_error(inputs: Tensor, target: Tensor, quantized: Tensor, act: QParams, bits: Tensor) -> Tensor:
+    """What the layer's output lacks on average at every step: fp32 [N, out]."""
+    lacking = []
+    for x, scale, zero_point, step_bits in zip(inputs, *act, bits.tolist(), strict=True):
+        xq = fake_quantize(x, QParams(scale, zero_point), bits=step_bits)
+        lacking.append((x @ target.T - xq @ quantized.T).mean(0))
+    return torch.stack(lacking)
+
+
+def _one_of(name: str, value: Any, allowed: tuple) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{name}={value} must be one of {', '.join('null' if a is None else a for a in allowed)}")
+    return value
