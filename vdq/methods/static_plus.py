@@ -24,7 +24,7 @@ SHIFTS = ("mean", "mid")
 GRIDS = ("minmax", "refined")
 ROUNDINGS = ("nearest", "gptq")
 STEP_BITS = ("spread", "switched")
-RATIOS = tuple(1 - i / 20 for i in range(13))  # of the range that is kept: 1 to 0.4
+RATIOS = tuple(1 - i / 10 for i in range(7))  # of the range that is kept: 1 to 0.4
 
 
 class StaticPlusMethod(SmoothedMethod):
