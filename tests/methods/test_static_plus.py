@@ -13,7 +13,14 @@ from vdq.quant.samples import LayerSamples
 from vdq.quant.search import output_error
 
 STEPS, ROWS, INPUTS, OUTPUTS = 4, 64, 32, 24
-OFF = {"step_bits": None, "rounding": "nearest", "alpha": 0.5}
+OFF = {
+    "step_bits": None,
+    "rounding": "nearest",
+    "alpha": 0.5,
+    "shift": None,
+    "clamp_acts": False,
+    "weight_grid": "minmax",
+}
 
 
 @pytest.fixture(scope="module")
