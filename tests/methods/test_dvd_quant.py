@@ -17,11 +17,11 @@ from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler
 from vdq.export.onnx_qdq import OnnxQdqExporter
 from vdq.export.packed import PackedExporter
 from vdq.methods import DVDQuantMethod, DynamicMethod
-from vdq.methods.dvd_quant import fitting_block
 from vdq.models.base import Conditions
 from vdq.models.stdit import STDiT
 from vdq.quant import QuantState, apply, projections
 from vdq.quant.report import mean_act_bits
+from vdq.quant.rotation import fitting_block
 
 STEPS, LATENT = 6, (4, 2, 4, 4)
 DELTA = 1.06  # at which videos of these weights have different schedules

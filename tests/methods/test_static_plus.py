@@ -20,6 +20,7 @@ OFF = {
     "shift": None,
     "clamp_acts": False,
     "weight_grid": "minmax",
+    "rotation_block": 0,
 }
 
 
@@ -135,6 +136,7 @@ def test_bias_correction_leaves_no_mean_error(weight, stats):
         ({"rounding": "up"}, "rounding=up must be one of nearest, gptq"),
         ({"weight_grid": "x"}, "weight_grid=x must be one of minmax, refined"),
         ({"step_bits": "x"}, "step_bits=x must be one of null, spread, switched"),
+        ({"rotation_block": 12}, "rotation_block=12 must be 0 or a power of two"),
         ({"damping": 0}, "damping=0 must be a number above 0"),
     ],
 )
@@ -143,6 +145,5 @@ def test_bad_options_are_named(options, message):
         StaticPlusMethod(**options)
 
 
-def test_rotation_that_does_not_divide_a_width(weight, stats):
-    with pytest.raises(ValueError, match="rotation_block=64 must be a power of two that divides the 32 channels"):
-        converted(weight, stats, rotation_block=64)
+def test_rotation_fits_the_width(weight, stats):
+    assert converted(weight, stats, rotation_block=128).rotation == 32

@@ -12,7 +12,7 @@ from vdq.quant.affine import QParams, check_bits
 from vdq.quant.bit_switch import DELTA, check_delta
 from vdq.quant.grid_refinement import NUM_BOUNDS, TOLERANCE, check_refinement, refine_grid
 from vdq.quant.params import LinearParams
-from vdq.quant.rotation import hadamard
+from vdq.quant.rotation import fitting_block, hadamard
 from vdq.quant.stats import LayerStats
 
 BLOCK = 128
@@ -81,11 +81,6 @@ class DVDQuantMethod(Method):
             high_bits=self.high_bits if switched else None,
             delta=self.delta if switched else None,
         )
-
-
-def fitting_block(width: int, block: int) -> int:
-    """The largest power of two that divides `width` and is at most `block`."""
-    return min(block, width & -width)
 
 
 def _check_power(block: int, name: str) -> int:

@@ -14,7 +14,7 @@ from vdq.quant.coded import pack_codes
 from vdq.quant.gptq import DAMPING, gptq_codes, gram
 from vdq.quant.grid_refinement import refine_grid
 from vdq.quant.params import LinearParams
-from vdq.quant.rotation import check_block, hadamard
+from vdq.quant.rotation import fitting_block, hadamard
 from vdq.quant.smoothing import MOMENTUM, smoothed_range
 from vdq.quant.stats import LayerStats
 from vdq.quant.step_bits import frozen_switch, spread_bits
@@ -35,7 +35,8 @@ class StaticPlusMethod(SmoothedMethod):
     it is off:
 
     shift: per channel and step, "mean" of the recorded inputs or "mid" of their range (SCRI), taken back by a bias of
-    the step. rotation_block: block Hadamard of the smoothed channels, a power of two that divides every width.
+    the step. rotation_block: block Hadamard of the smoothed channels, a power of two; where it does not divide the
+    width of a layer, the largest one that does.
     step_bits: "spread" gives each step the bits that its error deserves (vdq.quant.step_bits), "switched" is delta-GBS
     frozen. clamp_acts: the range of every step is narrowed to the share of 1 to 0.4 with the least error of the layer's
     output. weight_grid: "minmax" or "refined" (BGR). rounding: "nearest" or "gptq", which minimizes the error of the
@@ -54,7 +55,7 @@ class StaticPlusMethod(SmoothedMethod):
         momentum: float = MOMENTUM,
         ema_order: str = "ascending_t",
         shift: str | None = "mean",
-        rotation_block: int = 0,
+        rotation_block: int = 128,
         step_bits: str | None = "spread",
         clamp_acts: bool = True,
         weight_grid: str = "refined",
@@ -74,7 +75,9 @@ class StaticPlusMethod(SmoothedMethod):
         self.step_bits = _one_of("step_bits", step_bits, (None, *STEP_BITS))
         self.weight_grid = _one_of("weight_grid", weight_grid, GRIDS)
         self.rounding = _one_of("rounding", rounding, ROUNDINGS)
-        self.rotation = rotation_block
+        if rotation_block and (rotation_block < 0 or rotation_block & (rotation_block - 1)):
+            raise ValueError(f"rotation_block={rotation_block} must be 0 or a power of two")
+        self.rotation_block = rotation_block
         self.clamp_acts, self.correct_bias = clamp_acts, correct_bias
         if damping <= 0:
             raise ValueError(f"damping={damping} must be a number above 0")
@@ -84,16 +87,18 @@ class StaticPlusMethod(SmoothedMethod):
         return frozenset({RANGE, ABSMAX, SAMPLES})
 
     def layer(self, weight: Tensor, stats: LayerStats, num_steps: int) -> LinearParams:
-        if self.rotation:
-            check_block(self.rotation, weight.shape[1], "rotation_block")
+        rotation = fitting_block(weight.shape[1], self.rotation_block) if self.rotation_block else 0
         shift = self._shift(stats)
         if shift is not None:
             stats = _shifted(stats, shift)
         s, weight_range = self.smoothing(weight, stats, num_steps)
-        target = transform_weight(weight, None if s is None else s[0], self.rotation)
-        inputs = self._transformed(stats, s)
+        target = transform_weight(weight, None if s is None else s[0], rotation)
+        inputs = _transformed(stats, s, rotation)
         bits = self._bits(stats, num_steps).to(weight.device)
-        act = self._act(stats, s, inputs, target, bits)
+        lo, hi = _step_ranges(stats, s, inputs if rotation else None)
+        ratios = RATIOS if self.clamp_acts else (1.0,)
+        steps = [_clamped(*step, target, ratios) for step in zip(lo, hi, inputs, bits.tolist(), strict=True)]
+        act = QParams(*(torch.stack(values) for values in zip(*steps, strict=True)))
         grid = self._grid(target)
         codes = self._codes(target, grid, inputs)
         correction = None if shift is None else shift_correction(weight, shift)
@@ -110,7 +115,7 @@ class StaticPlusMethod(SmoothedMethod):
             smoothing=s,
             codes=pack_codes([codes], bits=self.weight_bits) if self.rounding == "gptq" else None,
             shift=shift,
-            rotation=self.rotation,
+            rotation=rotation,
             correction=correction,
             step_bits=None if self.step_bits is None else bits,
         )
@@ -121,12 +126,6 @@ class StaticPlusMethod(SmoothedMethod):
             return (stats.min + stats.max) / 2
         return stats.samples.inputs.float().mean(1) if self.shift == "mean" else None
 
-    def _transformed(self, stats: LayerStats, s: Tensor | None) -> Tensor:
-        """The recorded inputs as the quantizer sees them: fp32 [N, n, in]."""
-        x = stats.samples.inputs.float()
-        x = x if s is None else x / s[0]
-        return hadamard(x, self.rotation) if self.rotation else x
-
     def _bits(self, stats: LayerStats, num_steps: int) -> Tensor:
         """Activation bits of every step, long [N]."""
         if self.step_bits is None:
@@ -134,16 +133,6 @@ class StaticPlusMethod(SmoothedMethod):
         if self.step_bits == "switched":
             return frozen_switch(stats.samples.step_change, self.act_bits)
         return spread_bits(stats.samples.step_error, self.act_bits)
-
-    def _act(self, stats: LayerStats, s: Tensor | None, inputs: Tensor, target: Tensor, bits: Tensor) -> QParams:
-        """Per tensor and step, [N] each. Only the recorded inputs know the range after a rotation."""
-        if self.rotation:
-            lo, hi = inputs.flatten(1).amin(1), inputs.flatten(1).amax(1)
-        else:
-            lo, hi = smoothed_range(stats.min, stats.max, None if s is None else s[0])
-        ratios = RATIOS if self.clamp_acts else (1.0,)
-        steps = [_clamped(*step, target, ratios) for step in zip(lo, hi, inputs, bits.tolist(), strict=True)]
-        return QParams(*(torch.stack(values) for values in zip(*steps, strict=True)))
 
     def _grid(self, target: Tensor) -> QParams:
         """Of the weight's codes, [out, 1] each."""
@@ -165,6 +154,20 @@ def _shifted(stats: LayerStats, shift: Tensor) -> LayerStats:
     return replace(
         stats, min=lo, max=hi, abs_sum=torch.maximum(-lo, hi).double() * stats.rows[:, None], samples=samples
     )
+
+
+def _transformed(stats: LayerStats, s: Tensor | None, rotation: int) -> Tensor:
+    """The recorded inputs as the quantizer sees them: fp32 [N, n, in]."""
+    x = stats.samples.inputs.float()
+    x = x if s is None else x / s[0]
+    return hadamard(x, rotation) if rotation else x
+
+
+def _step_ranges(stats: LayerStats, s: Tensor | None, rotated: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Range of the whole tensor at every step, two [N]: only recorded inputs know that of a rotation."""
+    if rotated is not None:
+        return rotated.flatten(1).amin(1), rotated.flatten(1).amax(1)
+    return smoothed_range(stats.min, stats.max, None if s is None else s[0])
 
 
 def _clamped(lo: Tensor, hi: Tensor, x: Tensor, bits: int, weight: Tensor, ratios: tuple[float, ...]) -> QParams:

@@ -11,6 +11,11 @@ def check_block(block: int, width: int, name: str = "rotation") -> int:
     return block
 
 
+def fitting_block(width: int, block: int) -> int:
+    """The largest power of two that divides `width` and is at most `block`."""
+    return min(block, width & -width)
+
+
 def hadamard(x: Tensor, block: int) -> Tensor:
     """x H of every `block` consecutive channels, in log2(block) passes: [..., C] -> [..., C] in the dtype of x.
 
