@@ -15,6 +15,8 @@ from vdq.export.base import QuantizedRun
 from vdq.models.base import Conditions, VideoModel
 from vdq.models.stdit import STDiT
 from vdq.quant import Observer, Stats, apply
+from vdq.quant.samples import Samples
+from vdq.quant.search import InputRecorder
 from vdq.stages.experiment import Experiment
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -63,9 +65,11 @@ def experiment(*overrides: str) -> Experiment:
 @cache
 def calibrated(steps: int) -> Stats:
     plain, clock = experiment("quant=asq", f"sampler.steps={steps}"), StepClock(steps)
-    with Observer(MODEL.denoiser, clock, MODEL.quantizable) as observer:
+    recorder = InputRecorder(MODEL.denoiser, clock, MODEL.quantizable, range(steps))
+    with Observer(MODEL.denoiser, clock, MODEL.quantizable) as observer, recorder:
         plain.sampler.sample(MODEL.denoiser, MODEL.encode(["a", "b"]), PromptNoise(1, [0, 1], LATENT), clock)
-    return observer.stats(num_prompts=2)
+    samples = Samples.recorded(recorder.inputs, torch.logspace(-2, 0, steps), torch.full((steps,), 0.1), "")
+    return observer.stats(num_prompts=2).with_samples(samples)
 
 
 @cache

@@ -86,7 +86,7 @@ def _layers(experiment: Experiment) -> dict[str, LinearParams]:
         if experiment.model.quantizable(p.fqn):
             ones = torch.ones(steps, p.weight.shape[1])
             stats = LayerStats(min=-ones, max=ones, abs_sum=ones.double(), rows=torch.ones(steps, dtype=torch.long))
-            layers[p.fqn] = experiment.method.layer(p.weight, stats, steps)
+            layers[p.fqn] = experiment.method.layer(p.weight, stats.with_zeros(), steps)
     return layers
 
 

@@ -87,6 +87,8 @@ class StaticPlusMethod(SmoothedMethod):
         return frozenset({RANGE, ABSMAX, SAMPLES})
 
     def layer(self, weight: Tensor, stats: LayerStats, num_steps: int) -> LinearParams:
+        if weight.is_meta and (self.step_bits or self.clamp_acts or self.rounding == "gptq"):
+            return self._of_equal_size().layer(weight, stats, num_steps)
         rotation = fitting_block(weight.shape[1], self.rotation_block) if self.rotation_block else 0
         shift = self._shift(stats)
         if shift is not None:
@@ -119,6 +121,12 @@ class StaticPlusMethod(SmoothedMethod):
             correction=correction,
             step_bits=None if self.step_bits is None else bits,
         )
+
+    def _of_equal_size(self) -> StaticPlusMethod:
+        """A recipe whose parameters have the same sizes and need no values."""
+        kept = ("weight_bits", "act_bits", "alpha", "momentum", "ema_order", "shift", "rotation_block", "correct_bias")
+        off = {"step_bits": None, "clamp_acts": False, "weight_grid": "minmax", "rounding": "nearest"}
+        return StaticPlusMethod(**{name: getattr(self, name) for name in kept}, **off)
 
     def _shift(self, stats: LayerStats) -> Tensor | None:
         """[N, in] fp32, or None."""

@@ -26,6 +26,12 @@ class LayerSamples(NamedTuple):
     step_error: Tensor
     step_change: Tensor
 
+    @classmethod
+    def zeros(cls, num_steps: int, channels: int, device: torch.device | str = "cpu") -> "LayerSamples":
+        """One row of zeros a step, for those who want a layer's parameters for their size alone."""
+        inputs = torch.zeros(num_steps, 1, channels, dtype=torch.float16, device=device)
+        return cls(inputs, *torch.zeros(2, num_steps, device=device))
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:

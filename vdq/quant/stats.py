@@ -42,6 +42,10 @@ class LayerStats:
             rows=torch.zeros(num_steps, dtype=torch.long, device=device),
         )
 
+    def with_zeros(self) -> "LayerStats":
+        """The same with recorded inputs that are zero (LayerSamples.zeros)."""
+        return replace(self, samples=LayerSamples.zeros(*self.min.shape, self.min.device))
+
     @property
     def absmax(self) -> Tensor:
         """The paper's statistic, mean over rows of the row maximum of |X|: fp32 [num_steps, C] (spec/quantization.md

@@ -29,7 +29,7 @@ def planned(quant: str, bits: str) -> tuple[Experiment, QuantState]:
     for p in projections(model.structure):
         if experiment.method.quantizes and model.quantizable(p.fqn):
             if p.weight.shape not in by_shape:
-                stats = LayerStats.empty(steps, p.weight.shape[1], "meta")
+                stats = LayerStats.empty(steps, p.weight.shape[1], "meta").with_zeros()
                 by_shape[p.weight.shape] = experiment.method.layer(p.weight, stats, steps)
             layers[p.fqn] = by_shape[p.weight.shape]
     return experiment, QuantState(layers, steps)
