@@ -1,16 +1,19 @@
 """Tables over recipes, bit-widths and seeds, with made-up runs in them; numpy is the oracle."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from vdq.tracking import ablation
 from vdq.tracking.claims import GOALS, seeds_of, verdict
 from vdq.tracking.neighbours import by_seed, goals, summary, write_neighbours
 
+CONF = Path(__file__).parents[2] / "conf"
 PROMPTS, SEEDS, BITS = 12, (42, 43, 44), ("w6a6", "w4a8", "w4a4")
 PSNR = {"static_plus": 36.0, "tsq_tsw": 32.0, "asq": 31.0, "dynamic": 33.0, "dvd_quant": 34.0}
 KINDS = {"dynamic": "dynamic", "dvd_quant": "dynamic"}
@@ -117,26 +120,74 @@ def test_changed_recipes_reach_no_goal(seeds):
     assert set(goals(changed)["here"]) == {"not testable"}
 
 
-def test_ablation_tells_what_is_left_out_and_what_is_left(make, tmp_path):
-    variants = {"": 36.0, "shift=null": 35.0, "rotation=0": 36.5, "shift=null, rotation=0, weights=[a, b]": 32.0}
-    variants["rotation=0, weights=[a, b]"] = 33.0
-    rows = [make("fp16", "full", seed, None) for seed in SEEDS]
-    for (changed, psnr), bits in product(variants.items(), BITS):
-        for seed in SEEDS if changed == "" else SEEDS[:1]:  # others are run with fewer seeds
-            rows.append(make("static_plus", bits, seed, psnr + seed - 42, changed))
+WHOLE = ablation.OFF | {"alpha": 0.7, "step_bits": "spread", "rounding": "gptq", "damping": 0.01}
+PLAIN = {"alpha": None, "step_bits": None, "rounding": "nearest"}
+
+
+@pytest.fixture
+def variant(make, tmp_path):
+    """A finished run of static_plus with these fields changed."""
+
+    def variant(bits, seed, psnr, **fields):
+        changed = ", ".join(f"{name}={value}" for name, value in fields.items())
+        run = make("static_plus", bits, seed, psnr, changed)
+        config = {"quant": WHOLE | fields | {"weight_bits": int(bits[1]), "act_bits": int(bits[3])}}
+        Path(run["folder"], "config.yaml").write_text(yaml.safe_dump(config))
+        return run
+
+    return variant
+
+
+def test_ablation_compares_runs_of_the_same_noise(variant, tmp_path):
+    parts = [({}, 36.0), ({"rounding": "nearest"}, 35.0), ({"shift": "mean"}, 36.5), (PLAIN, 32.0)]
+    parts.append((PLAIN | {"shift": "mean"}, 33.0))
+    rows = [
+        variant(bits, seed, psnr + seed - 42, **fields)
+        for (fields, psnr), bits in product(parts, BITS)
+        for seed in (SEEDS if not fields else SEEDS[:1])  # the others are run with fewer seeds
+    ]
     table = ablation.variants(by_seed(pd.DataFrame(rows)))
-    labels = ["static_plus", "without rotation=0", "without shift=null", "only shift", "only the plain recipe"]
-    assert table["label"].unique().tolist() == labels
+    words = ["static_plus", "without rounding", "shift mean", "plain", "plain, shift mean"]
+    assert table["variant"].unique().tolist() == words
     assert table["bits"].tolist() == list(BITS) * 5
-    gains = table[table["bits"] == "w4a4"].set_index("label")["psnr_gain"]
-    assert gains.to_dict() == pytest.approx(dict(zip(labels, [0, 0.5, -1, -3, -4], strict=True)))  # of the common seed
+    gains = table[table["bits"] == "w4a4"].set_index("variant")["psnr_gain"]
+    assert gains.to_dict() == pytest.approx(dict(zip(words, [0, -1, 0.5, -4, -3], strict=True)))
     ablation.write_ablation(by_seed(pd.DataFrame(rows)), PROMPTS, tmp_path / "out")
     text = (tmp_path / "out" / "ablation.md").read_text()
-    assert "(-1.00)" in text and "`static_plus_w4a4_42_shift-null`" in text
+    assert "(-1.00)" in text and "`static_plus_w4a4_42_shift-mean`" in text
+    assert "alpha 0.7, step_bits spread, rounding gptq" in text
+    best = next(line for line in text.splitlines() if line.startswith("| static_plus"))
+    assert best.count("**") >= 2 * len(BITS)  # the mean over its seeds is the best PSNR
     assert len(pd.read_csv(tmp_path / "out" / "ablation.csv")) == 15
 
 
-def test_labels_of_few_switches():
-    assert ablation.label("", ["a"]) == "static_plus"
-    assert ablation.label("a=1", ["a"]) == "without a=1"
-    assert ablation.label("a=1, b=2", ["a", "b"]) == "only the plain recipe"
+def test_ablation_needs_the_whole_recipe(variant):
+    with pytest.raises(ValueError, match="no run of static_plus as its file has it"):
+        ablation.variants(by_seed(pd.DataFrame([variant("w4a4", 42, 30.0, shift="mean")])))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, (0, "static_plus")),
+        ({"alpha": None}, (1, "without alpha")),
+        ({"clamp_acts": True}, (2, "clamp_acts")),
+        ({"step_bits": "switched"}, (2, "step_bits switched")),
+        ({"damping": 0.1}, (2, "damping 0.1")),
+        ({"alpha": None, "shift": "mid"}, (2, "without alpha, shift mid")),
+        (PLAIN, (3, "plain")),
+        (PLAIN | {"rotation_block": 128}, (4, "plain, rotation_block 128")),
+        (PLAIN | {"alpha": 0.7}, (4, "plain, alpha 0.7")),
+        (PLAIN | {"damping": 0.1}, (2, "without alpha, without step_bits, without rounding, damping 0.1")),
+    ],
+)
+def test_variants_in_words(fields, words):
+    place, text = ablation.described(WHOLE | fields, WHOLE)
+    assert (place, sorted(text.split(", "))) == (words[0], sorted(words[1].split(", ")))
+
+
+def test_experiment_starts_from_the_recipes_file():
+    recipe = yaml.safe_load((CONF / "quant" / f"{ablation.RECIPE}.yaml").read_text())
+    swept = yaml.safe_load((CONF / "experiment" / "ablation.yaml").read_text())
+    assert swept["parts"] == {name: recipe[name] for name in ablation.OFF}
+    assert swept["quant"] == {name: f"${{parts.{name}}}" for name in ablation.OFF}

@@ -99,13 +99,13 @@ def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Pa
     found = _comparable(experiment, registry, references)
     if "backend" in found:
         found = found[found["backend"].fillna("") == ""]
-    if found.empty:
-        return
-    table = neighbours.by_seed(found)
-    if table["seed"].nunique() > 1:
-        neighbours.write_neighbours(table[table["changed"] == ""], fields["dataset.num_prompts"], folder)
-    if (table["method"] == ablation.RECIPE).any():
-        ablation.write_ablation(table, fields["dataset.num_prompts"], folder)
+    changed = found["changed"] != ""
+    if found.loc[~changed, "seed"].nunique() > 1:
+        table = neighbours.by_seed(found[~changed])
+        neighbours.write_neighbours(table, fields["dataset.num_prompts"], folder)
+    own = found["quant"] == ablation.RECIPE
+    if (own & changed).any() and (own & ~changed).any():
+        ablation.write_ablation(neighbours.by_seed(found[own]), fields["dataset.num_prompts"], folder)
 
 
 def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path) -> list[Path]:

@@ -2,67 +2,97 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from vdq.files import write_text
 from vdq.tracking.neighbours import DIGITS, numbers
 from vdq.tracking.tables import METRICS as NAMES
 
 RECIPE = "static_plus"
+# The parts, and the value with which each is off; a recipe with all of them off is called plain.
+OFF = {
+    "alpha": None,
+    "shift": None,
+    "rotation_block": 0,
+    "step_bits": None,
+    "clamp_acts": False,
+    "weight_grid": "minmax",
+    "rounding": "nearest",
+    "correct_bias": False,
+}
 METRICS = ("psnr", "clipsim")
-FIELD = re.compile(r"(?:^|, )(\w+)=")
 TEXT = """# Ablation of {recipe}, {prompts} prompts
 
 {body}
 
-In brackets the difference to the whole recipe with the same noise; bold is the best of a column. *Without* tells the
-fields that differ from `conf/quant/{recipe}.yaml`; *only* the parts that are left where most are switched off. `runs`
-are the signatures in the order of the columns.
+`{recipe}` is the recipe as `conf/quant/{recipe}.yaml` has it: {parts}. *plain* has no part. In brackets the difference
+to `{recipe}` with the same noise; bold is the best of a column. `runs` are the signatures in the columns' order.
 
 **The testbed's numbers**: model {model}. Written by `python run.py stages=[tabulate]` from
 `python run.py -m experiment=ablation`."""
 
 
 def variants(seeds: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `neighbours.by_seed` -> one row a variant and bit-width: `label`, `changed`, `bits`, the means of METRICS
-    over seeds, `<metric>_gain` over the whole recipe (mean over the seeds of both), `seeds` and `runs`. The whole
-    recipe comes first, then what lacks least.
+    """Rows of `neighbours.by_seed` -> one row a variant of the recipe and bit-width: `variant`, `changed`, `bits`, the
+    means of METRICS over seeds, `<metric>_gain` over the whole recipe (mean over the seeds of both), `seeds` and
+    `runs`. The whole recipe comes first, the plain one and what is made of it last. ValueError without the whole one.
     """
     rows = seeds[seeds["method"] == RECIPE]
-    whole = rows[rows["changed"] == ""].set_index(["bits", "seed"])
-    switches = list(dict.fromkeys(name for changed in rows["changed"] for name in FIELD.findall(changed)))
+    unchanged = rows[rows["changed"] == ""]
+    if unchanged.empty:
+        raise ValueError(f"no run of {RECIPE} as its file has it; the ablation compares with it")
+    whole = fields_of(unchanged.iloc[0])
+    base = unchanged.set_index(["bits", "seed"])
     found = []
     for (changed, bits), group in rows.groupby(["changed", "bits"]):
-        row = {"label": label(changed, switches), "changed": changed, "bits": bits}
+        place, words = described(fields_of(group.iloc[0]), whole)
+        row = {"variant": words, "changed": changed, "bits": bits, "place": place}
         for metric in METRICS:
-            gains = group.set_index(["bits", "seed"])[metric] - whole[metric]
+            gains = group.set_index(["bits", "seed"])[metric] - base[metric]
             row |= {metric: group[metric].mean(), f"{metric}_gain": gains.mean()}
         found.append(row | {"seeds": len(group), "runs": " ".join(group["run"])})
     table = pd.DataFrame(found)
-    order = table.assign(lacks=table["changed"].map(lambda text: len(FIELD.findall(text))))
-    order["width"] = order["bits"].map(lambda bits: tuple(-n for n in numbers(bits)))
-    return order.sort_values(["lacks", "label", "width"], ignore_index=True).drop(columns=["lacks", "width"])
+    table["width"] = table["bits"].map(lambda bits: tuple(-n for n in numbers(bits)))
+    return table.sort_values(["place", "variant", "width"], ignore_index=True).drop(columns=["place", "width"])
 
 
-def label(changed: str, switches: list[str]) -> str:
-    """In words, which of the recipe's switches this variant has on."""
-    off = FIELD.findall(changed)
-    if not off:
-        return RECIPE
-    if len(off) <= len(switches) / 2 or len(switches) == 1:
-        return f"without {changed}"
-    return "only " + (", ".join(name for name in switches if name not in off) or "the plain recipe")
+def fields_of(run: pd.Series) -> dict[str, Any]:
+    """The recipe's fields of a run, from its folder; bits are none of them."""
+    fields = OmegaConf.to_container(OmegaConf.load(Path(run["folder"]) / "config.yaml").quant)
+    return {name: value for name, value in fields.items() if name not in ("weight_bits", "act_bits")}
+
+
+def described(fields: dict[str, Any], whole: dict[str, Any]) -> tuple[int, str]:
+    """A variant in words, and its place: 0 the whole recipe, 1 without a part, 2 other changes, 3 the plain recipe, 4
+    with one part more.
+    """
+    changed = [name for name in fields if fields[name] != whole.get(name)]
+    on = [name for name in OFF if fields[name] != OFF[name]]
+    if not changed:
+        return 0, RECIPE
+    if len(changed) > 1 and len(on) <= 1 and set(changed) <= set(OFF):
+        return (4, f"plain, {_told(on[0], fields)}") if on else (3, "plain")
+    without = len(changed) == 1 and changed[0] not in on and changed[0] in OFF
+    words = [f"without {name}" if name in OFF and name not in on else _told(name, fields) for name in changed]
+    return (1 if without else 2), ", ".join(words)
+
+
+def _told(name: str, fields: dict[str, Any]) -> str:
+    return name if fields[name] is True else f"{name} {fields[name]}"
 
 
 def write_ablation(seeds: pd.DataFrame, prompts: int, folder: Path) -> None:
     """Writes ``folder``/ablation as .md and .csv."""
     table = variants(seeds)
-    model = ", ".join(sorted(set(seeds["model"])))
+    whole = fields_of(seeds[(seeds["method"] == RECIPE) & (seeds["changed"] == "")].iloc[0])
+    parts = ", ".join(_told(name, whole) for name in OFF if whole[name] != OFF[name])
+    facts = {"recipe": RECIPE, "prompts": prompts, "parts": parts, "model": ", ".join(sorted(set(seeds["model"])))}
     body = cells(table).to_markdown(index=False, disable_numparse=True)
-    write_text(folder / "ablation.md", TEXT.format(recipe=RECIPE, prompts=prompts, body=body, model=model) + "\n")
+    write_text(folder / "ablation.md", TEXT.format(body=body, **facts) + "\n")
     write_text(folder / "ablation.csv", table.to_csv(index=False))
 
 
@@ -72,7 +102,7 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for changed in table["changed"].unique():
         own = table[table["changed"] == changed].set_index("bits")
-        row = {"variant": own["label"].iloc[0]}
+        row = {"variant": own["variant"].iloc[0]}
         for metric in METRICS:
             for bits in widths:
                 best = table.loc[table["bits"] == bits, metric].max()
