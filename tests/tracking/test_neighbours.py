@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from PIL import Image
 
 from vdq.tracking import ablation
@@ -191,3 +194,17 @@ def test_experiment_starts_from_the_recipes_file():
     swept = yaml.safe_load((CONF / "experiment" / "ablation.yaml").read_text())
     assert swept["parts"] == {name: recipe[name] for name in ablation.OFF}
     assert swept["quant"] == {name: f"${{parts.{name}}}" for name in ablation.OFF}
+    neighbours = yaml.safe_load((CONF / "experiment" / "neighbours.yaml").read_text())
+    assert swept["dataset"] == neighbours["dataset"]  # one table is made of both
+
+
+def test_experiment_leaves_out_and_adds_every_part():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", ["experiment=ablation"], return_hydra_config=True)
+    (sweep,) = OverridesParser.create().parse_overrides([f"parts={cfg.hydra.sweeper.params.parts}"])
+    whole = OmegaConf.to_container(cfg.parts)
+    variants = [ablation.described(whole | part, whole)[1] for part in sweep.sweep_iterator(lambda x: x)]
+    assert len(set(variants)) == len(variants) and {ablation.RECIPE, "plain"} < set(variants)
+    for part, off in ablation.OFF.items():
+        assert whole[part] == off or f"without {part}" in variants
+        assert any(name.startswith(f"plain, {part}") for name in variants)
