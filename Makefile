@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint tables
+.PHONY: help run test test-all lint tables neighbours
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,14 @@ tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables a
 	ls runs/benchmarks/*.json > /dev/null 2>&1 || $(BIN)/python run.py experiment=table6 stages=[benchmark]
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
+	$(BIN)/python -m vdq.tracking.readme
+
+neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take static_plus apart (over an hour)
+	@todo=$$($(BIN)/python -m vdq.pending neighbours ablation) || exit 1; \
+	for name in $$todo; do \
+		$(BIN)/python run.py -m experiment=$$name tabulate=false || exit 1; \
+	done
+	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.tracking.readme
 
 results/sizes_opensora.md: vdq/tracking/sizes.py vdq/quant/report.py | $(INSTALLED)

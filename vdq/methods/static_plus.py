@@ -96,7 +96,7 @@ class StaticPlusMethod(SmoothedMethod):
         s, weight_range = self.smoothing(weight, stats, num_steps)
         target = transform_weight(weight, None if s is None else s[0], rotation)
         inputs = _transformed(stats, s, rotation)
-        bits = self._bits(stats, num_steps).to(weight.device)
+        bits = self._bits(stats, num_steps).cpu()
         lo, hi = _step_ranges(stats, s, inputs if rotation else None)
         ratios = RATIOS if self.clamp_acts else (1.0,)
         steps = [_clamped(*step, target, ratios) for step in zip(lo, hi, inputs, bits.tolist(), strict=True)]
@@ -119,7 +119,7 @@ class StaticPlusMethod(SmoothedMethod):
             shift=shift,
             rotation=rotation,
             correction=correction,
-            step_bits=None if self.step_bits is None else bits,
+            step_bits=bits.to(weight.device) if bits.min() < bits.max() else None,
         )
 
     def _of_equal_size(self) -> StaticPlusMethod:
