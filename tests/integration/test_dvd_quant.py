@@ -32,9 +32,10 @@ def test_data_free_run_with_a_schedule_for_every_video(testbed, work, caplog):
 
 
 def test_other_recipes_have_the_bits_they_were_given(finished):
-    results = [read(path) for path in finished.runs.glob("*/result.json")]
-    assert {result["quant"]: result["mean_act_bits"] for result in results} == {"tsq_tsw": 8, "fp16": None}
-    assert not list(finished.runs.glob("*/schedules")) and not list(finished.runs.glob("*/act_bits.png"))
+    run = finished.experiment("quant=tsq_tsw")
+    for folder, bits in ((run.folder, 8), (run.reference.folder, None)):
+        assert read(folder / "result.json")["mean_act_bits"] == bits
+        assert not (folder / "schedules").exists() and not (folder / "act_bits.png").exists()
 
 
 def test_what_is_sampled_later_counts_as_well(testbed):
