@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # files only: works without a display, and in threads
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
 from tabulate import tabulate
 
 from vdq.files import complete_or_nothing, write_text
@@ -207,6 +208,7 @@ def quality_figure(table: pd.DataFrame, path: Path) -> None:
         axis.set(title=f"{width}-bit weights", xlabel="mean activation bits")
     _lines(axes[0][-1], rows, "size_mb", colours)
     axes[0][-1].set(title="all bit-widths", xlabel="MB", xscale="log")
+    axes[0][-1].xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
     axes[0][0].set_ylabel("PSNR to full precision, dB")
     markers = {method: _marker(line) for method, line in rows.groupby("method")}
     handles = [plt.Line2D([], [], color=colours[name], marker=markers[name], label=name) for name in colours]
