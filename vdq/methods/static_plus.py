@@ -90,13 +90,16 @@ class StaticPlusMethod(SmoothedMethod):
         if weight.is_meta and (self.step_bits or self.clamp_acts or self.rounding == "gptq"):
             return self._of_equal_size().layer(weight, stats, num_steps)
         rotation = fitting_block(weight.shape[1], self.rotation_block) if self.rotation_block else 0
+        constant = _constant(stats)
+        if constant:
+            stats = _of_one_step(stats)
         shift = self._shift(stats)
         if shift is not None:
             stats = _shifted(stats, shift)
         s, weight_range = self.smoothing(weight, stats, num_steps)
         target = transform_weight(weight, None if s is None else s[0], rotation)
         inputs = _transformed(stats, s, rotation)
-        bits = self._bits(stats, num_steps).cpu()
+        bits = self._bits(stats, num_steps, constant).cpu()
         lo, hi = _step_ranges(stats, s, inputs if rotation else None)
         ratios = RATIOS if self.clamp_acts else (1.0,)
         steps = [_clamped(*step, target, ratios) for step in zip(lo, hi, inputs, bits.tolist(), strict=True)]
@@ -134,9 +137,9 @@ class StaticPlusMethod(SmoothedMethod):
             return (stats.min + stats.max) / 2
         return stats.samples.inputs.float().mean(1) if self.shift == "mean" else None
 
-    def _bits(self, stats: LayerStats, num_steps: int) -> Tensor:
+    def _bits(self, stats: LayerStats, num_steps: int, constant: bool) -> Tensor:
         """Activation bits of every step, long [N]."""
-        if self.step_bits is None:
+        if self.step_bits is None or constant:
             return torch.full((num_steps,), self.act_bits)
         if self.step_bits == "switched":
             return frozen_switch(stats.samples.step_change, self.act_bits)
@@ -153,6 +156,18 @@ class StaticPlusMethod(SmoothedMethod):
         if self.rounding == "nearest":
             return quantize(target, grid, bits=self.weight_bits)
         return gptq_codes(target, grid, gram(inputs), bits=self.weight_bits, damping=self.damping)
+
+
+def _constant(stats: LayerStats) -> bool:
+    """Whether the input is the same at every step, as that of text is. With equal parameters the layer then runs once."""
+    bounds = () if stats.min.is_meta else (stats.min, stats.max)
+    return bool(bounds) and all(torch.equal(bound, bound[:1].expand_as(bound)) for bound in bounds)
+
+
+def _of_one_step(stats: LayerStats) -> LayerStats:
+    """With the inputs that were recorded at the first step at all of them."""
+    inputs = stats.samples.inputs
+    return replace(stats, samples=stats.samples._replace(inputs=inputs[:1].expand_as(inputs)))
 
 
 def _shifted(stats: LayerStats, shift: Tensor) -> LayerStats:
