@@ -159,7 +159,7 @@ class StaticPlusMethod(SmoothedMethod):
 
 
 def _constant(stats: LayerStats) -> bool:
-    """Whether the input is the same at every step, as that of text is. With equal parameters the layer then runs once."""
+    """Whether the input is the same at every step, as text is: with equal parameters the layer then runs once."""
     bounds = () if stats.min.is_meta else (stats.min, stats.max)
     return bool(bounds) and all(torch.equal(bound, bound[:1].expand_as(bound)) for bound in bounds)
 
