@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import hadamard
 
 from vdq.methods import StaticMethod, StaticPlusMethod
-from vdq.quant import LayerStats
+from vdq.quant import LayerStats, Stats
 from vdq.quant.grid_refinement import refine_grid
 from vdq.quant.params import LinearParams
 from vdq.quant.samples import LayerSamples
@@ -127,6 +127,16 @@ def test_bias_correction_leaves_no_mean_error(weight, stats):
         ours = params.fake_quantize_act(params.transform_input(x, step), step) @ params.dequantized_weight(weight, 0).T
         lacking = (x @ weight.T - ours - params.correction[step]).mean(0)
         assert lacking.abs().max() < 1e-3 * (x @ weight.T).abs().max()
+
+
+def test_table_tells_what_bits_follow_from(weight, stats):
+    tables = StaticPlusMethod(weight_bits=4, act_bits=4).tables(
+        None, Stats({"a": stats}, STEPS, 1), None, torch.tensor([999, 600, 300, 0])
+    )
+    table = tables["step_bits"]
+    assert [row["timestep"] for row in table.rows] == [999, 600, 300, 0]
+    assert [row["act_bits"] for row in table.rows] == converted(weight, stats, step_bits="spread").step_bits.tolist()
+    assert table.summary.startswith("step 3 makes 96% of the error")  # 30 of 31.11
 
 
 @pytest.mark.parametrize(

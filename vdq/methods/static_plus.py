@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vdq.methods.base import ABSMAX, RANGE, SAMPLES, SmoothedMethod
+from vdq.methods.base import ABSMAX, RANGE, SAMPLES, SmoothedMethod, Table
 from vdq.quant.affine import QParams, dequantize, fake_quantize, qparams_from_range, quantize, tensor_range
 from vdq.quant.coded import pack_codes
 from vdq.quant.gptq import DAMPING, gptq_codes, gram
@@ -16,7 +16,8 @@ from vdq.quant.grid_refinement import refine_grid
 from vdq.quant.params import LinearParams
 from vdq.quant.rotation import fitting_block, hadamard
 from vdq.quant.smoothing import MOMENTUM, smoothed_range
-from vdq.quant.stats import LayerStats
+from vdq.quant.state import QuantState
+from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.step_bits import frozen_switch, spread_bits
 from vdq.quant.transform import shift_correction, transform_weight
 
@@ -124,6 +125,17 @@ class StaticPlusMethod(SmoothedMethod):
             correction=correction,
             step_bits=bits.to(weight.device) if bits.min() < bits.max() else None,
         )
+
+    def tables(self, denoiser: nn.Module, stats: Stats, state: QuantState, timesteps: Tensor) -> dict[str, Table]:
+        """step_bits: of every step, what was measured of it and the bits that follow, for inputs that change."""
+        layer = next(iter(stats.layers.values()))
+        measured = (layer.samples.step_error, layer.samples.step_change, self._bits(layer, len(timesteps), False))
+        columns = zip(timesteps.tolist(), *(values.tolist() for values in measured), strict=True)
+        names = ("timestep", "step_error", "step_change", "act_bits")
+        rows = [{"step": step} | dict(zip(names, row, strict=True)) for step, row in enumerate(columns)]
+        worst = int(measured[0].argmax())
+        share = float(measured[0][worst] / measured[0].sum())
+        return {"step_bits": Table(rows, f"step {worst} makes {share:.0%} of the error of quantized activations")}
 
     def _of_equal_size(self) -> StaticPlusMethod:
         """A recipe whose parameters have the same sizes and need no values."""
