@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vdq.quant import LinearParams, QParams, QuantState, projections
 from vdq.quant.coded import pack_codes
 from vdq.quant.convert import weight_qparams
+from vdq.quant.low_rank import low_rank
 from vdq.quant.transform import shift_correction
 
 FIXTURES = Path(os.environ.get("VDQ_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
@@ -69,8 +70,8 @@ def fixtures() -> Path:
 
 
 def extended_params(params: LinearParams, weight: Tensor, rows: int, parts: str) -> LinearParams:
-    """A layer's parameters with the named parts: shift, rotation, correction, bits, codes and groups (of a video's
-    `rows` token rows), all of them different at every activation range or step.
+    """A layer's parameters with the named parts: shift, rotation, correction, bits, codes, branch (low_rank) and groups
+    (of a video's `rows` token rows), all of them different at every activation range or step.
     """
     weight, steps, bits = weight.detach().float(), params.num_steps, params.act_bits
     channels, count = weight.shape[1], params.num_act_ranges or params.num_weight_ranges
@@ -93,6 +94,9 @@ def extended_params(params: LinearParams, weight: Tensor, rows: int, parts: str)
         codes = (params.weight_codes(weight, range_).roll(1, 1) for range_ in range(params.num_weight_ranges))
         packed = pack_codes(codes, bits=params.weight_bits, symmetric=params.symmetric_weights)
         params = replace(params, codes=packed)
+    if "branch" in parts:
+        packed = params.packed_codes(weight)
+        params = replace(params, codes=packed, low_rank=low_rank(torch.randn(weight.shape, generator=generator) / 9, 3))
     if "groups" in parts:
         scale, zero_point = params.act
         act = QParams(torch.stack([scale, 1.5 * scale], 1), torch.stack([zero_point, (0.7 * zero_point).round()], 1))

@@ -298,7 +298,9 @@ def test_bits_of_steps_groups_and_stored_codes(parts, symmetric, backend, layer,
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("parts", ["shift", "rotation correction", "shift rotation correction bits codes groups"])
+@pytest.mark.parametrize(
+    "parts", ["shift", "rotation correction", "branch", "shift rotation correction bits codes branch groups"]
+)
 def test_transforms_happen_around_the_layer(parts, dynamic, backend, layer, tokens, extended):
     spec = layer(dynamic=dynamic)
     own = parts.replace("groups", "") if dynamic else parts

@@ -507,9 +507,9 @@ def test_it_says_what_ran():
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [
-        ("shift", "its kernels know no shift, rotation and correction"),
-        ("rotation", "its kernels know no shift, rotation and correction"),
-        ("correction", "its kernels know no shift, rotation and correction"),
+        ("shift", "its kernels know no shift, rotation, low_rank and correction"),
+        ("rotation", "its kernels know no shift, rotation, low_rank and correction"),
+        ("correction", "its kernels know no shift, rotation, low_rank and correction"),
         ("bits", "its kernels know no step_bits and no act_group"),
         ("groups", "its kernels know no step_bits and no act_group"),
     ],

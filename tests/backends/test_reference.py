@@ -103,8 +103,8 @@ def test_it_says_that_it_is_no_simulation():
     assert FakeQuantBackend().arithmetic == "fake_quant (simulated)"
 
 
-ALL = "shift rotation correction bits codes groups"
-PARTS = ["shift", "rotation", "shift rotation correction", "bits", "codes", "groups", ALL]
+ALL = "shift rotation correction bits codes branch groups"
+PARTS = ["shift", "rotation", "shift rotation correction", "bits", "codes", "branch", "groups", ALL]
 
 
 @pytest.mark.parametrize("bits", [4, 8])

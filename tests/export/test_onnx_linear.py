@@ -163,6 +163,7 @@ def test_steps_of_other_bits_are_another_constant_graph(extended):
     [
         ("groups", "act_group gives tokens scales of their own, an integer product of ONNX Runtime has one for all"),
         ("rotation", "this export writes no operators for rotation=8"),
+        ("branch", "this export writes no operators for low_rank"),
     ],
 )
 def test_what_it_does_not_write_is_refused(parts, reason, extended):

@@ -77,7 +77,8 @@ def test_another_backend_samples_what_it_samples_from_full_precision(backend, ma
     assert torch.equal(sample(packed.load(path, backend=INTEGER[backend]()), run), expected_latents(run))
 
 
-PARTS = ["shift", "rotation", "correction", "bits", "codes", "groups", "shift rotation correction bits codes groups"]
+SINGLE = ["shift", "rotation", "correction", "bits", "codes", "branch", "groups"]
+PARTS = [*SINGLE, " ".join(SINGLE)]
 
 
 @pytest.mark.parametrize("backend", ["fake_quant", *(pytest.param(b, marks=pytest.mark.slow) for b in INTEGER)])

@@ -172,7 +172,7 @@ def test_static_recipes_reduce_no_activation_at_run_time(name, backend, denoiser
     assert not trace.names & SYNCHRONIZATIONS
 
 
-ALL = "shift rotation correction bits codes groups"
+ALL = "shift rotation correction bits codes branch groups"
 
 
 def codebooks(state: QuantState) -> QuantState:
@@ -204,7 +204,7 @@ def test_static_transforms_reduce_no_activation_at_run_time(backend, quantizer, 
 
 
 @pytest.mark.parametrize("backend", [Int8CpuBackend, ReferenceBackend])
-@pytest.mark.parametrize("parts", ["bits", "groups", "shift rotation correction bits groups"])
+@pytest.mark.parametrize("parts", ["bits", "groups", "branch", "shift rotation correction bits branch groups"])
 def test_transforms_inside_the_model(parts, backend, denoiser, stats, extended_state):
     """Integer layers, which stand alone when they transform, compute what the simulation does."""
     clock = StepClock(STEPS)

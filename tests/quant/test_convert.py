@@ -167,7 +167,7 @@ def test_file_round_trip(net, stats, method, tmp_path):
 
 def test_file_round_trip_of_every_table(net, stats, extended, tmp_path):
     state = convert(net, stats)
-    params = extended(state.layers["fc"], net.fc.weight, 7, "shift correction bits codes groups")
+    params = extended(state.layers["fc"], net.fc.weight, 7, "shift correction bits codes branch groups")
     state = replace(state, layers={"fc": params})
     state.save(tmp_path / "state.safetensors")
     loaded = QuantState.load(tmp_path / "state.safetensors").layers["fc"]
@@ -237,13 +237,14 @@ def test_model_size_counts_every_copy(net, stats):
 def test_sizes_count_stored_codes_once_and_every_table(net, stats, extended):
     state = convert(net, stats)
     weights = {"attn.q": net.attn.qkv.weight[:4], "attn.k": net.attn.qkv.weight[4:8], "fc": net.fc.weight}
-    parts = "shift correction bits codes groups"
+    parts = "shift correction bits codes branch groups"
     layers = {fqn: extended(params, weights[fqn], 7, parts) for fqn, params in state.layers.items()}
     before, size = model_size(net, state), model_size(net, replace(state, layers=layers))
     shifts, corrections = 4 * 2 * (6 + 6 + 4), 4 * 2 * (4 + 4 + 5)  # two ranges, fp32
     groups = 3 * (8 * 7 + 4 * 2 * 2)  # a table of rows; scale and zero point of one more group in two ranges
     bits = 3 * 8 * STEPS
-    assert (size.parameters - before.parameters) * 1e6 == pytest.approx(shifts + corrections + groups + bits)
+    branches = 2 * 3 * (2 * (6 + 4) + 4 + 5)  # of rank 3, in half precision
+    assert (size.parameters - before.parameters) * 1e6 == pytest.approx(shifts + corrections + groups + bits + branches)
     assert (size.weights, size.full_precision) == (before.weights, before.full_precision)
 
 

@@ -86,7 +86,8 @@ PARTS = [
     "groups",
     "codes",
     "shift correction",
-    "shift rotation correction bits codes groups",
+    "branch",
+    "shift rotation correction bits codes branch groups",
 ]
 
 

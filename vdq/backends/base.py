@@ -27,14 +27,14 @@ class Backend(ABC):
     @abstractmethod
     def build(self, layer: LayerSpec) -> nn.Module:
         """A module x [..., in] -> [..., out] that reads the step from layer.clock; called only for supported layers
-        without shift, rotation and correction.
+        without shift, rotation, low_rank and correction.
 
         Its attribute `variant` is a number, another one when the step makes it another function of x
         (LinearParams.variants): what it returned may be used again at a step of the same variant.
         """
 
     def transformed(self, layer: LayerSpec) -> nn.Module:
-        """The module of a supported layer with shift, rotation or correction, which happen around `build`."""
+        """The module of a supported layer with shift, rotation, low_rank or correction, which happen around `build`."""
         return TransformedLinear(layer, self.build(layer.plain()))
 
     def fuse(self, module: nn.Module) -> nn.Module | None:

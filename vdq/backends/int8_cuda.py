@@ -64,7 +64,7 @@ class Int8CudaBackend(Backend):
         if layer.weight.is_meta:
             return "its weight is on meta, codes need values"
         if layer.params.transforms:
-            return "its kernels know no shift, rotation and correction, those of other backends do"
+            return "its kernels know no shift, rotation, low_rank and correction, those of other backends do"
         if layer.params.step_bits is not None or layer.params.act_group is not None:
             return "its kernels know no step_bits and no act_group, those of other backends do"
         return too_wide(layer)

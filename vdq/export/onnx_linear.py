@@ -37,6 +37,8 @@ class OnnxBackend(Backend):
             return "act_group gives tokens scales of their own, an integer product of ONNX Runtime has one for all"
         if layer.params.rotation:
             return f"this export writes no operators for rotation={layer.params.rotation}"
+        if layer.params.low_rank is not None:
+            return "this export writes no operators for low_rank"
         return unsupported(layer)
 
     def build(self, layer: LayerSpec) -> OnnxLinear:

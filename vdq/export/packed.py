@@ -46,6 +46,8 @@ PARTS = {
     "act_zero_point": "scales and zero points of activations",
     "codebook_levels": "codebooks of activations",
     "codebook_edges": "codebooks of activations",
+    "low_rank_down": "low-rank branches",
+    "low_rank_up": "low-rank branches",
     "smoothing": "smoothing factors",
     "shift": "shifts and corrections",
     "correction": "shifts and corrections",
@@ -196,6 +198,7 @@ def _dimensions(params: LinearParams) -> dict[str, Any]:
         "corrections": length(params.correction),
         "step_bits": params.step_bits is not None,
         "levels": length(params.codebook and params.codebook.levels),
+        "rank": length(params.low_rank and params.low_rank.down),
     }
 
 
@@ -223,6 +226,8 @@ def _layer_tensors(facts: dict[str, Any], out: int, in_: int, steps: int) -> dic
         kinds["shift"] = ((facts["shifts"], in_), torch.float32)
     if facts.get("corrections"):
         kinds["correction"] = ((facts["corrections"], out), torch.float32)
+    if rank := facts.get("rank"):
+        kinds |= {"low_rank_down": ((rank, in_), torch.float16), "low_rank_up": ((out, rank), torch.float16)}
     if facts.get("step_bits"):
         kinds["step_bits"] = ((steps,), torch.long)
     return kinds

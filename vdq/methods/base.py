@@ -49,6 +49,12 @@ class Method(ABC):
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         """Parameters of one layer: weight [out, in], statistics of its input on its device or None if not needed."""
 
+    def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
+        """Further arguments of `layer` by fqn, for recipes in which layers depend on each other; chosen: the fqns of
+        all layers that are quantized.
+        """
+        return {}
+
     def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LinearParams]:
         """Parameters of linears of temporal features (VideoModel), by fqn; none unless a recipe has its own for them.
         timesteps: long [N], those of the schedule.
@@ -78,15 +84,18 @@ class Method(ABC):
         chosen = [p for p in projections(denoiser) if quantizable(p.fqn)]
         if not chosen:
             raise ValueError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
-        layers = {p.fqn: self._checked_layer(p, stats, num_steps) for p in chosen}
+        options = self.layer_options(denoiser, {p.fqn for p in chosen})
+        layers = {p.fqn: self._checked_layer(p, stats, num_steps, options.get(p.fqn, {})) for p in chosen}
         layers |= self.temporal_layers(denoiser, timesteps)
         report = layer_reports(denoiser, layers, stats, reason="not quantizable in this model")
         return QuantState(layers, num_steps, report)
 
-    def _checked_layer(self, p: Projection, stats: Stats | None, num_steps: int) -> LinearParams:
+    def _checked_layer(
+        self, p: Projection, stats: Stats | None, num_steps: int, options: dict[str, Any]
+    ) -> LinearParams:
         check_weight(p)
         found = self._stats_of(p, stats, num_steps) if self.needs(p.fqn) else None
-        return self.layer(p.weight.detach().float(), found, num_steps)
+        return self.layer(p.weight.detach().float(), found, num_steps, **options)
 
     def _stats_of(self, p: Projection, stats: Stats | None, num_steps: int) -> LayerStats:
         if stats is None or p.input_fqn not in stats.layers:

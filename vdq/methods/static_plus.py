@@ -11,19 +11,22 @@ from torch import Tensor, nn
 from vdq.methods.base import ABSMAX, RANGE, SAMPLES, SmoothedMethod, Table
 from vdq.quant.affine import QParams, dequantize, fake_quantize, qparams_from_range, quantize, tensor_range
 from vdq.quant.coded import pack_codes
+from vdq.quant.folding import Fold, attention_folds
 from vdq.quant.gptq import DAMPING, gptq_codes, gram
 from vdq.quant.grid_refinement import refine_grid
+from vdq.quant.low_rank import low_rank
 from vdq.quant.params import LinearParams
-from vdq.quant.rotation import fitting_block, hadamard
+from vdq.quant.rotation import DENSE, fitting_block, hadamard
 from vdq.quant.smoothing import MOMENTUM, smoothed_range
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.step_bits import frozen_switch, spread_bits
-from vdq.quant.transform import shift_correction, transform_weight
+from vdq.quant.transform import rotate_output, shift_correction, transform_weight
 
 SHIFTS = ("mean", "mid")
 GRIDS = ("minmax", "refined")
 ROUNDINGS = ("nearest", "gptq")
+NO_FOLD = Fold()
 STEP_BITS = ("spread", "switched")
 RATIOS = tuple(1 - i / 10 for i in range(7))  # of the range that is kept: 1 to 0.4
 
@@ -37,7 +40,9 @@ class StaticPlusMethod(SmoothedMethod):
 
     shift: per channel and step, "mean" of the recorded inputs or "mid" of their range (SCRI), taken back by a bias of
     the step. rotation_block: block Hadamard of the smoothed channels, a power of two; where it does not divide the
-    width of a layer, the largest one that does.
+    width of a layer, the largest one that does. fold_rotation: inputs of attention's `proj` arrive rotated, head by
+    head and without smoothing, since the weights of the layers before are (vdq.quant.folding).
+    low_rank: the rank of a branch in half precision that takes the largest directions of every weight.
     step_bits: "spread" gives each step the bits that its error deserves (vdq.quant.step_bits), "switched" is delta-GBS
     frozen. clamp_acts: the range of every step is narrowed to the share of 1 to 0.4 with the least error of the layer's
     output. weight_grid: "minmax" or "refined" (BGR). rounding: "nearest" or "gptq", which minimizes the error of the
@@ -57,6 +62,8 @@ class StaticPlusMethod(SmoothedMethod):
         ema_order: str = "ascending_t",
         shift: str | None = "mean",
         rotation_block: int = 128,
+        fold_rotation: bool = False,
+        low_rank: int = 0,
         step_bits: str | None = "spread",
         clamp_acts: bool = True,
         weight_grid: str = "refined",
@@ -78,7 +85,9 @@ class StaticPlusMethod(SmoothedMethod):
         self.rounding = _one_of("rounding", rounding, ROUNDINGS)
         if rotation_block and (rotation_block < 0 or rotation_block & (rotation_block - 1)):
             raise ValueError(f"rotation_block={rotation_block} must be 0 or a power of two")
-        self.rotation_block = rotation_block
+        if not isinstance(low_rank, int) or low_rank < 0:
+            raise ValueError(f"low_rank={low_rank} must be 0 or a positive integer")
+        self.rotation_block, self.fold_rotation, self.low_rank = rotation_block, fold_rotation, low_rank
         self.clamp_acts, self.correct_bias = clamp_acts, correct_bias
         if damping <= 0:
             raise ValueError(f"damping={damping} must be a number above 0")
@@ -87,10 +96,17 @@ class StaticPlusMethod(SmoothedMethod):
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset({RANGE, ABSMAX, SAMPLES})
 
-    def layer(self, weight: Tensor, stats: LayerStats, num_steps: int) -> LinearParams:
+    def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
+        if not self.fold_rotation:
+            return {}
+        groups = attention_folds(denoiser, self.rotation_block or DENSE)
+        return {fqn: {"fold": fold} for group in groups if group.keys() <= chosen for fqn, fold in group.items()}
+
+    def layer(self, weight: Tensor, stats: LayerStats, num_steps: int, *, fold: Fold = NO_FOLD) -> LinearParams:
         if weight.is_meta and (self.step_bits or self.clamp_acts or self.rounding == "gptq"):
-            return self._of_equal_size().layer(weight, stats, num_steps)
-        rotation = fitting_block(weight.shape[1], self.rotation_block) if self.rotation_block else 0
+            return self._of_equal_size().layer(weight, stats, num_steps, fold=fold)
+        weight = rotate_output(weight, fold.output)
+        rotation = fold.input or self._block(weight)
         constant = _constant(stats)
         if constant:
             stats = _of_one_step(stats)
@@ -98,7 +114,10 @@ class StaticPlusMethod(SmoothedMethod):
         if shift is not None:
             stats = _shifted(stats, shift)
         s, weight_range = self.smoothing(weight, stats, num_steps)
+        s = None if fold.input else s
         target = transform_weight(weight, None if s is None else s[0], rotation)
+        branch = low_rank(target, self.low_rank) if self.low_rank else None
+        target = target if branch is None else target - branch.weight
         inputs = _transformed(stats, s, rotation)
         bits = self._bits(stats, num_steps, constant).cpu()
         lo, hi = _step_ranges(stats, s, inputs if rotation else None)
@@ -119,11 +138,14 @@ class StaticPlusMethod(SmoothedMethod):
             act=act,
             act_range=torch.arange(num_steps, device=weight.device),
             smoothing=s,
-            codes=pack_codes([codes], bits=self.weight_bits) if self.rounding == "gptq" else None,
+            codes=self._packed(codes),
             shift=shift,
             rotation=rotation,
             correction=correction,
             step_bits=bits.to(weight.device) if bits.min() < bits.max() else None,
+            low_rank=branch,
+            folded=bool(fold.input),
+            out_rotation=fold.output,
         )
 
     def tables(self, denoiser: nn.Module, stats: Stats, state: QuantState, timesteps: Tensor) -> dict[str, Table]:
@@ -140,8 +162,13 @@ class StaticPlusMethod(SmoothedMethod):
     def _of_equal_size(self) -> StaticPlusMethod:
         """A recipe whose parameters have the same sizes and need no values."""
         kept = ("weight_bits", "act_bits", "alpha", "momentum", "ema_order", "shift", "rotation_block", "correct_bias")
+        kept += ("fold_rotation", "low_rank")
         off = {"step_bits": None, "clamp_acts": False, "weight_grid": "minmax", "rounding": "nearest"}
         return StaticPlusMethod(**{name: getattr(self, name) for name in kept}, **off)
+
+    def _block(self, weight: Tensor) -> int:
+        """Of the rotation at run time."""
+        return fitting_block(weight.shape[1], self.rotation_block) if self.rotation_block else 0
 
     def _shift(self, stats: LayerStats) -> Tensor | None:
         """[N, in] fp32, or None."""
@@ -168,6 +195,11 @@ class StaticPlusMethod(SmoothedMethod):
         if self.rounding == "nearest":
             return quantize(target, grid, bits=self.weight_bits)
         return gptq_codes(target, grid, gram(inputs), bits=self.weight_bits, damping=self.damping)
+
+    def _packed(self, codes: Tensor) -> Tensor | None:
+        """Codes that do not follow from the weight and its grid."""
+        follow = self.rounding == "nearest" and not self.low_rank
+        return None if follow or codes.is_meta else pack_codes([codes], bits=self.weight_bits)
 
 
 def _constant(stats: LayerStats) -> bool:

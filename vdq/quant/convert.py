@@ -72,7 +72,7 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Ba
         }
         missing -= specs.keys()
         if specs:
-            built = [backend.layer(specs[p.fqn]) if p.fqn in specs else _plain(p) for p in parts]
+            built = [backend.layer(specs[p.fqn].resolved()) if p.fqn in specs else _plain(p) for p in parts]
             names = getattr(linear, "parts", None)
             memo[id(linear)] = FusedParts(dict(zip(names, built, strict=True))) if names else built[0]
     if missing:

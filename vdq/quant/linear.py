@@ -14,8 +14,9 @@ from vdq.diffusion.clock import StepClock
 from vdq.models.memory import Prepared
 from vdq.quant.affine import fake_quantize, qparams_from_range, tensor_range
 from vdq.quant.bit_switch import BitSwitch
+from vdq.quant.low_rank import LowRank
 from vdq.quant.params import Codebook, LinearParams
-from vdq.quant.rotation import check_block
+from vdq.quant.rotation import check_block, hadamard
 from vdq.quant.transform import transform_input, video_rows
 
 
@@ -86,6 +87,15 @@ class LayerSpec:
                 raise ValueError(f"layer {self.fqn} has shape {shape}, its quantization parameters are for {quantized}")
         if p.rotation:
             check_block(p.rotation, shape[1], f"layer {self.fqn}: rotation")
+        if p.out_rotation:
+            check_block(p.out_rotation, shape[0], f"layer {self.fqn}: out_rotation")
+
+    def resolved(self) -> "LayerSpec":
+        """The layer told without folds (LinearParams.resolved)."""
+        rotation, bias = self.params.out_rotation, self.bias
+        if rotation and bias is not None:
+            bias = hadamard(bias.detach().float(), rotation).to(bias.dtype)
+        return replace(self, bias=bias, params=self.params.resolved(self.weight))
 
     def plain(self) -> "LayerSpec":
         """The layer inside TransformedLinear (LinearParams.plain)."""
@@ -124,10 +134,14 @@ class StepTable(ExactBuffers):
 
 
 class TransformedLinear(nn.Module):
-    """A layer of any backend inside the transform of its input: inner(x') + correction (vdq.quant.transform).
+    """A layer of any backend inside the transform of its input: inner(x') + low_rank(x') + correction
+    (vdq.quant.transform, vdq.quant.low_rank).
 
-    `inner` is built from LayerSpec.plain: without rotation it divides by s itself.
+    `inner` is built from LayerSpec.plain: with neither rotation nor low_rank it divides by s itself.
     """
+
+    down: Tensor | None
+    up: Tensor | None
 
     def __init__(self, layer: LayerSpec, inner: nn.Module) -> None:
         super().__init__()
@@ -137,14 +151,19 @@ class TransformedLinear(nn.Module):
             return None if values is None else StepTable(values, ranges, layer.clock)
 
         self.shift = table(p.shift, p.table_range)
-        self.smoothing = table(p.smoothing if p.rotation else None, p.weight_range)
+        self.smoothing = table(p.smoothing if p.smooths_outside else None, p.weight_range)
         self.correction = table(p.correction, p.table_range)
+        for name, matrix in zip(("down", "up"), p.low_rank or (None, None), strict=True):
+            self.register_buffer(name, None if matrix is None else matrix.float())
         self.rotation, self.clock, self.variants = p.rotation, layer.clock, p.variants()
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out] in the dtype of x."""
         shift, smoothing, correction = (t and t() for t in (self.shift, self.smoothing, self.correction))
-        y = self.inner(transform_input(x, shift, smoothing, self.rotation))
+        transformed = transform_input(x, shift, smoothing, self.rotation)
+        y = self.inner(transformed)
+        if self.down is not None:
+            y = y + LowRank(self.down, self.up)(transformed)
         return (y if correction is None else y + correction).to(x.dtype)
 
     @property

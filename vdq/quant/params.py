@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vdq.quant.affine import QParams, code_range, dequantize, fake_quantize, quantize
 from vdq.quant.coded import pack_codes, unpack_codes
+from vdq.quant.low_rank import LowRank
+from vdq.quant.rotation import hadamard
 from vdq.quant.transform import transform_input, transform_weight, video_rows
 
 CODES = "weight_codes"
@@ -21,12 +23,15 @@ SCALARS = (
     "high_bits",
     "delta",
     "rotation",
+    "folded",
+    "out_rotation",
 )
 _TENSORS = ("weight_range", "act_range", "smoothing", "shift", "correction", "step_bits", "act_group")
 _PAIRS = {
     "weight": ("weight_scale", "weight_zero_point"),
     "act": ("act_scale", "act_zero_point"),
     "codebook": ("codebook_levels", "codebook_edges"),
+    "low_rank": ("low_rank_down", "low_rank_up"),
 }
 
 
@@ -41,12 +46,16 @@ class Codebook(NamedTuple):
         return self.levels[torch.bucketize(x.float(), self.edges)]
 
 
+_PAIR_TYPES = {"codebook": Codebook, "low_rank": LowRank}
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinearParams:
     """Quantization of one linear layer over N steps with Kw weight ranges and Ka activation ranges.
 
     The layer computes quantize(x') What^T + correction + bias of x' = rotate((x - shift) / s); What has the codes of
-    rotate(W s), so that without rounding the product is that of x and W (vdq.quant.transform).
+    rotate(W s), so that without rounding the product is that of x and W (vdq.quant.transform). With low_rank, whose
+    product with x' is added in floating point, What has the codes of what that leaves of rotate(W s).
 
     weight: qparams [Kw, out, 1] of W s, rotated. weight_range: long [N], step -> 0..Kw-1, also the range of s.
     codes: uint8 [Kw, bytes], the codes of every weight range packed (vdq.quant.bit_packing), or None where they follow
@@ -60,14 +69,16 @@ class LinearParams:
 
     smoothing: s [Kw, in] fp32, or None (then Kw = 1). shift [Ka, in] and correction [Ka, out], fp32 or None, are of the
     activation range of a step, or of its weight range where there is no act_range. rotation: block size of the
-    normalized Hadamard transform of the channels, 0 for none.
+    normalized Hadamard transform of the channels, 0 for none. folded: x arrives rotated, as the layer before has it
+    for its out_rotation, the block of a rotation of the output, 0 for none (vdq.quant.folding).
 
     act_granularity "per_video": a scale for each row of the denoiser's batch and `act_block` consecutive channels
     (vdq.quant.video_scales). high_bits, delta: of a dynamic layer whose videos have high_bits at some steps and
     act_bits at the others, as vdq.quant.bit_switch decides while sampling; None for act_bits at all steps.
 
     Raises ValueError for act together with a codebook, when act_bits is not the largest of step_bits, when shift or
-    correction lack the row of a range, and for groups that are not 0..G-1.
+    correction lack the row of a range, for groups that are not 0..G-1, for a low_rank without codes, and for
+    smoothing of a folded layer.
     """
 
     weight_bits: int
@@ -90,10 +101,17 @@ class LinearParams:
     step_bits: Tensor | None = None
     act_group: Tensor | None = None
     codebook: Codebook | None = None
+    low_rank: LowRank | None = None
+    folded: bool = False
+    out_rotation: int = 0
 
     def __post_init__(self) -> None:
         if self.act is not None and self.codebook is not None:
             raise ValueError("act and codebook are both given, a static layer has one of them")
+        if self.low_rank is not None and self.codes is None and not self.low_rank.up.is_meta:
+            raise ValueError("low_rank needs codes, those of what it leaves of the weight")
+        if self.folded and self.smoothing is not None:
+            raise ValueError("smoothing comes before the rotation, which a folded layer leaves to the one before")
         if self.step_bits is not None and not self.step_bits.is_meta and int(self.step_bits.max()) != self.act_bits:
             raise ValueError(f"act_bits={self.act_bits} must be the largest of step_bits, {int(self.step_bits.max())}")
         for name in ("shift", "correction"):
@@ -126,7 +144,8 @@ class LinearParams:
     @property
     def transforms(self) -> bool:
         """Whether a layer does more than smooth, quantize and multiply: TransformedLinear does it around the layer."""
-        return self.shift is not None or self.correction is not None or bool(self.rotation)
+        added = (self.shift, self.correction, self.low_rank)
+        return bool(self.rotation) or any(part is not None for part in added)
 
     @property
     def num_steps(self) -> int:
@@ -151,12 +170,27 @@ class LinearParams:
         """long [N]: the row of `shift` and `correction` of every step."""
         return self.weight_range if self.act_range is None else self.act_range
 
+    @property
+    def smooths_outside(self) -> bool:
+        """Whether what comes after smoothing, and before quantization, needs x / s itself."""
+        return bool(self.rotation) or self.low_rank is not None
+
+    def resolved(self, weight: Tensor) -> "LinearParams":
+        """The same layer told without folds, as it gets its input and has to give its output: weight [out, in]."""
+        if not (self.folded or self.out_rotation):
+            return self
+        codes = self.packed_codes(weight)
+        if not self.folded:
+            return replace(self, codes=codes, out_rotation=0)
+        shift = None if self.shift is None else hadamard(self.shift, self.rotation)
+        return replace(self, codes=codes, out_rotation=0, folded=False, rotation=0, shift=shift)
+
     def plain(self, weight: Tensor) -> "LinearParams":
-        """The parameters that are left when shift, rotation and correction happen outside of the layer, and with
-        rotation the smoothing before it: weight [out, in].
+        """The parameters that are left when shift, rotation, correction and low_rank happen outside of the layer, and
+        with rotation the smoothing before it: weight [out, in].
         """
-        plain = replace(self, shift=None, correction=None)
-        if not self.rotation:
+        plain = replace(self, shift=None, correction=None, low_rank=None)
+        if not self.smooths_outside:
             return plain
         return replace(plain, smoothing=None, rotation=0, codes=self.packed_codes(weight))
 
@@ -168,7 +202,7 @@ class LinearParams:
         """Codes of one range: weight [out, in] -> [out, in], integers held in fp32."""
         if self.codes is not None:
             return unpack_codes(self.codes[range_], weight, **self._weight_format)
-        transformed = transform_weight(weight, self.range_smoothing(range_), self.rotation)
+        transformed = transform_weight(weight, self.range_smoothing(range_), self.rotation, self.out_rotation)
         return quantize(transformed, self.weight_qparams(range_), **self._weight_format)
 
     def packed_codes(self, weight: Tensor) -> Tensor:
@@ -178,7 +212,7 @@ class LinearParams:
         return pack_codes((self.weight_codes(weight, r) for r in range(self.num_weight_ranges)), **self._weight_format)
 
     def dequantized_weight(self, weight: Tensor, range_: int) -> Tensor:
-        """The weight that multiplies x' in one range: weight [out, in] -> [out, in] fp32."""
+        """The weight that multiplies the quantized x' in one range: weight [out, in] -> [out, in] fp32."""
         return dequantize(self.weight_codes(weight, range_), self.weight_qparams(range_))
 
     def range_smoothing(self, range_: int) -> Tensor | None:
@@ -207,7 +241,7 @@ class LinearParams:
         return torch.tensor(bounds, dtype=torch.float32, device=self.weight_range.device).unbind(1)
 
     def transform_input(self, x: Tensor, step: int) -> Tensor:
-        """x' of a step: x [..., in] -> [..., in] fp32."""
+        """x' of a step: x [..., in], not rotated even where the layer is folded -> [..., in] fp32."""
         shift = None if self.shift is None else self.shift[self.table_range[step]]
         return transform_input(x, shift, self.range_smoothing(self.weight_range[step]), self.rotation)
 
@@ -273,6 +307,6 @@ class LinearParams:
         """Inverse of `tensors` and `scalars`."""
         fields = {name: tensors.get(name) for name in _TENSORS} | {"codes": tensors.get(CODES)}
         for field, names in _PAIRS.items():
-            kind = Codebook if field == "codebook" else QParams
+            kind = _PAIR_TYPES.get(field, QParams)
             fields[field] = kind(*(tensors[name] for name in names)) if names[0] in tensors else None
         return cls(**fields, **scalars)

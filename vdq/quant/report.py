@@ -22,8 +22,8 @@ MEGABYTE = 1e6
 @dataclass(frozen=True)
 class ModelSize:
     """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; parameters: scales, zero points,
-    smoothing factors, shifts, corrections, codebooks and tables of steps and groups; full_precision: everything else
-    in the state dict, biases included; original: the model before.
+    smoothing factors, shifts, corrections, low-rank branches, codebooks and tables of steps and groups; full_precision:
+    everything else in the state dict, biases included; original: the model before.
     """
 
     weights: float
@@ -115,9 +115,10 @@ def _mean_act_bits(params: LinearParams) -> float | None:
 
 def _range_error(weight: Tensor, params: LinearParams, range_: int) -> float:
     """L2 norm of what one range's quantization changes in the weight [out, in] fp32."""
-    restored = restore_weight(
-        params.dequantized_weight(weight, range_), params.range_smoothing(range_), params.rotation
-    )
+    transformed = params.dequantized_weight(weight, range_)
+    if params.low_rank is not None:
+        transformed += params.low_rank.weight
+    restored = restore_weight(transformed, params.range_smoothing(range_), params.rotation, params.out_rotation)
     return float((restored - weight).norm())
 
 

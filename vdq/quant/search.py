@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vdq.diffusion.clock import StepClock
 from vdq.quant.layers import linear_modules, split
 from vdq.quant.params import LinearParams
+from vdq.quant.transform import rotate_output
 
 ROWS = 48  # tokens kept of an input, at random
 
@@ -68,10 +69,13 @@ def output_error(weight: Tensor, params: LinearParams, inputs: dict[int, Tensor]
         range_ = int(params.weight_range[step])
         if range_ not in weights:
             weights[range_] = params.dequantized_weight(weight, range_)
-        quantized = params.fake_quantize_act(params.transform_input(x, step), step) @ weights[range_].T
+        transformed = params.transform_input(x, step)
+        quantized = params.fake_quantize_act(transformed, step) @ weights[range_].T
+        if params.low_rank is not None:
+            quantized += params.low_rank(transformed)
         if params.correction is not None:
             quantized += params.correction[params.table_range[step]]
-        y = x @ weight.T
+        y = x @ rotate_output(weight, params.out_rotation).T
         error += (quantized - y).double().square().sum().item()
         norm += y.double().square().sum().item()
     return error / norm if norm else 0.0

@@ -19,18 +19,26 @@ def transform_input(x: Tensor, shift: Tensor | None, smoothing: Tensor | None, r
     return hadamard(x, rotation) if rotation else x
 
 
-def transform_weight(weight: Tensor, smoothing: Tensor | None, rotation: int = 0) -> Tensor:
-    """W' in fp32 (paper Eq. 2 for s): weight [out, in], smoothing [in] of one range or None -> [out, in]."""
-    weight = weight.detach().float()
+def transform_weight(weight: Tensor, smoothing: Tensor | None, rotation: int = 0, out_rotation: int = 0) -> Tensor:
+    """W' in fp32 (paper Eq. 2 for s): weight [out, in], smoothing [in] of one range or None -> [out, in].
+
+    out_rotation rotates the output, which is not undone here: the layer behind expects it (vdq.quant.folding).
+    """
+    weight = rotate_output(weight.detach().float(), out_rotation)
     if smoothing is not None:
         weight = weight * smoothing
     return hadamard(weight, rotation) if rotation else weight
 
 
-def restore_weight(transformed: Tensor, smoothing: Tensor | None, rotation: int = 0) -> Tensor:
+def restore_weight(transformed: Tensor, smoothing: Tensor | None, rotation: int = 0, out_rotation: int = 0) -> Tensor:
     """Inverse of `transform_weight`."""
     weight = hadamard(transformed, rotation) if rotation else transformed
-    return weight if smoothing is None else weight / smoothing
+    return rotate_output(weight if smoothing is None else weight / smoothing, out_rotation)
+
+
+def rotate_output(weight: Tensor, rotation: int) -> Tensor:
+    """The weight [out, in] of a layer whose output is rotated; 0 for none."""
+    return hadamard(weight.T, rotation).T.contiguous() if rotation else weight
 
 
 def shift_correction(weight: Tensor, shift: Tensor) -> Tensor:
