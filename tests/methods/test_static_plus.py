@@ -21,6 +21,7 @@ OFF = {
     "clamp_acts": False,
     "weight_grid": "minmax",
     "rotation_block": 0,
+    "low_rank": 0,
 }
 
 
@@ -69,6 +70,7 @@ def test_with_everything_off_it_is_asq_tsw(weight, stats):
         {"shift": "mid"},
         {"correct_bias": True},
         {"rotation_block": 32},
+        {"low_rank": 4},
     ],
     ids=str,
 )
@@ -129,6 +131,15 @@ def test_bias_correction_leaves_no_mean_error(weight, stats):
         assert lacking.abs().max() < 1e-3 * (x @ weight.T).abs().max()
 
 
+def test_branch_is_of_the_transformed_weight(weight, stats):
+    """What the integers hold is what numpy's best matrix of this rank leaves."""
+    params = converted(weight, stats, low_rank=4, rotation_block=16, weight_bits=8)
+    turned = (weight * params.smoothing[0]).double().numpy() @ np.kron(np.eye(2), hadamard(16) / 4)
+    left, sizes, right = np.linalg.svd(turned)
+    rest = turned - left[:, :4] * sizes[:4] @ right[:4]
+    assert np.abs(params.dequantized_weight(weight, 0).numpy() - rest).max() < 0.02 * np.abs(rest).max()
+
+
 def test_table_tells_what_bits_follow_from(weight, stats):
     tables = StaticPlusMethod(weight_bits=4, act_bits=4).tables(
         None, Stats({"a": stats}, STEPS, 1), None, torch.tensor([999, 600, 300, 0])
@@ -147,6 +158,7 @@ def test_table_tells_what_bits_follow_from(weight, stats):
         ({"weight_grid": "x"}, "weight_grid=x must be one of minmax, refined"),
         ({"step_bits": "x"}, "step_bits=x must be one of null, spread, switched"),
         ({"rotation_block": 12}, "rotation_block=12 must be 0 or a power of two"),
+        ({"low_rank": -1}, "low_rank=-1 must be 0 or a positive integer"),
         ({"damping": 0}, "damping=0 must be a number above 0"),
     ],
 )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vdq.backends import FakeQuantBackend, ReferenceBackend
+from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
+from vdq.backends.fused_block import FusedBlock
 from vdq.diffusion.clock import StepClock
 from vdq.methods import StaticPlusMethod
 from vdq.models.stdit import STDiT
@@ -20,7 +21,7 @@ from vdq.quant.transform import rotate_output, transform_weight
 
 STEPS, WIDTH, HEADS = 2, 48, 3
 OFF = {"alpha": None, "shift": None, "step_bits": None, "clamp_acts": False, "weight_grid": "minmax"}
-OFF |= {"rounding": "nearest", "rotation_block": 0}
+OFF |= {"rounding": "nearest", "rotation_block": 0, "low_rank": 0}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,14 @@ def test_integers_equal_the_simulation(net, stats):
         clock.set(step)
         y = simulated(*inputs(step))
         assert float((apply(net, state, clock, ReferenceBackend())(*inputs(step)) - y).norm() / y.norm()) < 1e-4
+
+
+def test_blocks_that_rotate_nothing_are_fused(net, stats):
+    """Folds alone cost the fused passes nothing."""
+    clock = StepClock(STEPS)
+    fused = apply(net, converted(net, stats, 8), clock, Int8CpuBackend())
+    assert all(isinstance(block, FusedBlock) for block in fused.blocks)
+    assert error(net, fused, clock) < 0.1
 
 
 def test_layers_that_are_not_all_quantized_are_not_folded(net, stats):

@@ -26,8 +26,8 @@ from vdq.quant.transform import rotate_output, shift_correction, transform_weigh
 SHIFTS = ("mean", "mid")
 GRIDS = ("minmax", "refined")
 ROUNDINGS = ("nearest", "gptq")
-NO_FOLD = Fold()
 STEP_BITS = ("spread", "switched")
+NO_FOLD = Fold()
 RATIOS = tuple(1 - i / 10 for i in range(7))  # of the range that is kept: 1 to 0.4
 
 
@@ -63,7 +63,7 @@ class StaticPlusMethod(SmoothedMethod):
         shift: str | None = "mean",
         rotation_block: int = 128,
         fold_rotation: bool = False,
-        low_rank: int = 0,
+        low_rank: int = 8,
         step_bits: str | None = "spread",
         clamp_acts: bool = True,
         weight_grid: str = "refined",
@@ -120,10 +120,7 @@ class StaticPlusMethod(SmoothedMethod):
         target = target if branch is None else target - branch.weight
         inputs = _transformed(stats, s, rotation)
         bits = self._bits(stats, num_steps, constant).cpu()
-        lo, hi = _step_ranges(stats, s, inputs if rotation else None)
-        ratios = RATIOS if self.clamp_acts else (1.0,)
-        steps = [_clamped(*step, target, ratios) for step in zip(lo, hi, inputs, bits.tolist(), strict=True)]
-        act = QParams(*(torch.stack(values) for values in zip(*steps, strict=True)))
+        act = self._act(_step_ranges(stats, s, inputs if rotation else None), inputs, bits, target)
         grid = self._grid(target)
         codes = self._codes(target, grid, inputs)
         correction = None if shift is None else shift_correction(weight, shift)
@@ -183,6 +180,12 @@ class StaticPlusMethod(SmoothedMethod):
         if self.step_bits == "switched":
             return frozen_switch(stats.samples.step_change, self.act_bits)
         return spread_bits(stats.samples.step_error, self.act_bits)
+
+    def _act(self, ranges: tuple[Tensor, Tensor], inputs: Tensor, bits: Tensor, target: Tensor) -> QParams:
+        """Of every step, [N]: ranges two [N]."""
+        ratios = RATIOS if self.clamp_acts else (1.0,)
+        steps = [_clamped(*step, target, ratios) for step in zip(*ranges, inputs, bits.tolist(), strict=True)]
+        return QParams(*(torch.stack(values) for values in zip(*steps, strict=True)))
 
     def _grid(self, target: Tensor) -> QParams:
         """Of the weight's codes, [out, 1] each."""

@@ -18,6 +18,8 @@ OFF = {
     "alpha": None,
     "shift": None,
     "rotation_block": 0,
+    "fold_rotation": False,
+    "low_rank": 0,
     "step_bits": None,
     "clamp_acts": False,
     "weight_grid": "minmax",
