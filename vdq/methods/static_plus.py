@@ -57,7 +57,7 @@ class StaticPlusMethod(SmoothedMethod):
         *,
         weight_bits: int = 8,
         act_bits: int = 8,
-        alpha: float | None = 0.5,
+        alpha: float | None = None,
         momentum: float = MOMENTUM,
         ema_order: str = "ascending_t",
         shift: str | None = "mean",
