@@ -23,32 +23,24 @@ lint: $(INSTALLED) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Runs side by side, each on one core or more; several one-core runs use the cores better than one run on all of them.
-JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 4))')
-SWEEP := $(BIN)/python run.py -m hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS)
+SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 
-# Only experiments that lack runs are started. The alphas come first: the other experiments use those that are chosen.
+# Only runs that lack are computed. The alphas come first: the other experiments use those that are chosen.
 EXPERIMENTS := testbed table1 table2 table3 table4 table5 figure1 figure2 figure4
 tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md
 	@todo=$$($(BIN)/python -m vdq.pending alpha $(EXPERIMENTS)) || exit 1; \
 	case "$$todo" in alpha*) \
-		$(SWEEP) experiment=alpha && \
-		$(BIN)/python run.py stages=[choose_alpha,search_alpha] experiment=alpha && \
-		todo=$$($(BIN)/python -m vdq.pending $(EXPERIMENTS)) || exit 1 ;; \
+		$(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) alpha && \
+		$(BIN)/python run.py stages=[choose_alpha,search_alpha] experiment=alpha || exit 1 ;; \
 	esac; \
-	for name in $$todo; do \
-		$(SWEEP) experiment=$$name tabulate=false || exit 1; \
-	done
+	if [ -n "$$todo" ]; then $(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) $(EXPERIMENTS); fi
 	ls runs/benchmarks/*.json > /dev/null 2>&1 || $(BIN)/python run.py experiment=table6 stages=[benchmark]
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
 	$(BIN)/python -m vdq.tracking.readme
 
 neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take static_plus apart (over an hour)
-	@todo=$$($(BIN)/python -m vdq.pending neighbours ablation) || exit 1; \
-	for name in $$todo; do \
-		$(SWEEP) experiment=$$name tabulate=false || exit 1; \
-	done
+	$(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) neighbours ablation
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.tracking.readme
 

@@ -1,0 +1,103 @@
+"""Computes what experiments lack: ``python -m vdq.complete [--jobs N] EXPERIMENT ... [FIELD=VALUE ...]``.
+
+The missing runs of all named experiments of conf/experiment, each once whatever experiments share it, in N processes
+side by side: no core waits for the last run of every sweep. Stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from vdq.cli import one_sentence
+
+if TYPE_CHECKING:
+    from vdq.stages.experiment import Experiment
+
+MOST_JOBS = 4  # unless told; every job holds a model and a batch
+KILLED = (
+    "error: a job was killed, perhaps for want of memory; the same command goes on, with a lower --jobs in less of it"
+)
+
+
+def ordered(runs: list[Experiment]) -> list[DictConfig]:
+    """Their configurations: first references, which all others wait for, then those of most prompts."""
+    runs = sorted(runs, key=lambda run: (run.method.quantizes, -len(run.prompts.evaluation)))
+    configurations = [run.cfg.copy() for run in runs]
+    for cfg in configurations:
+        cfg.yardstick = False  # it stands in the list
+    return configurations
+
+
+def compute(cfg: DictConfig) -> str | None:
+    """Runs one configuration, silently; returns the sentence of an error that is the user's, None when it is done."""
+    from vdq.stages import run
+
+    try:
+        with redirect_stdout(io.StringIO()):
+            run(cfg)
+    except Exception as error:
+        message = one_sentence(error)
+        if message is None:
+            raise
+        return message
+    return None
+
+
+def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
+    """Computes all of them; returns how many were refused, whose sentences are printed."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}  # of the jobs
+    refused = 0
+    with ProcessPoolExecutor(jobs, get_context("spawn"), logging.disable, (logging.WARNING,)) as pool:
+        futures = [pool.submit(compute, cfg) for cfg in configurations]
+        try:
+            for future in tqdm(as_completed(futures), desc="runs", total=len(futures), unit="run", disable=False):
+                if message := future.result():
+                    refused += 1
+                    tqdm.write(f"error: {message}", file=sys.stderr)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return refused
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m vdq.complete", description="Computes what experiments lack.")
+    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="of conf/experiment, and FIELD=VALUE")
+    parser.add_argument("--jobs", type=int, default=min(MOST_JOBS, os.cpu_count() or 1), help="runs side by side")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs={options.jobs} must be at least 1")
+    from vdq.pending import missing  # imports torch, which --help does not need
+
+    names = [name for name in options.experiments if "=" not in name]
+    overrides = [name for name in options.experiments if "=" in name]
+    try:
+        refused = side_by_side(ordered(missing(names, overrides)), options.jobs)
+    except BrokenProcessPool:
+        sys.exit(KILLED)
+    except Exception as error:
+        if (message := one_sentence(error)) is None:
+            raise
+        sys.exit(f"error: {message}")
+    if refused:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from here")
