@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vdq.models.stdit import STDiT
 from vdq.quant import LinearParams, QParams, QuantState, projections
 from vdq.quant.coded import pack_codes
 from vdq.quant.convert import weight_qparams
@@ -67,6 +68,25 @@ def fixtures() -> Path:
     if not FIXTURES.is_dir():
         pytest.skip(MISSING)
     return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def small_stdit() -> Callable[..., STDiT]:
+    """Makes an STDiT of width 32, 2 frames and 4 tokens a frame, each weight matrix random: upstream's zero branches
+    would hide layers. Its arguments are STDiT's.
+    """
+
+    def make(**dimensions: int) -> STDiT:
+        small = {"input_size": (2, 4, 4), "hidden_size": 32, "depth": 2, "num_heads": 2}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = STDiT(**small | {"caption_channels": 8, "model_max_length": 6} | dimensions)
+            for parameter in net.parameters():
+                if parameter.dim() > 1:
+                    nn.init.normal_(parameter, std=0.2)
+        return net.eval().requires_grad_(False)
+
+    return make
 
 
 def extended_params(params: LinearParams, weight: Tensor, rows: int, parts: str) -> LinearParams:

@@ -25,14 +25,13 @@ OFF |= {"rounding": "nearest", "rotation_block": 0, "low_rank": 0}
 
 
 @pytest.fixture(scope="module")
-def net() -> STDiT:
-    torch.manual_seed(0)
-    net = STDiT(
-        input_size=(2, 4, 4), hidden_size=WIDTH, depth=2, num_heads=HEADS, caption_channels=8, model_max_length=6
-    )
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return net.eval().requires_grad_(False)
+def net(small_stdit) -> STDiT:
+    net = small_stdit(hidden_size=WIDTH, num_heads=HEADS)
+    generator = torch.Generator().manual_seed(1)
+    for name, bias in net.named_parameters():
+        if name.endswith("bias"):  # which are rotated as well
+            nn.init.normal_(bias, std=0.2, generator=generator)
+    return net
 
 
 def inputs(step: int) -> tuple[torch.Tensor, ...]:
@@ -96,9 +95,11 @@ def test_weights_that_are_folded_make_the_same_network(net):
     "options", [{}, {"shift": "mean"}, {"rotation_block": 16, "alpha": 0.5, "shift": "mid"}, {"low_rank": 4}], ids=str
 )
 def test_quantized_layers_of_16_bits_make_almost_the_same_network(options, net, stats):
+    """Ranges of rotated inputs are those of the recorded rows, beyond which a few others are clipped."""
     state, clock = converted(net, stats, 16, **options), StepClock(STEPS)
-    assert error(net, apply(net, state, clock, FakeQuantBackend()), clock) < 3e-3
-    assert all(row.weight_error < 1e-3 for row in state.report if row.kind == "static")
+    assert error(net, apply(net, state, clock, FakeQuantBackend()), clock) < 0.03
+    errors = {row.fqn: row.weight_error for row in state.report if row.kind == "static"}
+    assert max(errors.values()) < 0.01, errors
 
 
 def test_nothing_is_rotated_at_run_time(net, stats):
