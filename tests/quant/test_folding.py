@@ -125,10 +125,10 @@ def test_integers_equal_the_simulation(net, stats):
 
 def test_blocks_that_rotate_nothing_are_fused(net, stats):
     """Folds alone cost the fused passes nothing."""
-    clock = StepClock(STEPS)
-    fused = apply(net, converted(net, stats, 8), clock, Int8CpuBackend())
+    state, clock = converted(net, stats, 8), StepClock(STEPS)
+    fused, simulated = (apply(net, state, clock, backend()) for backend in (Int8CpuBackend, FakeQuantBackend))
     assert all(isinstance(block, FusedBlock) for block in fused.blocks)
-    assert error(net, fused, clock) < 0.1
+    assert error(simulated, fused, clock) < 0.02
 
 
 def test_layers_that_are_not_all_quantized_are_not_folded(net, stats):
