@@ -86,7 +86,7 @@ def test_sampler_takes_the_steps_of_its_name(option):
 def test_experiment_sweeps_over_options_that_exist(option):
     experiment = OmegaConf.load(CONF / "experiment" / f"{option}.yaml")
     params = OmegaConf.select(experiment, "hydra.sweeper.params") or {}  # table6 is one run
-    for group, values in params.items():
+    for group, values in (OmegaConf.to_container(params) if params else {}).items():  # interpolations as they stand
         if group == "quant.alpha":
             assert all(0 <= float(value) <= 1 for value in values.split(","))
         elif (CONF / group).is_dir():
