@@ -13,7 +13,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ def compute(cfg: DictConfig) -> str | None:
     from vdq.stages import run
 
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # tables, and bars of every run
             run(cfg)
     except Exception as error:
         message = one_sentence(error)
@@ -58,12 +58,12 @@ def compute(cfg: DictConfig) -> str | None:
 def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
     """Computes all of them; returns how many were refused, whose sentences are printed."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1"}  # of the jobs
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # of the jobs
     refused = 0
     with ProcessPoolExecutor(jobs, get_context("spawn"), logging.disable, (logging.WARNING,)) as pool:
         futures = [pool.submit(compute, cfg) for cfg in configurations]
         try:
-            for future in tqdm(as_completed(futures), desc="runs", total=len(futures), unit="run", disable=False):
+            for future in tqdm(as_completed(futures), desc="runs", total=len(futures), unit="run"):
                 if message := future.result():
                     refused += 1
                     tqdm.write(f"error: {message}", file=sys.stderr)
