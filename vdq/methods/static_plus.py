@@ -41,7 +41,8 @@ class StaticPlusMethod(SmoothedMethod):
     shift: per channel and step, "mean" of the recorded inputs or "mid" of their range (SCRI), taken back by a bias of
     the step. rotation_block: block Hadamard of the smoothed channels, a power of two; where it does not divide the
     width of a layer, the largest one that does. fold_rotation: inputs of attention's `proj` arrive rotated, head by
-    head and without smoothing, since the weights of the layers before are (vdq.quant.folding).
+    head and without smoothing, since the weights of the layers before are (vdq.quant.folding); of an attention that is
+    not quantized as a whole, none is folded.
     low_rank: the rank of a branch in half precision that takes the largest directions of every weight.
     step_bits: "spread" gives each step the bits that its error deserves (vdq.quant.step_bits), "switched" is delta-GBS
     frozen. clamp_acts: the range of every step is narrowed to the share of 1 to 0.4 with the least error of the layer's
