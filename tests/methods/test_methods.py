@@ -96,7 +96,8 @@ def calibrated(denoiser: STDiT, captions: torch.Tensor | None = None) -> Stats:
             x, timestep, y = inputs(step)
             denoiser(x, timestep, y if captions is None else captions)
     error, change = torch.logspace(-3, 0, STEPS), torch.linspace(0, 0.2, STEPS)
-    return observer.stats(num_prompts=2).with_samples(Samples.recorded(recorder.inputs, error, change, ""))
+    samples = Samples.recorded(recorder.inputs, recorder.places, error, change, "")
+    return observer.stats(num_prompts=2).with_samples(samples)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from vdq.quant.grid_refinement import refine_grid
 from vdq.quant.params import LinearParams
 from vdq.quant.samples import LayerSamples
 from vdq.quant.search import output_error
+from vdq.quant.token_groups import TokenGroups
 
 STEPS, ROWS, INPUTS, OUTPUTS = 4, 64, 32, 24
 OFF = {
@@ -38,7 +39,8 @@ def stats() -> LayerStats:
     x = (x + 8 * torch.randn(INPUTS, generator=generator)) * torch.linspace(1, 3, STEPS)[:, None, None]
     x[:, :2, :3] *= 6
     x = x.half()
-    samples = LayerSamples(x, torch.tensor([0.01, 0.1, 1.0, 30.0]), torch.tensor([0, 0.01, 0.1, 0.5]))
+    places = torch.stack([torch.randperm(ROWS, generator=generator) for _ in range(STEPS)])
+    samples = LayerSamples(x, places, torch.tensor([0.01, 0.1, 1.0, 30.0]), torch.tensor([0, 0.01, 0.1, 0.5]))
     rows = torch.full((STEPS,), ROWS)
     full = x.float()
     return LayerStats(full.amin(1), full.amax(1), full.abs().double().sum(1), rows, samples)
@@ -123,6 +125,64 @@ def test_clamping_is_the_best_of_its_ratios(weight, stats):
         assert float(params.act.scale[step]) == pytest.approx(best, rel=1e-4)
 
 
+TOKENS = TokenGroups(torch.tensor([0, 1, 2, 1, 0, 0, 2, 2]), 3)  # of videos of 8 rows
+
+
+@pytest.fixture(scope="module")
+def unequal(stats) -> LayerStats:
+    """The same inputs, those of group 1 five times, those of group 2 a fifth as large; rows stand in their order."""
+    x = stats.samples.inputs.float() * torch.tensor([1, 5, 0.2])[TOKENS.rows.repeat(ROWS // 8)][:, None]
+    places = torch.arange(ROWS).expand(STEPS, -1)
+    samples = stats.samples._replace(inputs=x.half(), places=places)
+    return LayerStats(x.amin(1), x.amax(1), x.abs().double().sum(1), stats.rows, samples)
+
+
+@pytest.mark.parametrize("clamp", [False, True])
+@pytest.mark.parametrize("rotation", [0, 16])
+def test_scales_of_token_groups_are_those_of_their_rows(rotation, clamp, weight, unequal):
+    """Against numpy: all rows have one grid once they are divided by the root mean square of their group."""
+    method = StaticPlusMethod(**OFF | {"act_bits": 4, "rotation_block": rotation, "clamp_acts": clamp})
+    params = method.layer(weight, unequal, STEPS, tokens=TOKENS)
+    assert torch.equal(params.act_group, TOKENS.rows) and params.act.scale.shape == (STEPS, 3)
+    matrix = np.kron(np.eye(2), hadamard(16) / 4) if rotation else np.eye(INPUTS)
+    groups = np.tile(TOKENS.rows.numpy(), ROWS // 8)
+    w = weight.double().numpy() * params.smoothing[0].double().numpy() @ matrix
+    for step, x in enumerate(unequal.samples.inputs.double().numpy() / params.smoothing[0].double().numpy() @ matrix):
+        power, mean = np.square(x).mean(1), np.square(x).mean()
+        rms = np.array([np.sqrt((power[groups == g].sum() + mean) / ((groups == g).sum() + 1)) for g in range(3)])
+        rows = rms[groups, None]
+        lo, hi = (x / rows).min(), (x / rows).max()
+        errors = {}
+        for ratio in 1 - np.arange(7 if clamp else 1) / 10:
+            scale = ratio * (hi - lo) / 15
+            zero = np.rint(-ratio * lo / scale)
+            rounded = (np.clip(np.rint(x / rows / scale) + zero, 0, 15) - zero) * scale * rows
+            errors[scale] = np.square((rounded - x) @ w.T).sum()
+        best = min(errors, key=errors.get)
+        np.testing.assert_allclose(params.act.scale[step], best * rms, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"correct_bias": True}, {"low_rank": 4, "shift": "mean"}], ids=str)
+def test_token_groups_lower_the_error_of_unequal_tokens(options, weight, unequal):
+    """Relative error of the rows of the smallest tokens, 25 times smaller than the largest."""
+    method = StaticPlusMethod(**OFF | {"weight_bits": 8, "act_bits": 6, "rotation_block": 16} | options)
+    small = (TOKENS.rows == 2).repeat(ROWS // 8)
+
+    def error(params: LinearParams) -> float:
+        errors, x = [], unequal.samples.inputs.float()
+        for step in range(STEPS):
+            transformed = params.transform_input(x[step], step)
+            y = params.fake_quantize_act(transformed, step) @ params.dequantized_weight(weight, 0).T
+            y = y if params.low_rank is None else y + params.low_rank(transformed)
+            y = y if params.correction is None else y + params.correction[step]
+            exact = x[step] @ weight.T
+            errors.append(float((y - exact)[small].norm() / exact[small].norm()))
+        return sum(errors)
+
+    plain, grouped = (method.layer(weight, unequal, STEPS, **each) for each in ({}, {"tokens": TOKENS}))
+    assert error(grouped) < 0.5 * error(plain)
+
+
 def test_bias_correction_leaves_no_mean_error(weight, stats):
     params = converted(weight, stats, correct_bias=True, shift="mid", rounding="gptq")
     for step, x in enumerate(stats.samples.inputs.float()):
@@ -157,6 +217,7 @@ def test_table_tells_what_bits_follow_from(weight, stats):
         ({"rounding": "up"}, "rounding=up must be one of nearest, gptq"),
         ({"weight_grid": "x"}, "weight_grid=x must be one of minmax, refined"),
         ({"step_bits": "x"}, "step_bits=x must be one of null, spread, switched"),
+        ({"token_groups": "row"}, "token_groups=row must be one of null, frame, position"),
         ({"rotation_block": 12}, "rotation_block=12 must be 0 or a power of two"),
         ({"low_rank": -1}, "low_rank=-1 must be 0 or a positive integer"),
         ({"damping": 0}, "damping=0 must be a number above 0"),

@@ -52,7 +52,7 @@ def stats(net) -> Stats:
         for step in range(STEPS):
             clock.set(step)
             net(*inputs(step))
-    samples = Samples.recorded(recorder.inputs, torch.ones(STEPS), torch.ones(STEPS), "")
+    samples = Samples.recorded(recorder.inputs, recorder.places, torch.ones(STEPS), torch.ones(STEPS), "")
     return observer.stats(num_prompts=1).with_samples(samples)
 
 

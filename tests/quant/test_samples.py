@@ -1,5 +1,7 @@
 """Recorded inputs: what is kept, and what is refused; the probe against numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from vdq.quant.samples import Samples
 def samples(signature: str = "s", **inputs: torch.Tensor) -> Samples:
     return Samples.recorded(
         {fqn: dict(enumerate(x)) for fqn, x in inputs.items()},
+        {fqn: dict(enumerate(torch.arange(x[..., 0].numel()).view(x.shape[:2]))) for fqn, x in inputs.items()},
         torch.tensor([1.0, 2.0]),
         torch.tensor([0, 0.5]),
         signature,
@@ -26,9 +29,18 @@ def test_file_holds_everything(tmp_path):
     found = Samples.load(tmp_path / "samples.safetensors")
     torch.testing.assert_close(found.layer("a").inputs.float(), x, rtol=2**-10, atol=1e-6)
     assert found.layer("a").step_error.tolist() == [1, 2] and found.layer("a").step_change.tolist() == [0, 0.5]
+    assert found.layer("a").places.tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert found.signature == "s"
     with pytest.raises(ValueError, match="no inputs of layer b were recorded"):
         found.layer("b")
+
+
+def test_files_of_earlier_versions_are_refused(tmp_path):
+    """They are then recorded again (vdq.stages.calibrate)."""
+    path = tmp_path / "samples.safetensors"
+    replace(samples(a=torch.randn(2, 5, 3)), places={}).save(path)
+    with pytest.raises(ValueError, match="samples.safetensors has no places of its inputs, an earlier version wrote"):
+        Samples.load(path)
 
 
 def test_large_inputs_are_refused_by_name():

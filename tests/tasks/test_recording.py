@@ -63,6 +63,8 @@ def test_inputs_of_every_layer_and_step(record, model):
     assert all(x.shape[:2] == (STEPS, 2 * ROWS) for x in found.inputs.values())
     rows = {tuple(row.tolist()) for row in seen[1].half().flatten(0, -2)}  # of the first prompt's second step
     assert {tuple(row.tolist()) for row in found.inputs["blocks.0.mlp.fc1"][1][:ROWS]} <= rows
+    places = found.places["blocks.0.mlp.fc1"][1][:ROWS]
+    assert torch.equal(seen[1].half().flatten(0, -2)[places], found.inputs["blocks.0.mlp.fc1"][1][:ROWS])
 
 
 def test_steps_are_judged_by_what_they_do_to_the_latents(record, sampled):

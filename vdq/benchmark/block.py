@@ -87,7 +87,8 @@ class RandomBlock:
                 net(*self._inputs(step, torch.float32))
                 done()
         self.net.to("cpu")
-        samples = Samples.recorded(recorder.inputs, torch.ones(steps), torch.zeros(steps), "")  # all steps are alike
+        counted = torch.ones(steps), torch.zeros(steps)  # all steps are alike
+        samples = Samples.recorded(recorder.inputs, recorder.places, *counted, "")
         return observer.stats(num_prompts=1).with_samples(samples)
 
     def state(self, method: Method, stats: Stats) -> QuantState:

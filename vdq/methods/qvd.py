@@ -3,8 +3,9 @@
 Confirmed [C]: both ideas, by the abstract. From a port [C for the port]: the channel's centre as shift, absorbed by the
 bias; the thresholded factor, off by default; symmetric weights per output channel and symmetric activations per tensor,
 both static. Inferred [I]: all formulas that choose, aggregation over all steps, min-max ranges in place of the port's
-Lp search, for which statistics have no data, and which features of STDiT are temporal. QVD was made for U-Nets with
-motion modules; no result of it on a DiT is known (spec/dvd_quant_and_qvd.md 2 and 3.2).
+Lp search, for which statistics have no data, one range for all frames where the port has one a frame, and which
+features of STDiT are temporal, with the 8 bits that the port gives its first and last layer. QVD was made for U-Nets
+with motion modules; no result of it on a DiT is known (spec/dvd_quant_and_qvd.md 2 and 3.2).
 """
 
 from dataclasses import replace
@@ -36,10 +37,10 @@ class QvdMethod(Method):
     "quantized" one, so that it multiplies X, which is smaller where a channel's values lie at one end of its range
     (after GELU) and matters at 4 bits [I]. scale: factors of the channels above the threshold with the smallest
     expected error (best_factors), one set for all steps; they also take the room that other prompts need beyond the
-    calibrated range. num_time_ranges: of shift and activation range, a divisor of the step count or
-    "per_step"; weights stay one set. symmetric_acts: of activations. temporal_bits: of the inputs of temporal linears,
-    whose weights get weight_bits; None leaves these layers in full precision. Raises ValueError for a value outside
-    these.
+    calibrated range. num_time_ranges: of shift and activation range, a divisor of the step count or "per_step"; weights
+    stay one set. symmetric_acts: of activations. temporal_bits: of inputs and weights of temporal linears, whose error
+    reaches all tokens of all blocks alike, so that they do not follow the other bits down [I]; None leaves these layers
+    in full precision. Raises ValueError for a value outside these.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class QvdMethod(Method):
             smoothing=None if s is None else s[None],
             act=qparams_from_range(*extremes, bits=self.act_bits, symmetric=self.symmetric_acts),
             act_range=ranges.index.to(weight.device),
+            weight_bits=self.weight_bits,
             **self._act_format,
         )
         if shift is None:
@@ -106,9 +108,8 @@ class QvdMethod(Method):
         for fqn, features in _features(denoiser, timesteps).items():
             check_weight(by_fqn[fqn])
             codebook = choose(features, self.temporal_bits)[0].candidate.codebook
-            layers[fqn] = self._params(
-                by_fqn[fqn].weight.detach().float(), len(timesteps), act_bits=self.temporal_bits, codebook=codebook
-            )
+            weight, bits = by_fqn[fqn].weight.detach().float(), self.temporal_bits
+            layers[fqn] = self._params(weight, len(timesteps), weight_bits=bits, act_bits=bits, codebook=codebook)
         return layers
 
     def tables(
@@ -128,10 +129,12 @@ class QvdMethod(Method):
     def _act_format(self) -> dict[str, Any]:
         return {"act_bits": self.act_bits, "symmetric_acts": self.symmetric_acts}
 
-    def _params(self, weight: Tensor, num_steps: int, *, smoothing: Tensor | None = None, **acts: Any) -> LinearParams:
+    def _params(
+        self, weight: Tensor, num_steps: int, *, weight_bits: int, smoothing: Tensor | None = None, **acts: Any
+    ) -> LinearParams:
         return LinearParams(
-            weight_bits=self.weight_bits,
-            weight=weight_qparams(weight, smoothing, bits=self.weight_bits, symmetric=True),
+            weight_bits=weight_bits,
+            weight=weight_qparams(weight, smoothing, bits=weight_bits, symmetric=True),
             weight_range=torch.zeros(num_steps, dtype=torch.long, device=weight.device),
             smoothing=smoothing,
             symmetric_weights=True,

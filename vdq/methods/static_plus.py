@@ -21,6 +21,7 @@ from vdq.quant.smoothing import MOMENTUM, smoothed_range
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.step_bits import frozen_switch, spread_bits
+from vdq.quant.token_groups import TOKEN_GROUPS, TokenGroups, group_sizes, token_groups
 from vdq.quant.transform import rotate_output, shift_correction, transform_weight
 
 SHIFTS = ("mean", "mid")
@@ -45,10 +46,11 @@ class StaticPlusMethod(SmoothedMethod):
     not quantized as a whole, none is folded.
     low_rank: the rank of a branch in half precision that takes the largest directions of every weight.
     step_bits: "spread" gives each step the bits that its error deserves (vdq.quant.step_bits), "switched" is delta-GBS
-    frozen. clamp_acts: the range of every step is narrowed to the share of 1 to 0.4 with the least error of the layer's
-    output. weight_grid: "minmax" or "refined" (BGR). rounding: "nearest" or "gptq", which minimizes the error of the
-    layer's output over all steps, with its `damping`. correct_bias: the mean error of every output that is left is
-    taken off at each step.
+    frozen. token_groups: the tokens of each "frame" or latent "position" have a scale of their own, that of all in
+    proportion to their root mean square; text has one. clamp_acts: the range of every step is narrowed to the share of
+    1 to 0.4 with the least error of the layer's output. weight_grid: "minmax" or "refined" (BGR). rounding: "nearest"
+    or "gptq", which minimizes the error of the layer's output over all steps, with its `damping`. correct_bias: the
+    mean error of every output that is left is taken off at each step.
 
     Raises ValueError for a value outside these.
     """
@@ -66,6 +68,7 @@ class StaticPlusMethod(SmoothedMethod):
         fold_rotation: bool = False,
         low_rank: int = 8,
         step_bits: str | None = "spread",
+        token_groups: str | None = None,
         clamp_acts: bool = True,
         weight_grid: str = "refined",
         rounding: str = "gptq",
@@ -82,6 +85,7 @@ class StaticPlusMethod(SmoothedMethod):
         )
         self.shift = _one_of("shift", shift, (None, *SHIFTS))
         self.step_bits = _one_of("step_bits", step_bits, (None, *STEP_BITS))
+        self.token_groups = _one_of("token_groups", token_groups, (None, *TOKEN_GROUPS))
         self.weight_grid = _one_of("weight_grid", weight_grid, GRIDS)
         self.rounding = _one_of("rounding", rounding, ROUNDINGS)
         if rotation_block and (rotation_block < 0 or rotation_block & (rotation_block - 1)):
@@ -98,14 +102,24 @@ class StaticPlusMethod(SmoothedMethod):
         return frozenset({RANGE, ABSMAX, SAMPLES})
 
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
-        if not self.fold_rotation:
-            return {}
-        groups = attention_folds(denoiser, self.rotation_block or DENSE)
-        return {fqn: {"fold": fold} for group in groups if group.keys() <= chosen for fqn, fold in group.items()}
+        folds = attention_folds(denoiser, self.rotation_block or DENSE) if self.fold_rotation else []
+        options = {fqn: {"fold": fold} for group in folds if group.keys() <= chosen for fqn, fold in group.items()}
+        groups = token_groups(denoiser, self.token_groups) if self.token_groups else {}
+        for fqn, tokens in groups.items():
+            options[fqn] = options.get(fqn, {}) | {"tokens": tokens}
+        return options
 
-    def layer(self, weight: Tensor, stats: LayerStats, num_steps: int, *, fold: Fold = NO_FOLD) -> LinearParams:
+    def layer(
+        self,
+        weight: Tensor,
+        stats: LayerStats,
+        num_steps: int,
+        *,
+        fold: Fold = NO_FOLD,
+        tokens: TokenGroups | None = None,
+    ) -> LinearParams:
         if weight.is_meta and (self.step_bits or self.clamp_acts or self.rounding == "gptq"):
-            return self._of_equal_size().layer(weight, stats, num_steps, fold=fold)
+            return self._of_equal_size().layer(weight, stats, num_steps, fold=fold, tokens=tokens)
         weight = rotate_output(weight, fold.output)
         rotation = fold.input or self._block(weight)
         constant = _constant(stats)
@@ -121,20 +135,24 @@ class StaticPlusMethod(SmoothedMethod):
         target = target if branch is None else target - branch.weight
         inputs = _transformed(stats, s, rotation)
         bits = self._bits(stats, num_steps, constant).cpu()
-        act = self._act(_step_ranges(stats, s, inputs if rotation else None), inputs, bits, target)
+        sizes, of_rows = _token_sizes(inputs, stats, tokens)
+        relative = inputs / of_rows
+        ranges = _step_ranges(stats, s, relative if rotation or tokens is not None else None)
+        act = self._act(ranges, relative, of_rows, bits, target)
         grid = self._grid(target)
         codes = self._codes(target, grid, inputs)
         correction = None if shift is None else shift_correction(weight, shift)
         if self.correct_bias:
-            left = _mean_error(inputs, target, dequantize(codes, grid), act, bits)
+            left = _mean_error(relative, of_rows, target, dequantize(codes, grid), act, bits)
             correction = left if correction is None else correction + left
         return LinearParams(
             weight_bits=self.weight_bits,
             act_bits=int(bits.max()),
             weight=QParams(*(values[None] for values in grid)),
             weight_range=weight_range,
-            act=act,
+            act=act if sizes is None else _of_groups(act, sizes),
             act_range=torch.arange(num_steps, device=weight.device),
+            act_group=None if tokens is None else tokens.rows.to(weight.device),
             smoothing=s,
             codes=self._packed(codes),
             shift=shift,
@@ -160,7 +178,7 @@ class StaticPlusMethod(SmoothedMethod):
     def _of_equal_size(self) -> StaticPlusMethod:
         """A recipe whose parameters have the same sizes and need no values."""
         kept = ("weight_bits", "act_bits", "alpha", "momentum", "ema_order", "shift", "rotation_block", "correct_bias")
-        kept += ("fold_rotation", "low_rank")
+        kept += ("fold_rotation", "low_rank", "token_groups")
         off = {"step_bits": None, "clamp_acts": False, "weight_grid": "minmax", "rounding": "nearest"}
         return StaticPlusMethod(**{name: getattr(self, name) for name in kept}, **off)
 
@@ -182,10 +200,13 @@ class StaticPlusMethod(SmoothedMethod):
             return frozen_switch(stats.samples.step_change, self.act_bits)
         return spread_bits(stats.samples.step_error, self.act_bits)
 
-    def _act(self, ranges: tuple[Tensor, Tensor], inputs: Tensor, bits: Tensor, target: Tensor) -> QParams:
-        """Of every step, [N]: ranges two [N]."""
+    def _act(
+        self, ranges: tuple[Tensor, Tensor], relative: Tensor, sizes: Tensor, bits: Tensor, target: Tensor
+    ) -> QParams:
+        """Of every step, [N]: ranges two [N]; relative and sizes as of _token_sizes."""
         ratios = RATIOS if self.clamp_acts else (1.0,)
-        steps = [_clamped(*step, target, ratios) for step in zip(*ranges, inputs, bits.tolist(), strict=True)]
+        steps = zip(*ranges, relative, sizes, bits.tolist(), strict=True)
+        steps = [_clamped(*step, target, ratios) for step in steps]
         return QParams(*(torch.stack(values) for values in zip(*steps, strict=True)))
 
     def _grid(self, target: Tensor) -> QParams:
@@ -214,8 +235,9 @@ def _constant(stats: LayerStats) -> bool:
 
 def _of_one_step(stats: LayerStats) -> LayerStats:
     """With the inputs that were recorded at the first step at all of them."""
-    inputs = stats.samples.inputs
-    return replace(stats, samples=stats.samples._replace(inputs=inputs[:1].expand_as(inputs)))
+    repeated = {name: getattr(stats.samples, name) for name in ("inputs", "places")}
+    repeated = {name: rows[:1].expand_as(rows) for name, rows in repeated.items()}
+    return replace(stats, samples=stats.samples._replace(**repeated))
 
 
 def _shifted(stats: LayerStats, shift: Tensor) -> LayerStats:
@@ -234,28 +256,51 @@ def _transformed(stats: LayerStats, s: Tensor | None, rotation: int) -> Tensor:
     return hadamard(x, rotation) if rotation else x
 
 
-def _step_ranges(stats: LayerStats, s: Tensor | None, rotated: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Range of the whole tensor at every step, two [N]: only recorded inputs know that of a rotation."""
-    if rotated is not None:
-        return rotated.flatten(1).amin(1), rotated.flatten(1).amax(1)
+def _token_sizes(inputs: Tensor, stats: LayerStats, tokens: TokenGroups | None) -> tuple[Tensor | None, Tensor]:
+    """Of the groups [N, G], or None without; of the recorded rows [N, n, 1], [N, 1, 1] ones without groups. Divided by
+    them, the rows of all groups have one grid.
+    """
+    if tokens is None:
+        return None, inputs.new_ones(len(inputs), 1, 1)
+    groups = tokens.of(stats.samples.places)
+    sizes = group_sizes(inputs, groups, tokens.count)
+    return sizes, sizes.gather(1, groups)[..., None]
+
+
+def _of_groups(act: QParams, sizes: Tensor) -> QParams:
+    """Of every step and group, [N, G]: act [N] of rows divided by the sizes [N, G] of their groups."""
+    return QParams(act.scale[:, None] * sizes, act.zero_point[:, None].repeat(1, sizes.shape[1]))
+
+
+def _step_ranges(stats: LayerStats, s: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Range of the whole tensor at every step, two [N]: only recorded rows know that of a rotation or of groups."""
+    if rows is not None:
+        return rows.flatten(1).amin(1), rows.flatten(1).amax(1)
     return smoothed_range(stats.min, stats.max, None if s is None else s[0])
 
 
-def _clamped(lo: Tensor, hi: Tensor, x: Tensor, bits: int, weight: Tensor, ratios: tuple[float, ...]) -> QParams:
-    """Qparams of a step, of the range [r lo, r hi] with the least squared error of x [n, in] times weight [out, in]."""
+def _clamped(
+    lo: Tensor, hi: Tensor, x: Tensor, sizes: Tensor, bits: int, weight: Tensor, ratios: tuple[float, ...]
+) -> QParams:
+    """Qparams of a step, of the range [r lo, r hi] with the least squared error of sizes x, x [n, in], times weight
+    [out, in].
+    """
     candidates = [qparams_from_range(ratio * lo, ratio * hi, bits=bits) for ratio in ratios]
     if len(candidates) == 1:
         return candidates[0]
-    errors = [((fake_quantize(x, qparams, bits=bits) - x) @ weight.T).square().sum() for qparams in candidates]
+    rounded = (fake_quantize(x, qparams, bits=bits) for qparams in candidates)
+    errors = [((sizes * (xq - x)) @ weight.T).square().sum() for xq in rounded]
     return candidates[int(torch.stack(errors).argmin())]
 
 
-def _mean_error(inputs: Tensor, target: Tensor, quantized: Tensor, act: QParams, bits: Tensor) -> Tensor:
+def _mean_error(
+    relative: Tensor, sizes: Tensor, target: Tensor, quantized: Tensor, act: QParams, bits: Tensor
+) -> Tensor:
     """What the layer's output lacks on average at every step: fp32 [N, out]."""
     lacking = []
-    for x, scale, zero_point, step_bits in zip(inputs, *act, bits.tolist(), strict=True):
+    for x, size, scale, zero_point, step_bits in zip(relative, sizes, *act, bits.tolist(), strict=True):
         xq = fake_quantize(x, QParams(scale, zero_point), bits=step_bits)
-        lacking.append((x @ target.T - xq @ quantized.T).mean(0))
+        lacking.append(((size * x) @ target.T - (size * xq) @ quantized.T).mean(0))
     return torch.stack(lacking)
 
 

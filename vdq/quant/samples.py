@@ -12,17 +12,19 @@ from torch import Tensor
 from vdq.quant import storage
 
 KIND = "vdq.samples"
-_STEPS = ("step_error", "step_change")
+_LAYERS, _STEPS = ("inputs", "places"), ("step_error", "step_change")
 
 
 class LayerSamples(NamedTuple):
-    """Of one layer: inputs [N, n, C], n token rows of every step, in half precision. Of all layers: step_error fp32
-    [N], the mean squared error of the final latents when the activations of that step alone are of few bits
+    """Of one layer: inputs [N, n, C], n token rows of every step, in half precision; places long [N, n], the number of
+    each among the rows of its call, all dimensions before the channels flattened. Of all layers: step_error fp32 [N],
+    the mean squared error of the final latents when the activations of that step alone are of few bits
     (vdq.quant.probe); step_change fp32 [N], the relative change of the guided estimate, DVD-Quant's
     d_t = |F_t - F_{t-1}|_1 / |F_{t-1}|_1, 0 at step 0.
     """
 
     inputs: Tensor
+    places: Tensor
     step_error: Tensor
     step_change: Tensor
 
@@ -30,38 +32,48 @@ class LayerSamples(NamedTuple):
     def zeros(cls, num_steps: int, channels: int, device: torch.device | str = "cpu") -> "LayerSamples":
         """One row of zeros a step, for those who want a layer's parameters for their size alone."""
         inputs = torch.zeros(num_steps, 1, channels, dtype=torch.float16, device=device)
-        return cls(inputs, *torch.zeros(2, num_steps, device=device))
+        places = torch.zeros(num_steps, 1, dtype=torch.long, device=device)
+        return cls(inputs, places, *torch.zeros(2, num_steps, device=device))
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Of a model: `inputs` by the fqn of the module that receives them, as vdq.quant.stats.Stats."""
+    """Of a model: `inputs` and their `places` by the fqn of the module that receives them, as vdq.quant.stats.Stats."""
 
     inputs: dict[str, Tensor]
+    places: dict[str, Tensor]
     step_error: Tensor
     step_change: Tensor
     signature: str = ""
 
     @classmethod
-    def recorded(cls, inputs: dict[str, dict[int, Tensor]], error: Tensor, change: Tensor, signature: str) -> "Samples":
+    def recorded(
+        cls,
+        inputs: dict[str, dict[int, Tensor]],
+        places: dict[str, dict[int, Tensor]],
+        error: Tensor,
+        change: Tensor,
+        signature: str,
+    ) -> "Samples":
         """From what vdq.quant.search.InputRecorder has of every step. Raises ValueError naming a layer whose inputs do
         not fit into half precision.
         """
-        halved = {fqn: torch.stack([steps[step] for step in sorted(steps)]).half() for fqn, steps in inputs.items()}
+        halved = {fqn: _by_step(steps).half() for fqn, steps in inputs.items()}
         for fqn, tensor in halved.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"layer {fqn} has inputs beyond 65504, which cannot be recorded in half precision")
-        return cls(halved, error.float(), change.float(), signature)
+        numbers = {fqn: _by_step(steps) for fqn, steps in places.items()}
+        return cls(halved, numbers, error.float(), change.float(), signature)
 
     def layer(self, fqn: str) -> LayerSamples:
         """Raises ValueError when nothing was recorded of the layer."""
         if fqn not in self.inputs:
             raise ValueError(f"no inputs of layer {fqn} were recorded")
-        return LayerSamples(self.inputs[fqn], self.step_error, self.step_change)
+        return LayerSamples(self.inputs[fqn], self.places[fqn], self.step_error, self.step_change)
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written atomically."""
-        tensors = {f"inputs.{fqn}": tensor for fqn, tensor in self.inputs.items()}
+        tensors = {f"{name}.{fqn}": t for name in _LAYERS for fqn, t in getattr(self, name).items()}
         tensors |= {name: getattr(self, name) for name in _STEPS}
         storage.save(path, tensors, {"signature": self.signature}, kind=KIND)
 
@@ -70,4 +82,11 @@ class Samples:
         """Raises ValueError when the file holds something else."""
         tensors, header = storage.load(path, kind=KIND)
         steps = [tensors.pop(name) for name in _STEPS]
-        return cls({name.removeprefix("inputs."): t for name, t in tensors.items()}, *steps, header["signature"])
+        if not any(name.startswith("places.") for name in tensors):
+            raise ValueError(f"{path} has no places of its inputs, an earlier version wrote it")
+        layers = ({k.split(".", 1)[1]: t for k, t in tensors.items() if k.startswith(f"{name}.")} for name in _LAYERS)
+        return cls(*layers, *steps, header["signature"])
+
+
+def _by_step(steps: dict[int, Tensor]) -> Tensor:
+    return torch.stack([steps[step] for step in sorted(steps)])

@@ -18,13 +18,15 @@ ROWS = 48  # tokens kept of an input, at random
 class InputRecorder:
     """Context manager that keeps some rows of the inputs of quantizable linears at some steps.
 
-    ``inputs`` is fqn -> step -> fp32 [rows, C] on the CPU, of every batch that ran inside.
+    ``inputs`` is fqn -> step -> fp32 [rows, C] on the CPU, of every batch that ran inside; ``places`` fqn -> step ->
+    long [rows], the number of each among the rows of its batch.
     """
 
     def __init__(
         self, denoiser: nn.Module, clock: StepClock, quantizable: Callable[[str], bool], steps: Iterable[int]
     ) -> None:
         self.inputs: dict[str, dict[int, Tensor]] = {}
+        self.places: dict[str, dict[int, Tensor]] = {}
         self._clock, self._steps = clock, set(steps)
         self._generator = torch.Generator().manual_seed(0)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -51,9 +53,9 @@ class InputRecorder:
             return
         rows = x.detach().flatten(0, -2)
         chosen = torch.randint(len(rows), (ROWS,), generator=self._generator)
-        kept = rows[chosen.to(rows.device)].float().cpu()
-        before = self.inputs.setdefault(fqn, {}).get(step)
-        self.inputs[fqn][step] = kept if before is None else torch.cat([before, kept])
+        for kept, values in ((self.inputs, rows[chosen.to(rows.device)].float().cpu()), (self.places, chosen)):
+            before = kept.setdefault(fqn, {}).get(step)
+            kept[fqn][step] = values if before is None else torch.cat([before, values])
 
 
 def output_error(weight: Tensor, params: LinearParams, inputs: dict[int, Tensor]) -> float:

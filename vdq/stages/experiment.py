@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # Lightning and torchmetrics take seconds to import, and only
 
 log = logging.getLogger(__name__)
 SIGNATURE_LENGTH = 10
+BITS = ("weight_bits", "act_bits")
 CONF = Path(__file__).parents[2] / "conf"
 TYPES = {
     "seed": int,
@@ -220,19 +221,8 @@ class Experiment:
 
     @property
     def changed(self) -> str:
-        """The recipe's fields that differ from its file in conf/quant, as ``name=value``, and the artefact if one is
-        used; bits are no difference.
-        """
-        if self.cfg.artefact is not None:
-            return f"artefact={self.cfg.artefact}"
-        path = CONF / "quant" / f"{self.cfg.quant.name}.yaml"
-        if not path.is_file():
-            return ""
-        cfg = self.cfg.copy()
-        cfg.quant = OmegaConf.load(path)
-        written, bits = _plain(cfg.quant), ("weight_bits", "act_bits")
-        fields = [(key, value) for key, value in _plain(self.cfg.quant).items() if key not in bits]
-        return ", ".join(f"{key}={value}" for key, value in fields if written.get(key) != value)
+        """`changed_fields` of this configuration."""
+        return changed_fields(self.cfg)
 
     @property
     def arithmetic(self) -> str:
@@ -331,6 +321,21 @@ class Experiment:
             "sampler": _plain(self.cfg.sampler),
             "seed": self.cfg.seed,
         }
+
+
+def changed_fields(cfg: DictConfig) -> str:
+    """The recipe's fields that differ from its file in conf/quant, as ``name=value``, or ``no name`` where the file has
+    one more, and the artefact if one is used; bits are no difference.
+    """
+    if cfg.artefact is not None:
+        return f"artefact={cfg.artefact}"
+    path = CONF / "quant" / f"{cfg.quant.name}.yaml"
+    if not path.is_file():
+        return ""
+    file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": OmegaConf.load(path)})
+    written, own = _plain(file.quant), _plain(cfg.quant)
+    different = [f"{key}={value}" for key, value in own.items() if key not in BITS and written.get(key) != value]
+    return ", ".join(different + [f"no {key}" for key in written if key not in own])
 
 
 def intact(load: Callable[..., object], *arguments: object) -> bool:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ from vdq.data.samples import read_sample
 from vdq.data.video import contact_sheet
 from vdq.files import write_text
 from vdq.quant.stats import Stats
-from vdq.stages.experiment import CONF, Experiment, intact
+from vdq.stages.experiment import CONF, Experiment, changed_fields, intact
 from vdq.tracking import ablation, neighbours, paper_report, paper_tables
 from vdq.tracking.execution import read_benchmarks, rows_of, summary, table6, times_figure
 from vdq.tracking.figures import ranges_figure
@@ -37,7 +38,7 @@ Every row is a finished run and `run` is its signature. Written by `python run.p
 def run(experiment: Experiment) -> None:
     folder = Path(experiment.cfg.paths.results) / experiment.cfg.model.name
     measured = _write_benchmarks(experiment, folder)
-    registry = runs(experiment.cfg.paths.runs)
+    registry = _compared(runs(experiment.cfg.paths.runs))
     find = _finder(experiment, registry)
     main_set = experiment.prompts.name == experiment.model.prompt_sets[0]
     figures = _write_figures(experiment, find, folder) if main_set else []
@@ -54,6 +55,23 @@ def run(experiment: Experiment) -> None:
     if main_set and len(registry):
         _write_neighbours(experiment, registry, folder)
     log.info("tabulate: %d runs and %d figures written to %s", len(table), len(figures), folder)
+
+
+def _compared(registry: pd.DataFrame) -> pd.DataFrame:
+    """With `changed` by today's files of the recipes, which may have changed since a run was made."""
+    if registry.empty:
+        return registry
+    return registry.assign(changed=[_changed(run) for _, run in registry.iterrows()])
+
+
+def _changed(run: pd.Series) -> str:
+    path = Path(run["folder"]) / "config.yaml"
+    if not path.is_file():
+        return run["changed"]
+    content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)  # ten times as fast as OmegaConf's
+    return changed_fields(
+        OmegaConf.create({name: content.get(name) for name in ("artefact", "bits", "alpha", "quant")})
+    )
 
 
 def _write_all_runs(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:

@@ -66,7 +66,8 @@ class Recording(Generation):
     def on_predict_end(self) -> None:
         self.progress.close()
         error, change = torch.stack(self.errors).mean(0), torch.stack(self.changes).mean(0)
-        Samples.recorded(self.recorder.inputs, error, change, self.signature).save(self.path)
+        recorded = (self.recorder.inputs, self.recorder.places)
+        Samples.recorded(*recorded, error, change, self.signature).save(self.path)
 
 
 class _Watched(nn.Module):

@@ -21,6 +21,7 @@ OFF = {
     "fold_rotation": False,
     "low_rank": 0,
     "step_bits": None,
+    "token_groups": None,
     "clamp_acts": False,
     "weight_grid": "minmax",
     "rounding": "nearest",
@@ -32,7 +33,8 @@ TEXT = """# Ablation of {recipe}, {prompts} prompts
 {body}
 
 `{recipe}` is the recipe as `conf/quant/{recipe}.yaml` has it: {parts}. *plain* has no part. In brackets the difference
-to `{recipe}` with the same noise; bold is the best of a column. `runs` are the signatures in the columns' order.
+to `{recipe}` with the same noise; bold is the best of a column. Seeds: {seeds}. `runs` are the signatures in the
+columns' order.
 
 **The testbed's numbers**: model {model}. Written by `python run.py stages=[tabulate]` from
 `python run.py -m experiment=ablation`."""
@@ -41,14 +43,19 @@ to `{recipe}` with the same noise; bold is the best of a column. `runs` are the 
 def variants(seeds: pd.DataFrame) -> pd.DataFrame:
     """Rows of `neighbours.by_seed` -> one row a variant of the recipe and bit-width: `variant`, `changed`, `bits`, the
     means of METRICS over seeds, `<metric>_gain` over the whole recipe (mean over the seeds of both), `seeds` and
-    `runs`. The whole recipe comes first, the plain one and what is made of it last. ValueError without the whole one.
+    `runs`. The whole recipe comes first, with the bit-widths and seeds that variants have, the plain one and what is
+    made of it last. Runs of other fields than the whole recipe has are of an earlier version and left out. ValueError
+    without the whole one.
     """
     rows = seeds[seeds["method"] == RECIPE]
     unchanged = rows[rows["changed"] == ""]
     if unchanged.empty:
         raise ValueError(f"no run of {RECIPE} as its file has it; the ablation compares with it")
     whole = fields_of(unchanged.iloc[0])
-    base = unchanged.set_index(["bits", "seed"])
+    rows = rows[[fields_of(run).keys() == whole.keys() for _, run in rows.iterrows()]]
+    varied = rows.loc[rows["changed"] != "", ["bits", "seed"]].drop_duplicates()
+    base = unchanged.merge(varied, on=["bits", "seed"])
+    rows, base = pd.concat([base, rows[rows["changed"] != ""]]), base.set_index(["bits", "seed"])
     found = []
     for (changed, bits), group in rows.groupby(["changed", "bits"]):
         place, words = described(fields_of(group.iloc[0]), whole)
@@ -92,7 +99,9 @@ def write_ablation(seeds: pd.DataFrame, prompts: int, folder: Path) -> None:
     table = variants(seeds)
     whole = fields_of(seeds[(seeds["method"] == RECIPE) & (seeds["changed"] == "")].iloc[0])
     parts = ", ".join(_told(name, whole) for name in OFF if whole[name] != OFF[name])
+    varied = sorted(set(seeds.loc[(seeds["method"] == RECIPE) & (seeds["changed"] != ""), "seed"]))
     facts = {"recipe": RECIPE, "prompts": prompts, "parts": parts, "model": ", ".join(sorted(set(seeds["model"])))}
+    facts["seeds"] = ", ".join(map(str, varied))
     body = cells(table).to_markdown(index=False, disable_numparse=True)
     write_text(folder / "ablation.md", TEXT.format(body=body, **facts) + "\n")
     write_text(folder / "ablation.csv", table.to_csv(index=False))

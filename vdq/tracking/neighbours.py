@@ -29,9 +29,10 @@ MARKERS = {"static": "o", "dynamic": "^"}
 NOTE = """Bold is the best quantized model of a bit-width, italic the second best. Values are means over all prompts and
 seeds; a seed's reference is its own full-precision run. In brackets the {confidence:.0%} interval of the difference to
 full precision (of PSNR: of the mean), by a paired bootstrap over prompts, each with its videos of all seeds. *act bits*
-is the mean over layers and steps, *MB* the quantized denoiser. *Calibration* is the full-precision pass over the
-calibration prompts, *parameters* what the recipe then computes; wall-clock seconds on whatever machine made the runs,
-– where it was not recorded.
+is the mean over layers and steps, *MB* the quantized denoiser. *Calibration* is what is done with the calibration
+prompts: a pass in full precision and, where a recipe wants recorded inputs, a second one with samplings that probe
+every step. *Parameters* is what the recipe then computes. Wall-clock seconds on whatever machine made the runs, – where
+it was not recorded.
 
 **The testbed's numbers**: model {model}, its own small CLIP. They compare methods with each other and nothing else.
 

@@ -1,0 +1,63 @@
+"""Token rows that share an activation scale. The token grid of a resolution is fixed, so a row of what a layer gets of
+a video is always of the same frame and latent position, and its own scale costs a static layer nothing but the table.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vdq.models.stdit import STDiTBlock
+from vdq.quant.layers import projections
+
+TOKEN_GROUPS = ("frame", "position")
+_TEXT = "cross_attn.kv_linear"
+
+
+class TokenGroups(NamedTuple):
+    """Of one layer: `rows` long [R], the group 0..count-1 of each of a video's R rows in the order in which the layer
+    gets them.
+    """
+
+    rows: Tensor
+    count: int
+
+    def of(self, places: Tensor) -> Tensor:
+        """Groups of rows by their number among those of one or more videos: long, of the shape of places."""
+        return self.rows[places % len(self.rows)]
+
+
+def token_groups(denoiser: nn.Module, kind: str) -> dict[str, TokenGroups]:
+    """Of every projection that gets tokens of videos, by fqn; kind: one group a "frame" or a latent "position".
+
+    Temporal attention gets the frames of one position after another, all others the positions of one frame after
+    another (STDiTBlock). Text has no groups. Raises ValueError for a denoiser without such blocks.
+    """
+    blocks = [name for name, module in denoiser.named_modules() if isinstance(module, STDiTBlock)]
+    if not blocks:
+        raise ValueError(f"token_groups={kind} needs blocks of STDiT, {type(denoiser).__name__} has none")
+    frames, positions = denoiser.pos_embed_temporal.shape[1], denoiser.pos_embed.shape[1]
+    count = frames if kind == "frame" else positions
+    index = torch.arange(count).view((-1, 1) if kind == "frame" else (1, -1)).expand(frames, positions)
+    spatial, temporal = TokenGroups(index.flatten(), count), TokenGroups(index.T.flatten(), count)
+    found = {}
+    for fqn in (p.fqn for p in projections(denoiser)):
+        block = next((name for name in blocks if fqn.startswith(f"{name}.")), None)
+        if block and not fqn.startswith(f"{block}.{_TEXT}"):
+            found[fqn] = temporal if fqn.startswith(f"{block}.attn_temp.") else spatial
+    return found
+
+
+def group_sizes(x: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Root mean square of each group's values at every step, as if it had one row more, of the mean power of all: a
+    group of few rows is near the others, one without any is as large as they are on average.
+
+    x [N, n, C], groups long [N, n] -> fp32 [N, count]; 1 where all of x is zero.
+    """
+    power = x.square().mean(2)
+    mean = power.mean(1, keepdim=True)
+    shape = (len(x), count)
+    sums = power.new_zeros(shape).scatter_add(1, groups, power)
+    rows = power.new_zeros(shape).scatter_add(1, groups, torch.ones_like(power))
+    sizes = ((sums + mean) / (rows + 1)).sqrt()
+    return torch.where(sizes > 0, sizes, 1.0)
