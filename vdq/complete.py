@@ -40,31 +40,54 @@ def ordered(runs: list[Experiment]) -> list[DictConfig]:
     return configurations
 
 
-def compute(cfg: DictConfig) -> str | None:
-    """Runs one configuration, silently; returns the sentence of an error that is the user's, None when it is done."""
+def compute(cfg: DictConfig) -> tuple[list[str], str | None]:
+    """Runs one configuration without its table and bars; returns its warnings and, if it was refused, the sentence that
+    says why.
+    """
     from vdq.stages import run
 
+    told = _Told()
+    logging.getLogger().addHandler(told)
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # tables, and bars of every run
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             run(cfg)
     except Exception as error:
         message = one_sentence(error)
         if message is None:
             raise
-        return message
-    return None
+        return told.warnings, message
+    finally:
+        logging.getLogger().removeHandler(told)
+    return told.warnings, None
+
+
+class _Told(logging.Handler):
+    """Keeps this program's warnings, such as a damaged file that is made again."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == "vdq":
+            self.warnings.append(record.getMessage())
 
 
 def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
-    """Computes all of them; returns how many were refused, whose sentences are printed."""
+    """Computes all of them; returns how many were refused. Their sentences are printed, and warnings, each once."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # of the jobs
-    refused = 0
-    with ProcessPoolExecutor(jobs, get_context("spawn"), logging.disable, (logging.WARNING,)) as pool:
+    refused, told = 0, set()
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         futures = [pool.submit(compute, cfg) for cfg in configurations]
         try:
             for future in tqdm(as_completed(futures), desc="runs", total=len(futures), unit="run"):
-                if message := future.result():
+                warnings, message = future.result()
+                for warning in warnings:
+                    if warning not in told:
+                        tqdm.write(f"warning: {warning}", file=sys.stderr)
+                        told.add(warning)
+                if message:
                     refused += 1
                     tqdm.write(f"error: {message}", file=sys.stderr)
         except BaseException:
@@ -73,19 +96,25 @@ def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
     return refused
 
 
+def _fitting_jobs(configurations: list[DictConfig]) -> int:
+    """One where a device is shared."""
+    on_cpu = all(cfg.trainer.accelerator == "cpu" for cfg in configurations)
+    return min(MOST_JOBS, os.cpu_count() or 1) if on_cpu else 1
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m vdq.complete", description="Computes what experiments lack.")
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="of conf/experiment, and FIELD=VALUE")
-    parser.add_argument("--jobs", type=int, default=min(MOST_JOBS, os.cpu_count() or 1), help="runs side by side")
+    parser.add_argument("--jobs", type=int, help=f"runs side by side: one a core, at most {MOST_JOBS}; on a GPU one")
     options = parser.parse_args(arguments)
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs={options.jobs} must be at least 1")
-    from vdq.pending import missing  # imports torch, which --help does not need
+    from vdq.pending import missing, told_apart  # imports torch, which --help does not need
 
-    names = [name for name in options.experiments if "=" not in name]
-    overrides = [name for name in options.experiments if "=" in name]
+    names, overrides = told_apart(options.experiments)
     try:
-        refused = side_by_side(ordered(missing(names, overrides)), options.jobs)
+        configurations = ordered(missing(names, overrides))
+        refused = side_by_side(configurations, options.jobs or _fitting_jobs(configurations))
     except BrokenProcessPool:
         sys.exit(KILLED)
     except Exception as error:

@@ -38,10 +38,52 @@ def test_every_run_is_listed_once_and_references_first(overrides, tmp_path):
 def test_a_run_is_computed_and_what_is_refused_is_one_sentence(overrides, tmp_path, capsys):
     path = experiment(tmp_path, "one", quant="asq")
     (cfg,) = complete.ordered(pending.missing(["one"], [path, *overrides]))
-    assert complete.compute(cfg) is None and capsys.readouterr().out == ""
+    assert complete.compute(cfg)[1] is None and capsys.readouterr().out == ""
     assert pending.missing(["one"], [path, *overrides]) == []
     cfg.stages = ["bake"]
-    assert complete.compute(cfg).startswith("stages=['bake'] has the unknown stage bake; allowed: ")
+    assert complete.compute(cfg)[1].startswith("stages=['bake'] has the unknown stage bake; allowed: ")
+
+
+def test_a_damaged_file_is_named_and_made_again(overrides, tmp_path):
+    path = experiment(tmp_path, "one", quant="asq")
+    (cfg,) = complete.ordered(pending.missing(["one"], [path, *overrides]))
+    complete.compute(cfg)
+    (sample, *_) = (tmp_path / "runs").glob("asq*/samples/*.safetensors")
+    whole = sample.read_bytes()
+    sample.write_bytes(whole[:-100])
+    (cfg,) = complete.ordered(pending.missing(["one"], [path, *overrides]))
+    warnings, refused = complete.compute(cfg)
+    assert refused is None and any(sample.name in text for text in warnings)
+    assert sample.read_bytes() == whole and pending.missing(["one"], [path, *overrides]) == []
+
+
+def test_runs_that_other_metrics_scored_are_scored_again(overrides, tmp_path):
+    path = experiment(tmp_path, "one", quant="fp16,asq")
+    for cfg in complete.ordered(pending.missing(["one"], [path, *overrides])):
+        complete.compute(cfg)
+    found = complete.ordered(pending.missing(["one"], [path, *overrides, "~metrics.retrieval"]))
+    assert [cfg.quant.name for cfg in found] == ["fp16", "asq"]
+    before = {sample: sample.stat().st_mtime_ns for sample in (tmp_path / "runs").glob("*/samples/*")}
+    for cfg in found:
+        complete.compute(cfg)
+    assert len(pending.missing(["one"], [path, *overrides])) == 2
+    assert {sample: sample.stat().st_mtime_ns for sample in before} == before  # scored only
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "recipes"),
+    [
+        (["quant=asq"], {("asq", 8, 0.5)}),
+        (["quant=asq,tsw", "bits=w4a8"], {("asq", 4, 0.5), ("tsw", 4, None)}),
+        (["quant=asq", "bits=w4a8", "quant.alpha=0.2,0.3"], {("asq", 4, 0.2), ("asq", 4, 0.3)}),
+        (["quant.momentum=0.5", "quant=asq"], {("asq", 8, 0.5)}),
+    ],
+)
+def test_command_line_takes_the_place_of_what_is_swept(overrides, tmp_path, narrowed, recipes):
+    path = experiment(tmp_path, "one", quant="cw_tw,asq,tsq_tsw", bits="w8a8")
+    found = pending.missing(["one"], [path, *overrides, *narrowed])
+    assert {(run.cfg.quant.name, run.method.weight_bits, run.cfg.quant.get("alpha")) for run in found} == recipes
+    assert all(run.cfg.quant.momentum == 0.5 for run in found if "quant.momentum=0.5" in narrowed)
 
 
 @pytest.mark.slow
@@ -59,6 +101,7 @@ def test_processes_compute_all_of_them(overrides, tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["table6"], "error: experiment=table6 scores no runs; `python run.py -m experiment=table6` does"),
         (["no_such"], "error: experiment=no_such is not known; allowed: "),
         (["table1", "bits=w6a8x"], "error: bits=w6a8x is not known; allowed: "),
     ],

@@ -219,7 +219,7 @@ def test_damage_to_a_finished_run_is_named_and_repaired(finished, tmp_path, work
     with caplog.at_level(logging.WARNING, logger="vdq"):
         bed.run("quant=tsq_tsw")
     assert work == DAMAGED[pattern]
-    assert f"{path} cannot be read" in caplog.text.replace(f"{folder} 1 ", f"{folder}/samples/0001.safetensors ")
+    assert f"{path} cannot be read" in caplog.text
     if path.suffix == ".safetensors":
         assert len(path.read_bytes()) == len(content)
     assert_same_rows(bed.runs, finished.runs)

@@ -22,14 +22,14 @@ def write_sample(folder: Path, index: int, latents: Tensor, frames: Tensor, fps:
     complete. ``note`` goes into the metadata of both.
     """
     write_mp4(video_path(folder, index), frames, fps, comment=note)
-    with complete_or_nothing(_tensors(folder, index)) as partial:
+    with complete_or_nothing(sample_path(folder, index)) as partial:
         tensors = {"latents": latents.contiguous(), "frames": frames.contiguous()}
         save_file(tensors, partial, metadata={"note": note} if note else None)
 
 
 def read_sample(folder: Path, index: int) -> dict[str, Tensor]:
     """``latents`` and ``frames`` of one prompt."""
-    return load_file(_tensors(folder, index))
+    return load_file(sample_path(folder, index))
 
 
 def write_schedule(folder: Path, index: int, schedule: dict[str, Any]) -> None:
@@ -48,5 +48,6 @@ def video_path(folder: Path, index: int) -> Path:
     return folder / "videos" / f"{index:04d}.mp4"
 
 
-def _tensors(folder: Path, index: int) -> Path:
+def sample_path(folder: Path, index: int) -> Path:
+    """Of the lossless file."""
     return folder / "samples" / f"{index:04d}.safetensors"

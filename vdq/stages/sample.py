@@ -7,9 +7,10 @@ import logging
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors.torch import load_file
 from torch import nn
 
-from vdq.data.samples import read_sample, read_schedules
+from vdq.data.samples import read_schedules, sample_path
 from vdq.quant.convert import apply
 from vdq.quant.state import QuantState
 from vdq.stages import quantize
@@ -80,7 +81,7 @@ def _todo(experiment: Experiment) -> list[int]:
     """Prompts without a sample; the last one if only the record of the sampling is missing."""
     count = len(experiment.prompts.evaluation)
     recorded = intact(_record, experiment.folder / EXECUTION)
-    missing = [index for index in range(count) if not intact(read_sample, experiment.folder, index)]
+    missing = [index for index in range(count) if not intact(load_file, sample_path(experiment.folder, index))]
     return missing or ([] if recorded else [count - 1])
 
 

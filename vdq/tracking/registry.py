@@ -1,7 +1,8 @@
 """The registry of finished runs: every run folder with a ``result.json``, one row each.
 
 ``result.json`` is the last file a run writes, so a folder without it is unfinished, whatever else it holds. So is one
-whose scores or record of the sampling were damaged afterwards.
+whose scores, record of the sampling or samples were damaged afterwards. Samples that are gone, perhaps to save space,
+are no damage.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError, safe_open
 
 log = logging.getLogger(__name__)
 RESULT = "result.json"
@@ -32,8 +34,11 @@ def read_result(folder: Path) -> dict | None:
         path = folder / SCORES
         if path.is_file():
             _check_scores(path, result.get("num_prompts"))
+        for path in sorted(folder.glob("samples/*.safetensors")):
+            with safe_open(path, "np"):  # reads the header, which has to fit the file's size
+                pass
         return result
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         log.warning("%s cannot be read (%s); the run counts as unfinished", path, error)
         return None
 
