@@ -25,16 +25,21 @@ lint: $(INSTALLED) ## Check style and formatting
 
 SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 
-# Only runs that lack are computed. The alphas come first: the other experiments use those that are chosen.
+# Only runs that lack are computed. The alphas come first: the other experiments use those that are chosen. Without the
+# last file of their choice, they are chosen again.
+CHOSEN := results/shapes/search_alpha.md
 EXPERIMENTS := testbed table1 table2 table3 table4 table5 figure1 figure2 figure4
 tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md
 	@todo=$$($(BIN)/python -m vdq.pending alpha $(EXPERIMENTS)) || exit 1; \
 	case "$$todo" in alpha*) \
-		$(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) alpha && \
-		$(BIN)/python run.py stages=[choose_alpha,search_alpha] experiment=alpha || exit 1 ;; \
+		rm -f $(CHOSEN) && $(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) alpha || exit 1 ;; \
 	esac; \
+	if [ ! -f $(CHOSEN) ]; then \
+		$(BIN)/python run.py stages=[choose_alpha,search_alpha] experiment=alpha && todo=again || exit 1; \
+	fi; \
 	if [ -n "$$todo" ]; then $(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) $(EXPERIMENTS); fi
-	ls runs/benchmarks/*.json > /dev/null 2>&1 || $(BIN)/python run.py experiment=table6 stages=[benchmark]
+	ls $(addprefix runs/benchmarks/,linear_*.json block_*.json sampler_*.json) > /dev/null 2>&1 || \
+		$(BIN)/python run.py experiment=table6 stages=[benchmark]
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
 	$(BIN)/python -m vdq.tracking.readme

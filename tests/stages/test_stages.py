@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vdq import stages
 from vdq.quant.state import LayerReport, QuantState
+from vdq.stages import tabulate
 from vdq.stages.experiment import Experiment, intact
 from vdq.stages.quantize import report_table
 
@@ -59,6 +61,27 @@ def test_default_stages_are_the_whole_job():
 )
 def test_difference_from_the_recipe_is_named(overrides, changed):
     assert Experiment(config(*overrides)).changed == changed
+
+
+def test_runs_made_before_a_recipes_file_changed_are_told_apart(tmp_path):
+    made = OmegaConf.to_container(config("quant=static_plus", "bits=w4a4"), resolve=True)
+    rows = []
+    for name, fields in {"same": {}, "other": {"low_rank": 4}, "earlier": None}.items():
+        quant = made["quant"] | (fields or {})
+        if fields is None:
+            del quant["token_groups"]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(made | {"quant": quant}))
+        rows.append({"folder": str(tmp_path / name), "changed": "as recorded"})
+    rows.append({"folder": str(tmp_path / "none"), "changed": "as recorded"})
+    found = tabulate._compared(pd.DataFrame(rows))["changed"]
+    assert found.tolist() == ["", "low_rank=4", "no token_groups", "as recorded"]
+
+
+def test_results_of_models_and_of_trials_do_not_meet():
+    assert config().paths.gallery == "results/gallery"
+    assert config("model=opensora_v1_256").paths.gallery == "results/gallery_opensora_v1_256"
+    assert config("debug=quick").paths.results == "runs/quick_results"
 
 
 def test_reference_is_the_full_precision_recipe_with_all_else_equal():

@@ -1,6 +1,7 @@
 """Table 6 from files of benchmarks, made up with known times."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from vdq.benchmark.record import case_record
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, PEER, SIMULATED, Contender, Round
 from vdq.benchmark.work import Peaks, Work
-from vdq.tracking.execution import FOLDER, read_benchmarks, rows_of, summary, table6, times_figure
+from vdq.tracking.execution import FOLDER, latex, read_benchmarks, rows_of, summary, table6, times_figure
 
 PEAKS = Peaks(full=100.0, integer=400.0, full_kernel="mm", integer_kernel="int")
 TIMES = {
@@ -119,6 +120,14 @@ def test_table_keeps_arithmetics_apart_and_names_its_sources():
     line = next(line for line in paper.splitlines() if line.startswith("| asq"))
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["asq", "1942", "1.16x", "2.00x", "1.33x"]
     assert "A100" in paper and "simulation" in paper
+
+
+def test_latex_has_every_row_and_escapes_its_text():
+    text = latex([benchmark(), benchmark("block", signature="b")])
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= 6
+    for name, kind in TIMES:
+        assert name.replace("_", r"\_") in text, (name, kind)
+    assert not re.search(r"(?<!\\)[%_]", "\n".join(line for line in text.splitlines() if not line.startswith("%")))
 
 
 def test_summary_has_the_paper_but_no_case():

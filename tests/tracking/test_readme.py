@@ -1,7 +1,5 @@
 """Tables in README.md are those of the generated files."""
 
-import pytest
-
 from vdq.tracking.readme import fill
 
 TEXT = (
@@ -22,9 +20,11 @@ def test_blocks_are_replaced_by_their_files_without_headings(tmp_path):
     assert fill(filled, tmp_path) == filled
 
 
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="results/a.md"):
-        fill(TEXT, tmp_path)
+def test_block_without_its_file_stays_and_is_named(tmp_path, capsys):
+    (tmp_path / "b.md").write_text("new\n", encoding="utf-8")
+    filled = fill(TEXT, tmp_path)
+    assert "-->\nold\n<!--" in filled and "-->\nnew\n<!--" in filled
+    assert "README.md keeps its block of results/a.md, which does not exist" in capsys.readouterr().err
 
 
 def test_text_without_blocks_stays(tmp_path):

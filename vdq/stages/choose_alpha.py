@@ -23,6 +23,7 @@ HEADER = (
     "# By CLIPSIM, ties by PSNR, over {widths} and {prompts} prompts: "
     "python run.py experiment=alpha stages=[choose_alpha]\n"
 )
+SIZE = len(RECIPES) * len(WIDTHS) * len(GRID)
 TEXT = """# Which alpha? Model {model}, {prompts} prompts
 
 Chosen: **{chosen}**. The paper takes the alpha with the highest CLIPSIM; averaged over the bit-widths that would be
@@ -43,7 +44,7 @@ Among those that tie the one with the highest PSNR is chosen; over all alphas PS
 
 def run(experiment: Experiment) -> None:
     found = grid(experiment)
-    missing = len(RECIPES) * len(WIDTHS) * len(GRID) - len(found)
+    missing = SIZE - len(found)
     if missing:
         raise ValueError(
             f"paths.runs={experiment.cfg.paths.runs} lacks {missing} runs of the grid of alphas; "
@@ -54,15 +55,21 @@ def run(experiment: Experiment) -> None:
     lines = [f"{heir}: {alpha}\n" for recipe, alpha in chosen.items() for heir in HEIRS[recipe]]
     header = HEADER.format(widths=", ".join(WIDTHS), prompts=prompts)
     write_text(CONF / "alpha" / f"{name}.yaml", header + "".join(lines))
+    write_report(experiment, found)
+    log.info("choose_alpha: %s, written to %s", _words(chosen), CONF / "alpha" / f"{name}.yaml")
+
+
+def write_report(experiment: Experiment, found: pd.DataFrame) -> None:
+    """Writes the whole grid `found` to results/<model>/alpha as .md, .csv and .png."""
+    name, prompts = experiment.cfg.model.name, len(experiment.prompts.evaluation)
     folder = Path(experiment.cfg.paths.results) / name
-    words, by_clipsim, by_psnr = map(_words, (chosen, best(found), best(found, "psnr")))
+    words, by_clipsim, by_psnr = map(_words, (choose(found), best(found), best(found, "psnr")))
     ties = "; ".join(f"{recipe} {_listed(alphas)}" for recipe, alphas in tied(found).items())
     tables = {metric: pivot(found, metric) for metric in ("clipsim", "psnr")}
     told = {"chosen": words, "by_clipsim": by_clipsim, "by_psnr": by_psnr, "ties": ties}
     write_text(folder / "alpha.md", TEXT.format(model=name, prompts=prompts, **told, **tables))
     write_text(folder / "alpha.csv", found.drop(columns="scores").to_csv(index=False))
     curves(found, {"clipsim": "CLIPSIM", "psnr": "PSNR to full precision, dB"}, folder / "alpha.png")
-    log.info("choose_alpha: %s, written to %s", words, CONF / "alpha" / f"{name}.yaml")
 
 
 def grid(experiment: Experiment) -> pd.DataFrame:

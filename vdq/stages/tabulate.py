@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from filelock import FileLock
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
@@ -18,9 +19,10 @@ from vdq.data.samples import read_sample
 from vdq.data.video import contact_sheet
 from vdq.files import write_text
 from vdq.quant.stats import Stats
+from vdq.stages import choose_alpha
 from vdq.stages.experiment import CONF, Experiment, changed_fields, intact
 from vdq.tracking import ablation, neighbours, paper_report, paper_tables
-from vdq.tracking.execution import read_benchmarks, rows_of, summary, table6, times_figure
+from vdq.tracking.execution import latex, read_benchmarks, rows_of, summary, table6, times_figure
 from vdq.tracking.figures import ranges_figure
 from vdq.tracking.frames import FIGURES, frames_figure
 from vdq.tracking.gallery import write_gallery
@@ -36,6 +38,13 @@ Every row is a finished run and `run` is its signature. Written by `python run.p
 
 
 def run(experiment: Experiment) -> None:
+    runs_folder = Path(experiment.cfg.paths.runs)
+    runs_folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(runs_folder / "tabulate.lock"):  # two sweeps may end at once
+        _run(experiment)
+
+
+def _run(experiment: Experiment) -> None:
     folder = Path(experiment.cfg.paths.results) / experiment.cfg.model.name
     measured = _write_benchmarks(experiment, folder)
     registry = _compared(runs(experiment.cfg.paths.runs))
@@ -53,6 +62,7 @@ def run(experiment: Experiment) -> None:
         if main_set:
             _write_gallery(experiment, table, folder)
     if main_set and len(registry):
+        _write_alphas(experiment)
         _write_neighbours(experiment, registry, folder)
     log.info("tabulate: %d runs and %d figures written to %s", len(table), len(figures), folder)
 
@@ -66,9 +76,9 @@ def _compared(registry: pd.DataFrame) -> pd.DataFrame:
 
 def _changed(run: pd.Series) -> str:
     path = Path(run["folder"]) / "config.yaml"
-    if not path.is_file():
+    content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) if path.is_file() else {}  # fast
+    if not content.get("quant"):
         return run["changed"]
-    content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)  # ten times as fast as OmegaConf's
     return changed_fields(
         OmegaConf.create({name: content.get(name) for name in ("artefact", "bits", "alpha", "quant")})
     )
@@ -91,6 +101,7 @@ def _write_benchmarks(experiment: Experiment, folder: Path) -> bool:
     benchmarks = read_benchmarks(Path(experiment.cfg.paths.runs), experiment.cfg.model.name)
     if benchmarks:
         write_text(folder / "table6.md", table6(benchmarks))
+        write_text(folder / "table6.tex", latex(benchmarks))
         write_text(folder / "table6_summary.md", summary(benchmarks))
         write_text(folder / "table6.csv", rows_of(benchmarks).to_csv(index=False))
         times_figure(benchmarks, folder / "table6.png")
@@ -105,12 +116,24 @@ def _write_paper(find: paper_tables.Find, folder: Path) -> None:
             paper_report.write_table(name, filled, folder)
 
 
+def _write_alphas(experiment: Experiment) -> None:
+    """The grid of alphas on as many prompts as conf/experiment/alpha.yaml has, or as are asked for, if it is whole."""
+    prompts = experiment.cfg.dataset.num_prompts or _prompts_of("alpha")
+    fields = {"dataset.num_prompts": min(prompts, len(experiment.variant(quant="fp16").prompts.evaluation))}
+    searched = experiment.variant(fields=fields)
+    found = choose_alpha.grid(searched)
+    if len(found) == choose_alpha.SIZE:
+        choose_alpha.write_report(searched, found)
+
+
+def _prompts_of(name: str) -> int:
+    return OmegaConf.load(CONF / "experiment" / f"{name}.yaml").dataset.num_prompts
+
+
 def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Path) -> None:
     """Every seed's simulated runs of as many prompts as conf/experiment/neighbours.yaml has, or as are asked for."""
     full = experiment.variant(quant="fp16")
-    prompts = (
-        full.cfg.dataset.num_prompts or OmegaConf.load(CONF / "experiment" / "neighbours.yaml").dataset.num_prompts
-    )
+    prompts = full.cfg.dataset.num_prompts or _prompts_of("neighbours")
     fields = {"dataset.num_prompts": min(prompts, len(full.prompts.evaluation))}
     seeds = [int(seed) for seed in registry["seed"].dropna().unique()]
     references = [full.variant(fields=fields | {"seed": seed}).signature for seed in seeds]
@@ -146,13 +169,13 @@ def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path
 
 def _write_gallery(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
     """Videos of every run beside the reference, the tables above them."""
-    tables = [path for name in paper_tables.TITLES if (path := folder / f"{name}.md").is_file()]
+    tables = [path for name in (*paper_tables.TITLES, "table6") if (path := folder / f"{name}.md").is_file()]
     if "backend" in table:  # integers of a recipe stand beside its simulation
         table = table.assign(quant=(table["quant"] + " " + table["backend"].fillna("")).str.strip())
     write_gallery(
         table,
         tables,
-        Path(experiment.cfg.paths.results) / "gallery",
+        Path(experiment.cfg.paths.gallery),
         metrics=("vqa_a", "vqa_t", "psnr"),
         title=f"Quantized {experiment.cfg.model.name}",
     )

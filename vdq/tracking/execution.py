@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only: works without a display, and in threads
 import matplotlib.pyplot as plt
 import pandas as pd
+from tabulate import tabulate
 
 from vdq.benchmark.plan import SAMPLER
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, PEER, SIMULATED
@@ -71,6 +72,20 @@ def rows_of(benchmarks: list[dict]) -> pd.DataFrame:
 def table6(benchmarks: list[dict]) -> str:
     """Markdown of everything that was measured, with the paper's seconds at the end."""
     return "\n\n".join([HEADING, report(benchmarks), _paper(rows_of(benchmarks))]) + "\n"
+
+
+def latex(benchmarks: list[dict]) -> str:
+    """What was measured as LaTeX, a tabular for each case and kind, with its title as a comment."""
+    parts = ["% Table 6: Execution time. Written by python run.py stages=[tabulate]"]
+    for (title, device, threads, _, bits), case in rows_of(benchmarks).groupby(IDENTITY[:-1], sort=False):
+        for kind, words in KINDS.items():
+            rows = case[case["kind"] == kind]
+            if rows.empty:
+                continue
+            shown = _cells(rows).map(lambda text: text.replace("`", "").replace("%", r"\%").replace("_", r"\_"))
+            body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
+            parts.append(f"% {title}, {bits}, {device}, {threads} threads. {words}\n{body}")
+    return "\n\n".join(parts) + "\n"
 
 
 def summary(benchmarks: list[dict]) -> str:
@@ -238,7 +253,10 @@ def _paper(rows: pd.DataFrame) -> str:
 
     def ours(kind: str, method: str) -> str:
         named = samplers["name"].str.split(",").str[0] == method
-        found = samplers.loc[named & (samplers["kind"] == kind), "over_dynamic"].dropna()
+        found = samplers.loc[named & (samplers["kind"] == kind), "over_dynamic"]
+        if method == "dynamic":
+            return "–" if found.empty else "1.00x"
+        found = found.dropna()
         return "–" if found.empty else f"{found.iloc[-1]:.2f}x"
 
     table = [

@@ -20,9 +20,15 @@ TYPO = (
     "26.1451 fits the latter only."
 )
 TESTBED = (
-    "**The testbed's numbers**: model {model}, its own small CLIP and DOVER. They compare methods with each other and "
-    "never with the paper, whose numbers are therefore not shown."
+    "**The testbed's numbers**: its own small model, CLIP and DOVER. They compare methods with each other and never "
+    "with the paper, whose numbers stand below for its own claims alone."
 )
+OTHER = (
+    "**Not the paper's setting**, in model, metric networks, prompts, steps or guidance: these numbers compare methods "
+    "with each other, and differences to the paper are not shown."
+)
+TESTBED_MODEL = "shapes"
+MADE_WITH = ("model", "prompts", "seed", "steps", "guidance_scale")
 Mark = Callable[[str], str]
 MARKDOWN: tuple[Mark, Mark] = (lambda text: f"**{text}**", lambda text: f"_{text}_")
 LATEX: tuple[Mark, Mark] = (lambda text: rf"\textbf{{{text}}}", lambda text: rf"\underline{{{text}}}")
@@ -55,27 +61,40 @@ def _markdown(name: str, table: pd.DataFrame, command: str) -> str:
     shown = cells(table, MARKDOWN)
     body = shown.to_markdown(index=False, disable_numparse=True)
     claims = claims_of(name, table).to_markdown(index=False, disable_numparse=True)
-    models = sorted(set(table.get("model", pd.Series(dtype=str)).dropna()))
     notes = [
         f"Bold is the best quantized model, italic the second best. In brackets the {CONFIDENCE:.0%} interval of the "
         f"difference to full precision (of PSNR: of the mean), by a paired bootstrap over prompts. `{YARDSTICK}` is "
         f"full precision sampled again with the next seed: what chance alone does. `run` is the run's signature."
     ]
-    if not _compared(table):
-        notes.append(TESTBED.format(model=", ".join(models) or "–"))
-    elif name == "table3":
-        notes.append(TYPO)
-    notes.append(f"Written by `{command}`.")
+    notes += [_setting(name, table), f"Written by `{command}`."]
     paragraphs = "\n\n".join(notes)
-    parts = [f"# {name.capitalize()}: {TITLES[name]}", body, paragraphs, "**What the paper says of it**", claims]
+    heading = f"# Table {name.removeprefix('table')}: {TITLES[name]}"
+    parts = [heading, body, paragraphs, "**What the paper says of it**", claims]
     return "\n\n".join(parts) + "\n"
+
+
+def _setting(name: str, table: pd.DataFrame) -> str:
+    """What the runs were made with, and what follows for the paper's numbers; the yardstick's seed is another."""
+    own = table[table["method"] != YARDSTICK]
+    known = [column for column in MADE_WITH if column in own and own[column].notna().any()]
+    made = [f"{column.replace('_scale', '')} {_listed(own[column])}" for column in known]
+    if _compared(table):
+        meaning = TYPO if name == "table3" else ""
+    else:
+        meaning = TESTBED if set(own.get("model", pd.Series(dtype=str)).dropna()) == {TESTBED_MODEL} else OTHER
+    return f"Runs: {', '.join(made) or 'none'}. {meaning}"
+
+
+def _listed(values: pd.Series) -> str:
+    return " and ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna().unique())
 
 
 def _latex(name: str, table: pd.DataFrame, command: str) -> str:
     shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--").replace("_", r"\_"))
     shown.columns = [escaped(title) for title in shown.columns]
     body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
-    return f"% {TITLES[name]}. Written by {command}\n{body}\n"
+    notes = _setting(name, table).replace("*", "")
+    return f"% {TITLES[name]}. Written by {command}\n% {notes}\n{body}\n"
 
 
 def escaped(title: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 from scipy.stats import bootstrap
 
 PAPER = Path(__file__).parent / "paper"
@@ -24,6 +25,8 @@ TITLES = {
 }
 METRICS = ("clipsim", "clip_temp", "vqa_a", "vqa_t")
 FIDELITY = ("psnr",)
+PROMPTS = {"table1": 48, "table2": 101, "table3": 48, "table4": 48, "table5": 101}
+SAMPLER = {"steps": 20, "guidance_scale": 7.0}  # of the paper
 OURS = {"table1": ["asq_tsw"], "table2": ["asq_tsw"]}  # recipes of ours, beside the paper's methods
 YARDSTICK = "fp16, other noise"
 RESAMPLES = 9_999
@@ -52,7 +55,8 @@ def wanted(name: str) -> pd.DataFrame:
 
 def fill(name: str, find: Find) -> pd.DataFrame:
     """One row a method and bit-width: `<metric>` of our run, `<metric>_low` and `_high` of its difference to full
-    precision (paired bootstrap over prompts, 95 %; of the value itself for PSNR), `paper_<metric>`, `run` and `runs`.
+    precision (paired bootstrap over prompts, 95 %; of the value itself for PSNR), `paper_<metric>`, `run`, and what it
+    was made with: `model`, `prompts`, `seed`, `steps`, `guidance_scale`, and whether that is `comparable` to the paper.
     """
     rows = wanted(name).rename(columns={metric: f"paper_{metric}" for metric in METRICS})
     dataset = rows["dataset"].iloc[0]
@@ -63,7 +67,8 @@ def fill(name: str, find: Find) -> pd.DataFrame:
             filled.append(row.to_dict())
             continue
         run = find(dataset, row["method"], int(row["w_bits"]), int(row["a_bits"]))
-        filled.append(row.to_dict() | ({} if run is None else _values(run, reference)))
+        values = {} if run is None else _values(run, reference) | {"comparable": comparable(run, PROMPTS[name])}
+        filled.append(row.to_dict() | values)
     return _averaged(pd.DataFrame(filled))
 
 
@@ -74,8 +79,9 @@ def key_of(metric: str, columns: object) -> str:
 
 
 def _values(run: pd.Series, reference: pd.Series | None) -> dict:
-    values = {"run": run["signature"], "kind": run["kind"], "model": run["model"], "comparable": comparable(run)}
     scores = per_video(run)
+    values = {"run": run["signature"], "kind": run["kind"], "model": run["model"], "prompts": len(scores)}
+    values |= {"seed": run.get("seed")} | sampler_of(run)
     base = None if reference is None or reference["signature"] == run["signature"] else per_video(reference)
     for metric in (*METRICS, *FIDELITY):
         key = key_of(metric, scores.columns)
@@ -89,9 +95,19 @@ def _values(run: pd.Series, reference: pd.Series | None) -> dict:
     return values
 
 
-def comparable(run: pd.Series) -> bool:
-    """Whether the paper's numbers were made alike: its model, and its metrics' networks."""
-    return run["model"] == "opensora_v1_512" and {"ViT-B-32-quickgelu openai", "DOVER"} <= set(run["assets"])
+def comparable(run: pd.Series, prompts: int) -> bool:
+    """Whether the paper's numbers were made alike: its model, its metrics' networks, prompts, steps and guidance."""
+    judged = {"ViT-B-32-quickgelu openai", "DOVER"} <= set(run["assets"])
+    sampled = sampler_of(run) == SAMPLER and len(per_video(run)) == prompts
+    return run["model"] == "opensora_v1_512" and judged and sampled
+
+
+def sampler_of(run: pd.Series) -> dict[str, float]:
+    """Steps and guidance of a run, as far as its folder tells them."""
+    path = Path(run["folder"]) / "config.yaml"
+    content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) if path.is_file() else {}
+    sampler = content.get("sampler") or {}
+    return {name: sampler[name] for name in SAMPLER if name in sampler}
 
 
 def per_video(run: pd.Series | dict) -> pd.DataFrame:
@@ -118,5 +134,5 @@ def _averaged(table: pd.DataFrame) -> pd.DataFrame:
         for metric in (*METRICS, *FIDELITY):
             if metric in parts:
                 table.at[index, metric] = parts[metric].mean()
-        table.at[index, "run"] = f"{len(parts)} runs"
+        table.at[index, "run"] = f"{len(parts)} runs above"
     return table

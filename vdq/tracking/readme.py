@@ -1,11 +1,13 @@
 """Keeps the tables in README.md equal to the generated files: ``python -m vdq.tracking.readme``.
 
-What stands between ``<!-- begin FILE -->`` and ``<!-- end FILE -->`` is replaced by FILE without its heading.
+What stands between ``<!-- begin FILE -->`` and ``<!-- end FILE -->`` is replaced by FILE without its heading; where
+there is no FILE, perhaps since another command writes it, it stays and that is said.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from vdq.files import write_text
@@ -14,12 +16,13 @@ BLOCK = re.compile(r"<!-- begin (\S+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 
 def fill(text: str, root: Path) -> str:
-    """``text`` with every block filled. Raises ValueError if a block's file is missing."""
+    """``text`` with every block filled."""
 
     def content(match: re.Match[str]) -> str:
         path = root / match[1]
         if not path.is_file():
-            raise ValueError(f"README.md has a block for {match[1]}, which does not exist; `make tables` writes it")
+            print(f"README.md keeps its block of {match[1]}, which does not exist", file=sys.stderr)
+            return match[0]
         body = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# "))
         return f"<!-- begin {match[1]} -->\n{body.strip()}\n<!-- end {match[1]} -->"
 

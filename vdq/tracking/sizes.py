@@ -77,7 +77,8 @@ def main() -> None:
         f"# Size of STDiT-XL/2 quantized\n\nMB, from the structure alone, by weight bits. "
         f"Written by `python -m vdq.tracking.sizes`.\n\n{sizes}\n\n"
         "Codes at their bit-width for every weight set; scales, zero points, smoothing factors and everything that is\n"
-        "not quantized in fp32. Full precision is 759.6 M parameters in fp32.\n\n"
+        "not quantized in fp32, among them the two linears of temporal features that `qvd` quantizes as well: their\n"
+        "codebooks follow from weights. Full precision is 759.6 M parameters in fp32.\n\n"
         f"Memory of the quantized layers for `tsq_tsw` at W8 and fp16, GB, by `backend.weight_sets`:\n\n{kept}\n",
     )
 
