@@ -44,6 +44,7 @@ class Question:
     title: str
     text: str
     panels: list[wr.Panel]
+    filters: str = ""  # of the report's chapter; a workspace has one set of runs for all
 
 
 def questions(entity: str) -> list[Question]:
@@ -53,6 +54,7 @@ def questions(entity: str) -> list[Question]:
             "Alpha curves",
             "Quality against smoothing strength, one point a run, grouped by recipe. `wandb sweep sweeps/alpha.yaml`",
             [_scatter("CLIPSIM by alpha", ALPHA, CLIPSIM), _scatter("PSNR by alpha", ALPHA, PSNR)],
+            filters="SummaryMetric('num_prompts') = 16",  # as conf/experiment/alpha.yaml has
         ),
         Question(
             "Bits against quality",
@@ -85,7 +87,8 @@ def workspace(entity: str, project: str) -> ws.Workspace:
 def report(entity: str, project: str) -> wr.Report:
     blocks: list = [wr.TableOfContents()]
     for question in questions(entity):
-        runset = wr.Runset(entity=entity, project=project, groupby=[f"config.{RECIPE.name}"])
+        groups = [f"config.{RECIPE.name}"]
+        runset = wr.Runset(entity=entity, project=project, groupby=groups, filters=question.filters)
         grid = wr.PanelGrid(runsets=[runset], panels=question.panels)
         blocks += [wr.H2(question.title), wr.MarkdownBlock(question.text), grid]
     return wr.Report(entity=entity, project=project, title=TITLE, blocks=blocks)
@@ -133,13 +136,13 @@ def _heat_map(entity: str) -> wr.CustomChart:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entity", required=True, help="user or team")
+    parser.add_argument("--entity", help="user or team; without it your default one")
     parser.add_argument("--project", default="vdq")
     arguments = parser.parse_args()
     if wandb.login(prompt=False, verify=False):
-        save(arguments.entity, arguments.project)
+        save(arguments.entity or wandb.Api().default_entity, arguments.project)
     else:
-        print("\n".join(describe(arguments.entity, arguments.project)))
+        print("\n".join(describe(arguments.entity or "your-entity", arguments.project)))
 
 
 if __name__ == "__main__":

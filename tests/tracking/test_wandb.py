@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from vdq.data.samples import video_path
 from vdq.data.video import write_mp4
@@ -99,6 +100,8 @@ def per_video(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 RESULT = {
     "name": "asq_w4a8_shapes",
     "dataset": "shapes",
+    "num_prompts": 16,
+    "seed": 42,
     "model": "shapes",
     "quant": "asq",
     "bits": "w4a8",
@@ -119,7 +122,11 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("run")
+    pd.DataFrame({"step": [0, 1], "act_bits": [8, 4]}).to_csv(folder / "step_bits.csv", index=False)
+    pd.DataFrame({"index": [0]}).to_csv(folder / "per_video.csv", index=False)
+    Image.new("RGB", (8, 8), "red").save(folder / "act_bits.png")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +139,8 @@ def logged(folder: Path, per_video: pd.DataFrame) -> Logged:
 
 
 def test_run_can_be_found(logged):
-    assert (logged.run.project, logged.run.display_name, logged.run.run_group) == ("vdq", "asq_w4a8_shapes", "shapes")
+    assert (logged.run.project, logged.run.display_name) == ("vdq", "asq_w4a8_shapes")
+    assert logged.run.run_group == "shapes, 16 prompts, seed 42"
     assert set(logged.run.tags) == {"asq", "w4a8", "shapes", "mine"}
 
 
@@ -147,6 +155,13 @@ def test_every_layer_is_reported(logged):
     table = logged.table("quantization_report")
     assert table["fqn"].tolist() == ["blocks.0.attn.q", "t_block.1"]
     assert table["kind"].tolist() == ["static", "full_precision"]
+
+
+def test_tables_and_pictures_of_the_recipe_are_there(logged, folder):
+    assert logged.table("step_bits")["act_bits"].tolist() == [8, 4]
+    picture = [logged.values[f"act_bits.{name}"] for name in ("_type", "width", "height")]
+    assert picture == ["image-file", 8, 8]
+    assert "per_video.table.json" not in logged.staged  # its values stand beside the videos
 
 
 def test_videos_stand_beside_their_references_as_mp4(logged, per_video):

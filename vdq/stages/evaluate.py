@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from vdq.tracking.registry import RESULT, read_result
 from vdq.tracking.tables import comparison
 
 log = logging.getLogger(__name__)
+SWEEP = "WANDB_SWEEP_ID"  # in the environment of a run that `wandb agent` has started
 
 
 def run(experiment: Experiment) -> None:
@@ -44,6 +46,8 @@ def _evaluate(experiment: Experiment) -> dict:
     folder = experiment.folder
     if result := _done(experiment):
         log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
+        if SWEEP in os.environ and experiment.reference is not None:  # whose agent waits for this run's values
+            _track(experiment, result)
         return result
     if not sample.complete(experiment):
         sample.run(experiment)
@@ -65,7 +69,7 @@ def _done(experiment: Experiment) -> dict | None:
 
 
 def _finish(experiment: Experiment) -> dict:
-    folder, config = experiment.folder, experiment.config()
+    folder = experiment.folder
     scores = json.loads((folder / "metrics.json").read_text())
     execution = json.loads((folder / EXECUTION).read_text())
     result = _identity(experiment)
@@ -78,19 +82,23 @@ def _finish(experiment: Experiment) -> dict:
         "assets": scores["assets"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config())))
     write_json(folder / "manifest.json", manifest(result, execution))
-    report = folder / "report.csv"
+    _track(experiment, result)
+    write_json(folder / RESULT, result)
+    return result
+
+
+def _track(experiment: Experiment, result: dict) -> None:
+    report = experiment.folder / "report.csv"
     experiment.tracker.log(
-        folder,
-        config,
+        experiment.folder,
+        experiment.config(),
         result,
-        metrics=scores["values"],
+        metrics=json.loads((experiment.folder / "metrics.json").read_text())["values"],
         per_video=_videos(experiment),
         report=pd.read_csv(report) if report.exists() else pd.DataFrame(),
     )
-    write_json(folder / RESULT, result)
-    return result
 
 
 def _identity(experiment: Experiment) -> dict:

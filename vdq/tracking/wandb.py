@@ -18,9 +18,14 @@ from pytorch_lightning.loggers import WandbLogger
 log = logging.getLogger(__name__)
 
 
+OWN_TABLES = {"per_video.csv", "report.csv"}  # of a run folder, logged with videos and under a name of their own
+
+
 class WandbTracker:
     """One W&B run for each finished run: configuration, signature, metrics, videos beside their references,
-    quantization report.
+    quantization report, and the tables and pictures that its recipe left in the run folder, such as the bits of steps.
+
+    Runs that can be compared have one group: prompt set, number of prompts and seed. Tags are recipe, bits and model.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class WandbTracker:
             project=self.project,
             entity=self.entity,
             name=result["name"],
-            group=self.group or result["dataset"],
+            group=self.group or _group(result),
             tags=list(filter(None, [result["quant"], result["bits"], result["model"], *self.tags])),
             save_dir=folder,
             mode=self.mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),
@@ -55,6 +60,12 @@ class WandbTracker:
             logger.experiment.summary.update({key: value for key, value in result.items() if key not in metrics})
             if len(report):
                 logger.log_table("quantization_report", dataframe=report)
+            for path in sorted(folder.glob("*.csv")):
+                if path.name not in OWN_TABLES:
+                    logger.log_table(path.stem, dataframe=pd.read_csv(path))
+            pictures = {path.stem: wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
+            if pictures:
+                logger.experiment.log(pictures)
             logger.experiment.log({"videos": _video_table(per_video)})
             run = logger.experiment
         _say_where(run)
@@ -70,6 +81,11 @@ def _own_run(is_reference: bool) -> Iterator[None]:
     finally:
         wandb.finish()
         os.environ.update(hidden)
+
+
+def _group(result: dict) -> str:
+    count = f"{result['num_prompts']} prompts" if "num_prompts" in result else f"{result['num_videos']} videos"
+    return f"{result['dataset']}, {count}, seed {result['seed']}"
 
 
 def _say_where(run: wandb.Run) -> None:
