@@ -131,8 +131,9 @@ def test_temporal_layers_run_with_the_chosen_codebook(denoiser, stats, bits):
         params, linear = state.layers[fqn], denoiser.get_submodule(fqn)
         levels, edges = (values.numpy() for values in choose(features, bits)[0].candidate.codebook)
         quantized = levels[np.searchsorted(edges, features.numpy())]
-        scale = linear.weight.abs().amax(1, keepdim=True).numpy() / 31
-        weight = np.clip(np.rint(linear.weight.numpy() / scale), -32, 31) * scale
+        largest = 2 ** (bits - 1) - 1  # not the 6 bits of the other weights
+        scale = linear.weight.abs().amax(1, keepdim=True).numpy() / largest
+        weight = np.clip(np.rint(linear.weight.numpy() / scale), -largest - 1, largest) * scale
         expected = quantized @ weight.T + linear.bias.numpy()
         np.testing.assert_allclose(model.get_submodule(fqn)(features), expected, rtol=1e-4, atol=1e-4)
         assert params.static and params.act_bits == bits and len(levels) <= 2**bits

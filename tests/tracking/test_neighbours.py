@@ -159,9 +159,30 @@ def test_ablation_compares_runs_of_the_same_noise(variant, tmp_path):
     text = (tmp_path / "out" / "ablation.md").read_text()
     assert "(-1.00)" in text and "`static_plus_w4a4_42_shift-mean`" in text
     assert "alpha 0.7, step_bits spread, rounding gptq" in text
-    best = next(line for line in text.splitlines() if line.startswith("| static_plus"))
-    assert best.count("**") >= 2 * len(BITS)  # the mean over its seeds is the best PSNR
+    values = table.set_index(["variant", "bits"])
+    for (
+        bits
+    ) in BITS:  # the whole recipe stands there with the seed of its variants, so that differences can be read off
+        whole = values.loc[("static_plus", bits)]
+        assert whole["seeds"] == 1 and whole["runs"] == f"static_plus_{bits}_42_"
+        for name in words:
+            assert values.at[(name, bits), "psnr"] - whole["psnr"] == pytest.approx(
+                values.at[(name, bits), "psnr_gain"]
+            )
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert lines["shift mean"].count("** (+0.50)") == len(BITS)  # each the best of its column
+    assert "Seeds: 42." in text
     assert len(pd.read_csv(tmp_path / "out" / "ablation.csv")) == 15
+
+
+def test_runs_of_an_earlier_version_of_the_recipe_are_left_out(variant):
+    earlier = variant("w4a4", 42, 50.0, shift="median")
+    path = Path(earlier["folder"], "config.yaml")
+    config = yaml.safe_load(path.read_text())
+    del config["quant"]["token_groups"]
+    path.write_text(yaml.safe_dump(config))
+    rows = [earlier, variant("w4a4", 42, 36.0), variant("w4a4", 42, 35.0, rounding="nearest")]
+    assert ablation.variants(by_seed(pd.DataFrame(rows)))["variant"].tolist() == ["static_plus", "without rounding"]
 
 
 def test_ablation_needs_the_whole_recipe(variant):

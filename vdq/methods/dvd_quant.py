@@ -25,8 +25,9 @@ class DVDQuantMethod(Method):
     the switch chooses by `delta` (vdq.quant.bit_switch); with act_bits >= high_bits there is nothing to switch and all
     steps have act_bits, so W4A8 always has 8 [S]. The paper's W4A6 is a mean, ours is a low width of 6. rotation_block:
     channels that are rotated together, a power of two; where it does not divide a layer's width, the largest one that
-    does: 128 serves 1152 and 4608 [I]. scale_block: channels that share a live scale, in the same way: 1 is the paper's
-    formula [S], a K-block such as 128 what its kernels are said to do [S]. num_bounds, tolerance: of the weight grids
+    does: 128 serves 1152 and 4608 [I]. scale_block: channels that share a live scale, in the same way: 1, the default,
+    is the paper's formula [S]; a K-block such as 128 is what its kernels and all its reported numbers are said to have
+    [S], which is coarser. num_bounds, tolerance: of the weight grids
     (vdq.quant.grid_refinement). Which layers stay in full precision is not known; here those that the model leaves out
     for every recipe [I]. Raises ValueError for a value outside these.
     """

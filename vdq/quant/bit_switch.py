@@ -31,8 +31,9 @@ class BitSwitch(StepObserver):
     After step t, d_t = |F_t - F_{t-1}|_1 / |F_{t-1}|_1 of the guided estimate F is added to the video's sum D (eq. 11
     [S]). A step before which D has reached delta is high and sets D to 0, the others are low: d_t itself is not known
     yet when step t runs [I]. Step 0, before which there is no output, is high [I]. That F is the guided estimate and
-    not one of its halves is [I] too. Every video has a D of its own, so that its bits do not depend on its batch. With
-    delta 0 all steps are high, with an infinite one all but the first are low.
+    not one of its halves is [I] too. Every video has a D of its own, so that its bits do not depend on its batch [I].
+    With delta 0 all steps are high, with an infinite one all but the first are low; with any delta above 0 so is step
+    1, where a figure of the paper shows about four high steps at the start [C] and no text says why.
     """
 
     def __init__(self, clock: StepClock, *, low: int, high: int, delta: float = DELTA) -> None:

@@ -36,11 +36,11 @@ def refine_grid(
 ) -> QParams:
     """Asymmetric qparams [out, 1] that lower every row's squared error |W - What|^2: weight [out, in] (eq. 3 [S]).
 
-    Starts from the min-max grids of the row clamped to [min + i d, max - i d], d = (max - min) / num_bounds, for every
-    0 <= i < num_bounds / 2, so that the bounds cannot cross and plain min-max is among them [I]. From each of them:
-    scale by least squares, zero point by least squares and rounded, new codes (eq. 4-6 [S]); until an update lowers the
-    error by less than the share `tolerance` (relative: [I]), `max_updates` at most [I]. The best of everything seen is
-    kept per row, so no row is worse than with its min-max grid.
+    Starts from the min-max grids of the row clamped to [min + i d, max - i d], d = (max - min) / num_bounds [S; of each
+    row I], for every 0 <= i < num_bounds / 2, so that the bounds cannot cross and plain min-max is among them [I]. From
+    each of them: scale by least squares, zero point by means [S; of the row I] and rounded, new codes (eq. 4-6 [S]);
+    until an update lowers the error by less than the share `tolerance` (relative: [I]), `max_updates` at most [I]. The
+    best of everything seen is kept per row [I], so no row is worse than with its min-max grid.
 
     num_bounds and tolerance are published nowhere: 20 and 1e-4 are ours [I]. A weight on the meta device gets its
     min-max grid. Raises ValueError for num_bounds or max_updates below 1, a tolerance outside 0..1, bits outside 2..16.
