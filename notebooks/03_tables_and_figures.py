@@ -61,12 +61,13 @@ display(registry.reindex(columns=fields).tail() if len(registry) else "Make one:
 sets = {"shapes": "opensora", "shapes_short": "ucf101"}
 wanted = paper_tables.wanted(TABLE)["dataset"].iloc[0]
 keys = ["reference", "metrics"]
-group = known = registry[registry["changed"] == ""] if len(registry) else registry
+group = known = registry
+if len(registry):
+    group = known = registry[(registry["changed"] == "") & (registry["dataset"].replace(sets) == wanted)]
 if len(known):
-    known = known[known["dataset"].replace(sets) == wanted]
     sizes = known.groupby(keys).agg(prompts=("num_prompts", "max"), runs=("signature", "size"))
-    largest = sizes.sort_values(["prompts", "runs"]).index[-1:].tolist()
-    group = known[known[keys].apply(tuple, axis=1).isin(largest)]
+    largest = sizes.sort_values(["prompts", "runs"]).index[-1]
+    group = known[(known[keys] == list(largest)).all(axis=1)]
     group = group.sort_values(["weight_bits", "act_bits", "quant"], ascending=[False, False, True])
     display(Markdown(comparison(group)))
 
@@ -82,10 +83,9 @@ display(pd.Series(paper_tables.TITLES, name="title").to_frame())
 # %%
 found = {(wanted, row["quant"], row["weight_bits"], row["act_bits"]): row for _, row in group.iterrows()}
 for _, full in group[group["quant"] == "fp16"].iterrows() if len(group) else ():
-    alike = known[["quant", "dataset", "num_prompts", "metrics"]].eq(
-        full[["quant", "dataset", "num_prompts", "metrics"]]
-    )
-    for _, row in known[alike.all(axis=1) & (known["seed"] == full["seed"] + 1)].iterrows():
+    same = ["quant", "dataset", "num_prompts", "metrics"]
+    other_noise = (known[same] == full[same].tolist()).all(axis=1) & (known["seed"] == full["seed"] + 1)
+    for _, row in known[other_noise].iterrows():
         found[wanted, paper_tables.YARDSTICK, 16, 16] = row
 table = paper_tables.fill(TABLE, lambda *key: found.get(key))
 models = ", ".join(group["model"].unique()) if len(group) else "none"

@@ -9,6 +9,8 @@ import torch
 from pytest import approx
 from safetensors.torch import load_file
 
+from vdq.stages.experiment import Experiment
+
 CALIBRATION, REFERENCE, SCORING = "calibrating", "sampling fp16", "scoring"
 
 
@@ -26,6 +28,23 @@ def test_same_command_again_computes_nothing(finished, work):
     finished.run("quant=tsq_tsw")
     assert work == []
     assert {path: path.stat().st_mtime_ns for path in finished.runs.rglob("*") if path.name != ".lock"} == before
+
+
+def test_a_finished_run_is_logged_again_for_the_agent_of_a_sweep(finished, monkeypatch):
+    class Tracker:
+        def __init__(self) -> None:
+            self.logged = []
+
+        def log(self, folder, config, result, *, metrics, per_video, report) -> None:
+            self.logged.append((result["signature"], metrics["clipsim"], len(per_video), len(report) > 78))
+
+    tracker = Tracker()
+    monkeypatch.setattr(Experiment, "tracker", tracker)
+    result = json.loads((finished.run("quant=tsq_tsw") / "result.json").read_text())
+    assert tracker.logged == []
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    finished.run("quant=tsq_tsw")
+    assert tracker.logged == [(result["signature"], result["clipsim"], 2, True)]  # and not of its reference
 
 
 def test_force_repeats_the_run_but_not_statistics_and_reference(finished, work):

@@ -1,5 +1,8 @@
 """The figure of activation bits shows the schedules that it gets."""
 
+import subprocess
+import sys
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -14,7 +17,8 @@ SCHEDULES = [
 
 def test_bits_of_every_video_and_step(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures.plt, "close", drawn.append)
+    write = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: (drawn.append(figure), write(figure, path)))
     figures.bits_figure(SCHEDULES, tmp_path / "act_bits.png")
     assert [path.name for path in tmp_path.iterdir()] == ["act_bits.png"]
     assert plt.imread(tmp_path / "act_bits.png").std() > 0
@@ -26,3 +30,11 @@ def test_bits_of_every_video_and_step(tmp_path, monkeypatch):
     for line, schedule in zip(change.lines, SCHEDULES, strict=True):
         np.testing.assert_allclose(line.get_ydata(), schedule["change"][1:], rtol=1e-6)
         np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+
+
+def test_backend_of_pyplot_stays_with_whoever_shows_figures():
+    """Notebooks show none once a module that they import has changed it."""
+    modules = ", ".join(f"vdq.tracking.{name}" for name in ("alpha", "execution", "figures", "neighbours", "frames"))
+    code = f"import matplotlib; matplotlib.use('svg'); import {modules}; print(matplotlib.get_backend())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "svg"

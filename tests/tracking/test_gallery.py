@@ -112,7 +112,7 @@ def test_page_says_what_made_it_and_has_no_address(runs: pd.DataFrame, tmp_path:
     write_gallery(runs, {"Scores <1>": TABLE}, tmp_path / "gallery", prompts=2, note="Of the *test*.")
     page = (tmp_path / "gallery" / "index.html").read_text()
     assert "Model <strong>shapes</strong>, prompts <strong>shapes</strong>: 2 of 4" in page
-    assert "none is a paper’s" in page and "Of the *test*." in page
+    assert "none is a paper’s" in page and "Of the <em>test</em>." in page
     assert "<summary>Scores &lt;1&gt;</summary>" in page and "<td><code>asq</code></td>" in page
     assert "8 a second" in page
     assert "http" not in page.replace("http-equiv", "")
@@ -263,6 +263,13 @@ def test_runs_of_another_size_are_refused(runs: pd.DataFrame, tmp_path: Path) ->
 def test_missing_table_files_are_refused(runs: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none.md, which does not exist"):
         write_gallery(runs, [tmp_path / "none.md"], tmp_path / "gallery")
+
+
+def test_markdown_emphasizes_words_and_leaves_names_alone() -> None:
+    assert to_html("_0.8541_ [-0.1]") == "<p><em>0.8541</em> [-0.1]</p>"
+    assert to_html("*Speed-up* is **bold**") == "<p><em>Speed-up</em> is <strong>bold</strong></p>"
+    for plain in ("tsq_tsw and asq_tsw", "4 * 4 * 4", "a_b_c"):
+        assert to_html(plain) == f"<p>{plain}</p>"
 
 
 def test_markdown_escapes_and_marks() -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pandas as pd
 from scipy.stats import ttest_rel
 
-from vdq.files import complete_or_nothing
+from vdq.tracking.pictures import panels, save
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RECIPES = ("asq", "tsq_tsw")
@@ -67,13 +63,11 @@ def pivot(grid: pd.DataFrame, metric: str) -> str:
 
 def curves(grid: pd.DataFrame, metrics: dict[str, str], path: Path) -> None:
     """Writes a PNG: one plot for each metric (column -> title), one line for each recipe and bit-width."""
-    figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.5), layout="constrained", squeeze=False)
+    figure, axes = panels(1, len(metrics), (5 * len(metrics), 3.5))
     for (metric, title), axis in zip(metrics.items(), axes[0], strict=True):
         for (quant, bits), rows in grid.groupby(["quant", "bits"]):
             ordered = rows.sort_values("alpha")
             axis.plot(ordered["alpha"], ordered[metric], marker="o", ms=3, label=f"{quant} {bits}")
         axis.set(xlabel="alpha", title=title)
     axes[0][0].legend(frameon=False, fontsize=8)
-    with complete_or_nothing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    plt.close(figure)
+    save(figure, path)

@@ -147,7 +147,7 @@ def _average_beats_dynamic(value: Value) -> tuple[bool, str]:
 
 
 def _listed(points: list[float]) -> str:
-    return ", ".join(f"{number:.1f}" for number in points)
+    return ", ".join(f"{number:z.1f}" for number in points)  # z: no minus before zero
 
 
 RANGES = ("asq", "tsq_2tr", "tsq_4tr", "tsq_10tr")

@@ -6,17 +6,14 @@ import json
 import logging
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: works without a display, and in threads
-import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.patches import Rectangle
 from tabulate import tabulate
 
 from vdq.benchmark.plan import SAMPLER
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, PEER, SIMULATED
-from vdq.files import complete_or_nothing
 from vdq.tracking.paper_tables import paper_rows
+from vdq.tracking.pictures import panels, save
 
 log = logging.getLogger(__name__)
 FOLDER = "benchmarks"  # below paths.runs
@@ -111,14 +108,8 @@ def times_figure(benchmarks: list[dict], path: Path) -> None:
     """Writes horizontal bars of the time relative to full precision, a panel a case."""
     rows = rows_of(benchmarks)
     cases = [case[case["kind"] != KERNEL] for _, case in rows.groupby(IDENTITY[:-1], sort=False)]
-    drawn, axes = plt.subplots(
-        len(cases),
-        1,
-        figsize=(9, sum(0.8 + 0.28 * len(case) for case in cases)),
-        squeeze=False,
-        layout="constrained",
-        height_ratios=[2 + len(case) for case in cases],
-    )
+    height = sum(0.8 + 0.28 * len(case) for case in cases)
+    drawn, axes = panels(len(cases), 1, (9, height), height_ratios=[2 + len(case) for case in cases])
     for axis, case in zip(axes[:, 0], cases, strict=True):
         ordered = case.assign(time=1 / case["speedup"].fillna(1)).sort_values("time", ascending=False)
         axis.barh(ordered["name"], ordered["time"], color=[COLOURS[kind] for kind in ordered["kind"]])
@@ -128,11 +119,9 @@ def times_figure(benchmarks: list[dict], path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
     axes[-1, 0].set_xlabel("time / full precision, median")
     shown = [kind for kind in COLOURS if any((case["kind"] == kind).any() for case in cases)]
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[kind]) for kind in shown]
+    handles = [Rectangle((0, 0), 1, 1, color=COLOURS[kind]) for kind in shown]
     drawn.legend(handles, shown, loc="outside upper right", ncols=len(handles), fontsize=8, frameon=False)
-    with complete_or_nothing(path) as partial:
-        drawn.savefig(partial, format="png", dpi=110)
-    plt.close(drawn)
+    save(drawn, path)
 
 
 def _flat(content: dict, case: dict, row: dict) -> dict:

@@ -7,19 +7,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: works without a display, and in threads
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from vdq.files import complete_or_nothing
 from vdq.quant.layers import projections
 from vdq.quant.smoothing import aggregate_absmax, smoothing_factors
 from vdq.quant.stats import Stats
 from vdq.quant.time_ranges import TimeRanges
+from vdq.tracking.pictures import panels, save
 
 
 def ranges_figure(stats: Stats, denoiser: nn.Module, alpha: float, path: Path, fqn: str | None = None) -> None:
@@ -28,7 +24,7 @@ def ranges_figure(stats: Stats, denoiser: nn.Module, alpha: float, path: Path, f
     absmax = stats.layers[fqn].absmax.cpu()  # [steps, channels]
     parts = [p.weight.detach().float().abs().amax(0).cpu() for p in projections(denoiser) if p.input_fqn == fqn]
     weight = torch.stack(parts).amax(0)  # [channels]
-    _save(_draw(fqn, absmax, weight, alpha), path)
+    save(_draw(fqn, absmax, weight, alpha), path)
 
 
 def bits_figure(schedules: list[dict[str, Any]], path: Path) -> None:
@@ -37,7 +33,8 @@ def bits_figure(schedules: list[dict[str, Any]], path: Path) -> None:
     """
     bits = torch.tensor([schedule["act_bits"] for schedule in schedules])  # [videos, steps]
     change = torch.tensor([schedule["change"] for schedule in schedules])
-    figure, axes = plt.subplots(3, 1, figsize=(8, 7), layout="constrained", sharex=True, height_ratios=(2, 1, 1))
+    figure, columns = panels(3, 1, (8, 7), sharex=True, height_ratios=(2, 1, 1))
+    axes = columns[:, 0]
     image = axes[0].imshow(bits.numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
     figure.colorbar(image, ax=axes[0], label="activation bits", ticks=bits.unique().tolist())
     axes[0].set(title=f"{bits.float().mean():.2f} bits on average", ylabel="video")
@@ -47,13 +44,7 @@ def bits_figure(schedules: list[dict[str, Any]], path: Path) -> None:
     axes[2].plot(range(1, change.shape[1]), change[:, 1:].T.numpy(), color="tab:blue", alpha=0.3, lw=0.8)
     axes[2].set(xlabel="denoising step", ylabel="relative change", yscale="log")
     axes[2].xaxis.get_major_locator().set_params(integer=True)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with complete_or_nothing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def widest(stats: Stats) -> str:
@@ -74,7 +65,7 @@ def _draw(fqn: str, absmax: Tensor, weight: Tensor, alpha: float) -> Figure:
         f"TSQ, alpha {alpha:g}": _factors(absmax, weight, alpha, TimeRanges(steps, "per_step")),
     }
     order = absmax.mean(0).argsort(descending=True)
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained", height_ratios=(2, 1))
+    figure, axes = panels(2, 3, (12, 6), height_ratios=(2, 1))
     for (title, s), above, below in zip(factors.items(), *axes, strict=True):
         image = above.imshow((absmax / s)[:, order].log10(), aspect="auto", interpolation="nearest", cmap="viridis")
         figure.colorbar(image, ax=above, label="log10 max |x|")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: works without a display, and in threads
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 from tabulate import tabulate
 
-from vdq.files import complete_or_nothing, write_text
+from vdq.files import write_text
 from vdq.tracking.claims import GOALS, seeds_of, verdict
 from vdq.tracking.paper_report import LATEX, MARKDOWN, Mark, escaped
 from vdq.tracking.paper_tables import CONFIDENCE, interval, key_of, per_video
+from vdq.tracking.pictures import panels, save
 from vdq.tracking.tables import METRICS as NAMES
 
 TITLE = "The neighbouring systems: every recipe, {prompts} prompts, {seeds} noises"
@@ -199,11 +199,9 @@ def quality_figure(table: pd.DataFrame, path: Path) -> None:
     rows = table[(table["method"] != FULL) & table["psnr"].notna()]
     rows = rows.assign(w=[numbers(bits)[0] for bits in rows["bits"]])
     widths = sorted(rows["w"].unique(), reverse=True)
-    colours = {
-        method: f"C{i}" if i < 10 else plt.cm.Dark2(i - 10) for i, method in enumerate(sorted(set(rows["method"])))
-    }
-    shape = {"figsize": (3.6 * (len(widths) + 1), 4.2), "layout": "constrained", "sharey": True, "squeeze": False}
-    figure, axes = plt.subplots(1, len(widths) + 1, **shape)
+    more = colormaps["Dark2"]
+    colours = {method: f"C{i}" if i < 10 else more(i - 10) for i, method in enumerate(sorted(set(rows["method"])))}
+    figure, axes = panels(1, len(widths) + 1, (3.6 * (len(widths) + 1), 4.2), sharey=True)
     for axis, width in zip(axes[0], widths, strict=False):
         _lines(axis, rows[rows["w"] == width], "mean_act_bits", colours)
         axis.set(title=f"{width}-bit weights", xlabel="mean activation bits")
@@ -212,14 +210,12 @@ def quality_figure(table: pd.DataFrame, path: Path) -> None:
     axes[0][-1].xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
     axes[0][0].set_ylabel("PSNR to full precision, dB")
     markers = {method: _marker(line) for method, line in rows.groupby("method")}
-    handles = [plt.Line2D([], [], color=colours[name], marker=markers[name], label=name) for name in colours]
+    handles = [Line2D([], [], color=colours[name], marker=markers[name], label=name) for name in colours]
     figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
-    with complete_or_nothing(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
-def _lines(axis: plt.Axes, rows: pd.DataFrame, x: str, colours: dict) -> None:
+def _lines(axis: Axes, rows: pd.DataFrame, x: str, colours: dict) -> None:
     for method, line in rows.sort_values(x).groupby("method"):
         axis.plot(line[x], line["psnr"], marker=_marker(line), ms=5, lw=0.8, color=colours[method])
     axis.grid(alpha=0.3)

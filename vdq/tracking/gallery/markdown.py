@@ -1,4 +1,5 @@
-"""The Markdown of this project's tables as HTML: headings, paragraphs, pipe tables, `code` and **bold**.
+"""The Markdown of this project's tables as HTML: headings, paragraphs, pipe tables, `code`, **bold**, *italic* and
+_italic_.
 
 Anything else stays text. A Markdown library would be a dependency for these few lines.
 """
@@ -10,7 +11,12 @@ from html import escape
 
 _CELL = re.compile(r"(?<!\\)\|")
 _RULE = re.compile(r":?-+:?")
-_INLINE = ((re.compile(r"`([^`]+)`"), r"<code>\1</code>"), (re.compile(r"\*\*(.+?)\*\*"), r"<strong>\1</strong>"))
+_INLINE = (
+    (re.compile(r"`([^`]+)`"), r"<code>\1</code>"),
+    (re.compile(r"\*\*(.+?)\*\*"), r"<strong>\1</strong>"),
+    (re.compile(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])"), r"<em>\1</em>"),
+    (re.compile(r"(?<![\w/])_([^_\s]+)_(?!\w)"), r"<em>\1</em>"),
+)
 
 
 def to_html(text: str) -> str:
