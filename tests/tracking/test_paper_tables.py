@@ -9,7 +9,7 @@ import yaml
 
 from vdq.tracking import paper_tables
 from vdq.tracking.claims import CLAIMS, values_of, verdict
-from vdq.tracking.paper_report import claims_of, write_table
+from vdq.tracking.paper_report import MARKDOWN, cells, claims_of, write_table
 from vdq.tracking.paper_tables import TITLES, YARDSTICK, fill, key_of, paper_rows, wanted
 
 PROMPTS = 24
@@ -103,6 +103,14 @@ def test_written_for_people_programs_and_papers(tmp_path, find):
     assert table.loc[table["method"] == "asq", "run"].item() == "asq88"
     latex = (tmp_path / "table1.tex").read_text()
     assert r"\textbf{0.4" in latex and r"tsq\_tsw" in latex and r"\begin{tabular}" in latex
+
+
+def test_the_best_two_of_every_bit_width_are_marked(find):
+    shown = cells(fill("table3", find), MARKDOWN)
+    for bits, rows in shown[~shown["bits"].isin(["full", "average"])].groupby("bits"):
+        texts = rows.set_index("method")["CLIPSIM ↑"]
+        assert texts["dynamic"].startswith("**") and texts["tsq_tsw"].startswith("_"), bits
+        assert not texts["asq"].startswith(("*", "_"))
 
 
 def test_the_papers_numbers_stand_beside_runs_of_its_setting_only(tmp_path, find, monkeypatch):

@@ -27,6 +27,7 @@ OTHER = (
     "**Not the paper's setting**, in model, metric networks, prompts, steps or guidance: these numbers compare methods "
     "with each other, and differences to the paper are not shown."
 )
+CLAIMED = "**What the paper says of it**, asked of the values alone: a difference within the intervals may be chance."
 TESTBED_MODEL = "shapes"
 MADE_WITH = ("model", "prompts", "seed", "steps", "guidance_scale")
 Mark = Callable[[str], str]
@@ -62,14 +63,15 @@ def _markdown(name: str, table: pd.DataFrame, command: str) -> str:
     body = shown.to_markdown(index=False, disable_numparse=True)
     claims = claims_of(name, table).to_markdown(index=False, disable_numparse=True)
     notes = [
-        f"Bold is the best quantized model, italic the second best. In brackets the {CONFIDENCE:.0%} interval of the "
-        f"difference to full precision (of PSNR: of the mean), by a paired bootstrap over prompts. `{YARDSTICK}` is "
-        f"full precision sampled again with the next seed: what chance alone does. `run` is the run's signature."
+        f"Bold is the best quantized model of a bit-width, italic the second best. In brackets the {CONFIDENCE:.0%} "
+        f"interval of the difference to full precision (of PSNR: of the mean), by a paired bootstrap over prompts. "
+        f"`{YARDSTICK}` is full precision sampled again with the next seed: what chance alone does. `run` is the run's "
+        f"signature."
     ]
     notes += [_setting(name, table), f"Written by `{command}`."]
     paragraphs = "\n\n".join(notes)
     heading = f"# Table {name.removeprefix('table')}: {TITLES[name]}"
-    parts = [heading, body, paragraphs, "**What the paper says of it**", claims]
+    parts = [heading, body, paragraphs, CLAIMED, claims]
     return "\n\n".join(parts) + "\n"
 
 
@@ -124,12 +126,16 @@ def _compared(table: pd.DataFrame) -> bool:
 
 
 def _column(table: pd.DataFrame, metric: str, marks: tuple[Mark, Mark]) -> list[str]:
-    order = table[metric][~table["method"].str.startswith("fp16") & (table["w_bits"] != "average")]
-    ranked = order.dropna().drop_duplicates().nlargest(2).tolist()
+    quantized = table[~table["method"].str.startswith("fp16") & (table["w_bits"] != "average")]
+    best = {
+        bits: rows.dropna().drop_duplicates().nlargest(2).tolist()
+        for bits, rows in quantized.groupby(["w_bits", "a_bits"])[metric]
+    }
     texts = []
     for _, row in table.iterrows():
         text = _number(row[metric], DIGITS[metric])
-        if row[metric] in ranked and not row["method"].startswith("fp16") and row["w_bits"] != "average":
+        ranked = best.get((row["w_bits"], row["a_bits"]), [])
+        if row[metric] in ranked and not row["method"].startswith("fp16"):
             text = marks[ranked.index(row[metric])](text)
         texts.append(text + _interval(row, metric))
     return texts
