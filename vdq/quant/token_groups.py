@@ -24,7 +24,7 @@ class TokenGroups(NamedTuple):
 
     def of(self, places: Tensor) -> Tensor:
         """Groups of rows by their number among those of one or more videos: long, of the shape of places."""
-        return self.rows[places % len(self.rows)]
+        return self.rows.to(places.device)[places % len(self.rows)]
 
 
 def token_groups(denoiser: nn.Module, kind: str) -> dict[str, TokenGroups]:
