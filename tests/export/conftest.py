@@ -68,7 +68,8 @@ def calibrated(steps: int) -> Stats:
     recorder = InputRecorder(MODEL.denoiser, clock, MODEL.quantizable, range(steps))
     with Observer(MODEL.denoiser, clock, MODEL.quantizable) as observer, recorder:
         plain.sampler.sample(MODEL.denoiser, MODEL.encode(["a", "b"]), PromptNoise(1, [0, 1], LATENT), clock)
-    samples = Samples.recorded(recorder.inputs, torch.logspace(-2, 0, steps), torch.full((steps,), 0.1), "")
+    counted = torch.logspace(-2, 0, steps), torch.full((steps,), 0.1)
+    samples = Samples.recorded(recorder.inputs, recorder.places, *counted, "")
     return observer.stats(num_prompts=2).with_samples(samples)
 
 

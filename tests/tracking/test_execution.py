@@ -123,7 +123,7 @@ def test_table_keeps_arithmetics_apart_and_names_its_sources():
 
 
 def test_latex_has_every_row_and_escapes_its_text():
-    text = latex([benchmark(), benchmark("block", signature="b")])
+    text = latex(rows_of([benchmark(), benchmark("block", signature="b")]))
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") >= 6
     for name, kind in TIMES:
         assert name.replace("_", r"\_") in text, (name, kind)

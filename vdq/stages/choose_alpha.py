@@ -23,7 +23,6 @@ HEADER = (
     "# By CLIPSIM, ties by PSNR, over {widths} and {prompts} prompts: "
     "python run.py experiment=alpha stages=[choose_alpha]\n"
 )
-SIZE = len(RECIPES) * len(WIDTHS) * len(GRID)
 TEXT = """# Which alpha? Model {model}, {prompts} prompts
 
 Chosen: **{chosen}**. The paper takes the alpha with the highest CLIPSIM; averaged over the bit-widths that would be
@@ -44,8 +43,7 @@ Among those that tie the one with the highest PSNR is chosen; over all alphas PS
 
 def run(experiment: Experiment) -> None:
     found = grid(experiment)
-    missing = SIZE - len(found)
-    if missing:
+    if missing := lacking(found):
         raise ValueError(
             f"paths.runs={experiment.cfg.paths.runs} lacks {missing} runs of the grid of alphas; "
             f"`python run.py -m experiment=alpha` makes them"
@@ -70,6 +68,11 @@ def write_report(experiment: Experiment, found: pd.DataFrame) -> None:
     write_text(folder / "alpha.md", TEXT.format(model=name, prompts=prompts, **told, **tables))
     write_text(folder / "alpha.csv", found.drop(columns="scores").to_csv(index=False))
     curves(found, {"clipsim": "CLIPSIM", "psnr": "PSNR to full precision, dB"}, folder / "alpha.png")
+
+
+def lacking(found: pd.DataFrame) -> int:
+    """How many runs of the grid are not among those found."""
+    return len(RECIPES) * len(WIDTHS) * len(GRID) - len(found)
 
 
 def grid(experiment: Experiment) -> pd.DataFrame:

@@ -101,7 +101,7 @@ def _write_benchmarks(experiment: Experiment, folder: Path) -> bool:
     benchmarks = read_benchmarks(Path(experiment.cfg.paths.runs), experiment.cfg.model.name)
     if benchmarks:
         write_text(folder / "table6.md", table6(benchmarks))
-        write_text(folder / "table6.tex", latex(benchmarks))
+        write_text(folder / "table6.tex", latex(rows_of(benchmarks)))
         write_text(folder / "table6_summary.md", summary(benchmarks))
         write_text(folder / "table6.csv", rows_of(benchmarks).to_csv(index=False))
         times_figure(benchmarks, folder / "table6.png")
@@ -122,7 +122,7 @@ def _write_alphas(experiment: Experiment) -> None:
     fields = {"dataset.num_prompts": min(prompts, len(experiment.variant(quant="fp16").prompts.evaluation))}
     searched = experiment.variant(fields=fields)
     found = choose_alpha.grid(searched)
-    if len(found) == choose_alpha.SIZE:
+    if not choose_alpha.lacking(found):
         choose_alpha.write_report(searched, found)
 
 

@@ -71,15 +71,15 @@ def table6(benchmarks: list[dict]) -> str:
     return "\n\n".join([HEADING, report(benchmarks), _paper(rows_of(benchmarks))]) + "\n"
 
 
-def latex(benchmarks: list[dict]) -> str:
-    """What was measured as LaTeX, a tabular for each case and kind, with its title as a comment."""
+def latex(rows: pd.DataFrame) -> str:
+    """Rows of `rows_of` as LaTeX, a tabular for each case and kind, with its title as a comment."""
     parts = ["% Table 6: Execution time. Written by python run.py stages=[tabulate]"]
-    for (title, device, threads, _, bits), case in rows_of(benchmarks).groupby(IDENTITY[:-1], sort=False):
+    for (title, device, threads, _, bits), case in rows.groupby(IDENTITY[:-1], sort=False):
         for kind, words in KINDS.items():
-            rows = case[case["kind"] == kind]
-            if rows.empty:
+            own = case[case["kind"] == kind]
+            if own.empty:
                 continue
-            shown = _cells(rows).map(lambda text: text.replace("`", "").replace("%", r"\%").replace("_", r"\_"))
+            shown = _cells(own).map(lambda text: text.replace("`", "").replace("%", r"\%").replace("_", r"\_"))
             body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
             parts.append(f"% {title}, {bits}, {device}, {threads} threads. {words}\n{body}")
     return "\n\n".join(parts) + "\n"
