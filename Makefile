@@ -44,7 +44,7 @@ tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables a
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
 	$(BIN)/python -m vdq.tracking.readme
 
-neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take static_plus apart (over an hour)
+neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take static_plus apart (about an hour)
 	$(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) neighbours ablation
 	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.tracking.readme

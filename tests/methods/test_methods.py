@@ -166,6 +166,19 @@ def test_static_recipes_reduce_no_activation_at_run_time(name, backend, denoiser
     assert not trace.names & SYNCHRONIZATIONS
 
 
+@pytest.mark.parametrize("fold", [False, True])
+def test_tokens_of_static_plus_have_groups_and_text_has_none(fold, denoiser, stats):
+    method = recipe("static_plus", token_groups="position", fold_rotation=fold)
+    state = convert(method, denoiser, stats)
+    groups = {fqn: params.num_act_groups for fqn, params in state.layers.items()}
+    assert {fqn for fqn, count in groups.items() if count == 1} == {"blocks.0.cross_attn.kv_linear"}
+    assert set(groups.values()) == {1, denoiser.pos_embed.shape[1]}
+    assert {row.fqn: row.act_groups for row in state.report if row.kind == "static"} == groups
+    x = inputs(0)
+    found, plain = apply(denoiser, state, StepClock(STEPS), FakeQuantBackend())(*x), denoiser(*x)
+    assert 0 < float((found - plain).norm() / plain.norm()) < 0.2
+
+
 ALL = "shift rotation correction bits codes branch groups"
 
 
