@@ -99,7 +99,7 @@ def test_benchmark_refuses_what_it_cannot_compare(testbed, overrides, words):
         testbed.run("stages=[benchmark]", *overrides, *SMALL)
 
 
-def test_tabulate_writes_table_grid_and_cost(bed, capsys):
+def test_tabulate_writes_table_grid_and_cost(bed, capsys, caplog):
     run = bed.run("stages=[benchmark]", "quant=tsq_tsw", "benchmark.rounds=2", *SMALL)
     result = json.loads((run / "result.json").read_text())
     others = {"reference": "other", "changed": "momentum=0.3", "metrics": "other", "alpha": 0.9}
@@ -126,6 +126,7 @@ def test_tabulate_writes_table_grid_and_cost(bed, capsys):
     row = pd.read_csv(results / "table1.csv").set_index("method").loc["tsq_tsw"]
     assert row["run"] == result["signature"] and row["clipsim"] == pytest.approx(result["clipsim"])
     assert not (results / "table2.md").exists()  # no run of it
+    assert "figure2 has no rows of runs that are not there: dynamic w8a8, cw_tw w8a8, tsw w8a8, asq w8a8" in caplog.text
     for name in ("figure2", "figure3"):
         with Image.open(results / f"{name}.png") as figure:
             assert figure.convert("L").getextrema()[0] < 200

@@ -154,8 +154,11 @@ def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path
     written = []
     for name, figure in FIGURES.items():
         found = [(label, find(SETS[0], *row)) for label, row in figure.rows]
-        shown = [(label, Path(run["folder"])) for label, run in found if run is not None]
+        present = [(label, run) for label, run in found if run is not None]
+        shown = [(f"{label}, run {run['signature']}", Path(run["folder"])) for label, run in present]
         if len(shown) > 1:
+            if lacking := [label for label, run in found if run is None]:
+                log.warning("tabulate: %s has no rows of runs that are not there: %s", name, ", ".join(lacking))
             prompts = experiment.prompts.evaluation
             index = figure.prompt % len(prompts)  # of a run with few prompts, another one
             written.append(folder / f"{name}.png")
