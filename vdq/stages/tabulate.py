@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from filelock import FileLock
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from vdq.tracking.execution import latex, read_benchmarks, rows_of, summary, tab
 from vdq.tracking.figures import ranges_figure
 from vdq.tracking.frames import FIGURES, frames_figure
 from vdq.tracking.gallery import write_gallery
-from vdq.tracking.registry import runs
+from vdq.tracking.registry import read_config, runs
 from vdq.tracking.tables import comparison, write
 
 log = logging.getLogger(__name__)
@@ -75,8 +74,7 @@ def _compared(registry: pd.DataFrame) -> pd.DataFrame:
 
 
 def _changed(run: pd.Series) -> str:
-    path = Path(run["folder"]) / "config.yaml"
-    content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) if path.is_file() else {}  # fast
+    content = read_config(run["folder"])
     if not content.get("quant"):
         return run["changed"]
     return changed_fields(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
 from vdq.files import write_text
 from vdq.tracking.neighbours import DIGITS, numbers
+from vdq.tracking.registry import read_config
 from vdq.tracking.tables import METRICS as NAMES
 
 RECIPE = "static_plus"
@@ -71,7 +71,7 @@ def variants(seeds: pd.DataFrame) -> pd.DataFrame:
 
 def fields_of(run: pd.Series) -> dict[str, Any]:
     """The recipe's fields of a run, from its folder; bits are none of them."""
-    fields = OmegaConf.to_container(OmegaConf.load(Path(run["folder"]) / "config.yaml").quant)
+    fields = read_config(run["folder"])["quant"]
     return {name: value for name, value in fields.items() if name not in ("weight_bits", "act_bits")}
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from scipy.stats import bootstrap
+
+from vdq.tracking.registry import read_config
 
 PAPER = Path(__file__).parent / "paper"
 TITLES = {
@@ -104,9 +105,7 @@ def comparable(run: pd.Series, prompts: int) -> bool:
 
 def sampler_of(run: pd.Series) -> dict[str, float]:
     """Steps and guidance of a run, as far as its folder tells them."""
-    path = Path(run["folder"]) / "config.yaml"
-    content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) if path.is_file() else {}
-    sampler = content.get("sampler") or {}
+    sampler = read_config(run["folder"]).get("sampler") or {}
     return {name: sampler[name] for name in SAMPLER if name in sampler}
 
 
