@@ -16,5 +16,10 @@ def labels(num_prompts: int | None = None) -> PromptSet:
     return _prompt_set("shapes_short", short_prompts()).first(num_prompts)
 
 
+def tuning(num_prompts: int | None = None) -> PromptSet:
+    """192 captions to choose settings by, none of them in the other sets; calibration captions as in ``sentences``."""
+    return _prompt_set("shapes_tuning", prompts("validation")).first(num_prompts)
+
+
 def _prompt_set(name: str, evaluation: list[str]) -> PromptSet:
     return PromptSet(name=name, calibration=prompts("calibration"), evaluation=evaluation)

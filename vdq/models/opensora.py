@@ -124,9 +124,10 @@ class OpenSoraModel(VideoModel):
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, 4, T, H/8, W/8] to uint8 [B, T, H, W, 3] on the CPU, frame by frame; rounded in fp32."""
-        frames = (latents / SCALING_FACTOR).transpose(1, 2).flatten(0, 1).to(self.decode_dtype)
+        videos = (latents / SCALING_FACTOR).transpose(1, 2).to(self.decode_dtype)
         self.autoencoder.to(latents.device, self.decode_dtype)
-        decoded = [self.autoencoder.decode(part).sample.float().cpu() for part in frames.split(self.decode_frames)]
+        parts = [part for frames in videos for part in frames.split(self.decode_frames)]
+        decoded = [self.autoencoder.decode(part).sample.float().cpu() for part in parts]
         self.autoencoder.to("cpu")
         return to_uint8(torch.cat(decoded).unflatten(0, (len(latents), -1)).transpose(1, 2))
 

@@ -50,10 +50,13 @@ class ShapesModel(nn.Module, VideoModel):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, 4, 16, 8, 8] to uint8 [B, 16, 64, 64, 3], frame by frame."""
-        frames = (latents / self.scaling_factor).transpose(1, 2).flatten(0, 1)
-        pixels = self.autoencoder.decode(frames.to(self.autoencoder.dtype)).sample
-        return to_uint8(pixels.float().unflatten(0, latents.shape[:1] + latents.shape[2:3]).transpose(1, 2))
+        """Latents [B, 4, 16, 8, 8] to uint8 [B, 16, 64, 64, 3], frame by frame.
+
+        The frames of one video go together, so that their rounding does not depend on what else is in the batch.
+        """
+        videos = (latents / self.scaling_factor).transpose(1, 2).to(self.autoencoder.dtype)
+        pixels = torch.stack([self.autoencoder.decode(frames).sample for frames in videos])
+        return to_uint8(pixels.float().transpose(1, 2))
 
     def quantizable(self, fqn: str) -> bool:
         """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""

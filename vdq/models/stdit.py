@@ -16,12 +16,17 @@ from vdq.models.memory import Memory, Prepared, anew
 
 LAYER_NORM_EPS = 1e-6
 FREQUENCY_CHANNELS = 256
+# The rounding of a product may depend on its number of rows. Where that follows the batch, rows are filled up with
+# copies: embeddings of the timestep are computed so many rows at a time, packed captions are a multiple of so many.
+TIMESTEP_ROWS = 8
+CAPTION_ROWS = 64
 
 
 class Captions(NamedTuple):
     """Projected captions of a batch, without padding, and the way back to one padded row per video.
 
-    tokens: [1, sum of lengths, C]. index: [B*L] long, row of `tokens` that stands at each padded place (any row where
+    tokens: [1, n, C], n the sum of lengths filled up to a multiple of CAPTION_ROWS with copies of the last token (just
+    B*L where no caption is padded). index: [B*L] long, row of `tokens` that stands at each padded place (any row where
     padded), or None when no caption is padded. keep: [B, 1, 1, L] bool, True where a caption token stands, or None.
     batch: B. memory: keeps the keys and values of prepared captions from call to call.
     """
@@ -290,9 +295,7 @@ class STDiT(nn.Module):
 
     @staticmethod
     def prepare_timestep(timestep: Tensor) -> Prepared:
-        """The same for timestep [B]: its embedding t [B, C] and every block's modulation [B, 6, C] are kept. B rows,
-        also if they are equal: a product of one row may round differently.
-        """
+        """The same for timestep [B]: its embedding t [B, C] and every block's modulation [B, 6, C] are kept."""
         return Prepared((timestep,), Memory())
 
     @torch.no_grad()
@@ -330,10 +333,10 @@ class STDiT(nn.Module):
     def _modulations(self, timestep: Tensor | Prepared) -> tuple[Tensor, list[Tensor]]:
         """t [B, C], and scale_shift_table + t0 [B, 6, C] of every block."""
         (timestep,), memory = timestep if isinstance(timestep, Prepared) else ((timestep,), anew)
-        t = memory(self.t_embedder, timestep, lambda: self.t_embedder(timestep))
+        t = memory(self.t_embedder, timestep, lambda: _by_chunks(self.t_embedder, timestep))
 
         def tables() -> list[Tensor]:
-            t0 = self.t_block(t).unflatten(1, (6, -1))
+            t0 = _by_chunks(self.t_block, t).unflatten(1, (6, -1))
             return [block.scale_shift_table + t0 for block in self.blocks]
 
         return t, memory(self.t_block, t, tables)
@@ -399,8 +402,20 @@ def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
         return pack_captions(y, None)._replace(keep=keep[:, None, None])
     flat = keep.flatten()
     index = (flat.cumsum(0) - 1).clamp(min=0)
-    tokens = rows.index_select(0, flat.nonzero().squeeze(1))[None]
-    return Captions(tokens, index, keep[:, None, None], batch)
+    chosen = flat.nonzero().squeeze(1)
+    filled = torch.cat([chosen, chosen[-1:].expand(-len(chosen) % CAPTION_ROWS)])
+    return Captions(rows.index_select(0, filled)[None], index, keep[:, None, None], batch)
+
+
+def _by_chunks(module: nn.Module, rows: Tensor) -> Tensor:
+    """module(rows) for rows [B, ...], computed TIMESTEP_ROWS at a time, the last ones filled up with copies of the last
+    row: no row's result then depends on how many there are.
+    """
+    if torch.compiler.is_exporting():  # the batch of a graph is fixed
+        return module(rows)
+    count = len(rows)
+    filled = torch.cat([rows, rows[-1:].expand(-count % TIMESTEP_ROWS, *rows.shape[1:])])
+    return torch.cat([module(chunk) for chunk in filled.split(TIMESTEP_ROWS)])[:count]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, keep: Tensor | None = None) -> Tensor:

@@ -53,14 +53,16 @@ class SampleRows:
         return values.repeat_interleave(len(x) // self.rows, 0).view(len(x), *[1] * (x.dim() - 2), -1)
 
     def _owners(self, packed: Tensor) -> Tensor:
-        """Rows that the tokens [1, n, C] of packed captions belong to, long [n] (spec/opensora.md 2.6)."""
+        """Rows that the tokens [1, n, C] of packed captions belong to, long [n]; copies at the end to the last."""
         y, *mask = self._captions[0].inputs if isinstance(self._captions[0], Prepared) else self._captions
         if mask and mask[0] is not None:
             lengths = (mask[0] != 0).sum(1).repeat(self.rows // len(mask[0]))
         else:
             lengths = torch.full((self.rows,), y.shape[2], device=packed.device)
-        if int(lengths.sum()) != packed.shape[1]:
+        copies = packed.shape[1] - int(lengths.sum())
+        if copies < 0:
             raise ValueError(f"{packed.shape[1]} packed tokens must be those of the captions, {int(lengths.sum())}")
+        lengths[-1] += copies
         return torch.arange(self.rows, device=packed.device).repeat_interleave(lengths.to(packed.device))
 
 

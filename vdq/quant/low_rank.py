@@ -38,4 +38,5 @@ def low_rank(weight: Tensor, rank: int) -> LowRank:
         return LowRank(*(weight.new_empty(shape).half() for shape in ((rank, in_features), (out_features, rank))))
     left, sizes, right = torch.linalg.svd(weight.double(), full_matrices=False)
     roots = sizes[:rank].sqrt()
-    return LowRank((roots[:, None] * right[:rank]).half(), (left[:, :rank] * roots).half())
+    # Contiguous, as a saved branch is loaded: a product of other strides may round differently.
+    return LowRank((roots[:, None] * right[:rank]).half().contiguous(), (left[:, :rank] * roots).half().contiguous())

@@ -20,10 +20,10 @@ from vdq.tracking.registry import runs
 
 log = logging.getLogger(__name__)
 HEADER = (
-    "# By CLIPSIM, ties by PSNR, over {widths} and {prompts} prompts: "
-    "python run.py experiment=alpha stages=[choose_alpha]\n"
+    "# By CLIPSIM, ties by PSNR, over {widths} and {prompts} prompts of {dataset}:\n"
+    "# python run.py experiment=alpha stages=[choose_alpha]\n"
 )
-TEXT = """# Which alpha? Model {model}, {prompts} prompts
+TEXT = """# Which alpha? Model {model}, {prompts} prompts of {dataset}, seed {seed}
 
 Chosen: **{chosen}**. The paper takes the alpha with the highest CLIPSIM; averaged over the bit-widths that would be
 {by_clipsim}. But these a paired t-test (5 %) over {prompts} prompts cannot tell from the best: {ties}.
@@ -51,7 +51,7 @@ def run(experiment: Experiment) -> None:
     chosen = choose(found)
     name, prompts = experiment.cfg.model.name, len(experiment.prompts.evaluation)
     lines = [f"{heir}: {alpha}\n" for recipe, alpha in chosen.items() for heir in HEIRS[recipe]]
-    header = HEADER.format(widths=", ".join(WIDTHS), prompts=prompts)
+    header = HEADER.format(widths=", ".join(WIDTHS), prompts=prompts, dataset=experiment.prompts.name)
     write_text(CONF / "alpha" / f"{name}.yaml", header + "".join(lines))
     write_report(experiment, found)
     log.info("choose_alpha: %s, written to %s", _words(chosen), CONF / "alpha" / f"{name}.yaml")
@@ -64,7 +64,14 @@ def write_report(experiment: Experiment, found: pd.DataFrame) -> None:
     words, by_clipsim, by_psnr = map(_words, (choose(found), best(found), best(found, "psnr")))
     ties = "; ".join(f"{recipe} {_listed(alphas)}" for recipe, alphas in tied(found).items())
     tables = {metric: pivot(found, metric) for metric in ("clipsim", "psnr")}
-    told = {"chosen": words, "by_clipsim": by_clipsim, "by_psnr": by_psnr, "ties": ties}
+    told = {
+        "dataset": experiment.prompts.name,
+        "seed": experiment.cfg.seed,
+        "chosen": words,
+        "by_clipsim": by_clipsim,
+        "by_psnr": by_psnr,
+        "ties": ties,
+    }
     write_text(folder / "alpha.md", TEXT.format(model=name, prompts=prompts, **told, **tables))
     write_text(folder / "alpha.csv", found.drop(columns="scores").to_csv(index=False))
     curves(found, {"clipsim": "CLIPSIM", "psnr": "PSNR to full precision, dB"}, folder / "alpha.png")

@@ -18,7 +18,6 @@ from vdq.data.samples import read_sample
 from vdq.data.video import contact_sheet
 from vdq.files import write_text
 from vdq.quant.stats import Stats
-from vdq.stages import choose_alpha
 from vdq.stages.experiment import CONF, Experiment, changed_fields, intact
 from vdq.tracking import ablation, neighbours, paper_report, paper_tables
 from vdq.tracking.execution import latex, read_benchmarks, rows_of, summary, table6, times_figure
@@ -61,7 +60,6 @@ def _run(experiment: Experiment) -> None:
         if main_set:
             _write_gallery(experiment, table, folder)
     if main_set and len(registry):
-        _write_alphas(experiment)
         _write_neighbours(experiment, registry, folder)
     log.info("tabulate: %d runs and %d figures written to %s", len(table), len(figures), folder)
 
@@ -114,24 +112,11 @@ def _write_paper(find: paper_tables.Find, folder: Path) -> None:
             paper_report.write_table(name, filled, folder)
 
 
-def _write_alphas(experiment: Experiment) -> None:
-    """The grid of alphas on as many prompts as conf/experiment/alpha.yaml has, or as are asked for, if it is whole."""
-    prompts = experiment.cfg.dataset.num_prompts or _prompts_of("alpha")
-    fields = {"dataset.num_prompts": min(prompts, len(experiment.variant(quant="fp16").prompts.evaluation))}
-    searched = experiment.variant(fields=fields)
-    found = choose_alpha.grid(searched)
-    if not choose_alpha.lacking(found):
-        choose_alpha.write_report(searched, found)
-
-
-def _prompts_of(name: str) -> int:
-    return OmegaConf.load(CONF / "experiment" / f"{name}.yaml").dataset.num_prompts
-
-
 def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Path) -> None:
     """Every seed's simulated runs of as many prompts as conf/experiment/neighbours.yaml has, or as are asked for."""
     full = experiment.variant(quant="fp16")
-    prompts = full.cfg.dataset.num_prompts or _prompts_of("neighbours")
+    plan = OmegaConf.load(CONF / "experiment" / "neighbours.yaml")
+    prompts = full.cfg.dataset.num_prompts or plan.dataset.num_prompts
     fields = {"dataset.num_prompts": min(prompts, len(full.prompts.evaluation))}
     seeds = [int(seed) for seed in registry["seed"].dropna().unique()]
     references = [full.variant(fields=fields | {"seed": seed}).signature for seed in seeds]
