@@ -5,7 +5,7 @@ import os
 import pytest
 
 from vdq.benchmark import machine
-from vdq.benchmark.machine import Machine, cpu_name
+from vdq.benchmark.machine import Machine
 
 
 @pytest.fixture
@@ -37,11 +37,3 @@ def test_share_of_others_is_what_the_cpus_did_beyond_us(stat, monkeypatch):
 def test_unknown_where_the_system_does_not_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "STAT", tmp_path / "missing")
     assert Machine().watch()() is None
-
-
-def test_the_cpu_has_a_name(monkeypatch, tmp_path):
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A CPU @ 2 GHz\nmodel name\t: A CPU @ 2 GHz\n")
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    assert cpu_name() == Machine().describe()["device"] == "A CPU @ 2 GHz"
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "missing")
-    assert cpu_name()

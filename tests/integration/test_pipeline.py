@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from vdq import machine
 from vdq.shapes.scenes import prompts
 
 
@@ -63,6 +64,7 @@ def test_manifest_says_what_ran_and_what_produced_it(folder):
     assert manifest["git"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", manifest["git"])
     assert manifest["result"]["signature"] == folder.name.rpartition("_")[2]
     assert {"reference", "stats", "assets"} <= manifest["result"].keys()
+    assert manifest["result"]["processor"] == manifest["result"]["scored_on"] == machine.processor("cpu")
 
 
 def test_full_precision_run_quantizes_nothing(folder, scored):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pytest import approx
 
+from vdq import machine
 from vdq.data.samples import write_sample
 from vdq.metrics.base import VideoMetric
 from vdq.metrics.fidelity import LatentMetric
@@ -62,6 +63,7 @@ def test_values_of_the_set_and_of_each_video(trainer, folders):
     assert scores["values"] == approx({"brightness": 20, "number": 2, "latent_rel_l2": sum(expected) / 5})
     assert scores["higher_is_better"] == {"brightness": True, "number": True, "latent_rel_l2": False}
     assert scores["assets"] == {"lamp": "sha"} and scores["num_videos"] == 5
+    assert scores["machine"] == machine.describe("cpu")
 
 
 def test_metrics_of_a_reference_are_left_out_without_one(trainer, folders):

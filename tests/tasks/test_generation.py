@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vdq import machine
 from vdq.backends import FakeQuantBackend
 from vdq.data.samples import read_sample
 from vdq.data.video import read_video
@@ -103,6 +104,15 @@ def test_record_of_what_ran(sample, model):
     )  # two batches, kv_linear once each
     assert (ran["arithmetic"], ran["dtype"], ran["device"]) == ("fake_quant (simulated)", "float32", "cpu")
     assert (ran["videos"], ran["of_videos"], ran["devices"]) == (4, 4, 1)
+    found = machine.describe("cpu")
+    assert {name: ran[name] for name in found} == found
+
+
+def test_every_processor_of_an_interrupted_run_is_recorded(sample, monkeypatch):
+    for index, name in enumerate(["B", "A", "B"]):
+        monkeypatch.setattr(machine, "processor", lambda device, name=name: name)
+        folder = sample(index)
+    assert json.loads((folder / "sampling.json").read_text())["processor"] == "A and B"
 
 
 def test_recipe_whose_layers_are_never_called_is_an_error(sample, model, tmp_path):

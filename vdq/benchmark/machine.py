@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-STAT, CPUINFO = Path("/proc/stat"), Path("/proc/cpuinfo")
+from vdq.machine import device_name
+
+STAT = Path("/proc/stat")
 IDLE = (3, 4)  # idle and iowait among the columns of /proc/stat
 COLUMNS = 8  # up to steal; guests are counted in user
 SETTLE_SECONDS = 0.01
@@ -56,7 +58,7 @@ class Machine:
     def describe(self) -> dict[str, Any]:
         """What a result depends on beside the program."""
         return {
-            "device": torch.cuda.get_device_name(self.device) if self.on_gpu else cpu_name(),
+            "device": device_name(self.device),
             "device_type": self.device.type,
             "dtype": self.full,
             "cpus": len(_cpus()),
@@ -64,16 +66,6 @@ class Machine:
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
-
-
-def cpu_name() -> str:
-    """The product name where the system tells it, else the architecture."""
-    if CPUINFO.is_file():
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 def _cpus() -> set[int]:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,19 +18,31 @@ from vdq.data.video import write_mp4
 from vdq.files import complete_or_nothing, write_json
 
 
-def write_sample(folder: Path, index: int, latents: Tensor, frames: Tensor, fps: float, note: str = "") -> None:
+def write_sample(
+    folder: Path, index: int, latents: Tensor, frames: Tensor, fps: float, note: str = "", processor: str = ""
+) -> None:
     """Writes latents [c, T, H, W] fp32 and frames uint8 [T, H, W, 3]; the lossless file comes last and makes it
-    complete. ``note`` goes into the metadata of both.
+    complete. ``note`` goes into the metadata of both, ``processor`` (what sampled it) into the lossless file's.
     """
     write_mp4(video_path(folder, index), frames, fps, comment=note)
     with complete_or_nothing(sample_path(folder, index)) as partial:
         tensors = {"latents": latents.contiguous(), "frames": frames.contiguous()}
-        save_file(tensors, partial, metadata={"note": note} if note else None)
+        told = {"note": note, "processor": processor}
+        save_file(tensors, partial, metadata={name: text for name, text in told.items() if text} or None)
 
 
 def read_sample(folder: Path, index: int) -> dict[str, Tensor]:
     """``latents`` and ``frames`` of one prompt."""
     return load_file(sample_path(folder, index))
+
+
+def read_processors(folder: Path) -> list[str]:
+    """What sampled the videos of a folder, each once, sorted; 'unknown' for videos that do not tell."""
+    found = set()
+    for path in folder.glob("samples/*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found.add((file.metadata() or {}).get("processor", "unknown"))
+    return sorted(found)
 
 
 def write_schedule(folder: Path, index: int, schedule: dict[str, Any]) -> None:

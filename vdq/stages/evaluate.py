@@ -78,6 +78,7 @@ def _finish(experiment: Experiment) -> dict:
     result |= _cost(experiment) | _ran(execution) | scores["values"] | scores["notes"]
     result |= {
         "metrics": experiment.metrics_signature,
+        "scored_on": scores["machine"]["processor"],
         "higher_is_better": scores["higher_is_better"],
         "assets": scores["assets"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -152,6 +153,7 @@ def _ran(execution: dict) -> dict:
         "arithmetic": execution["arithmetic"],
         "dtype": execution["dtype"],
         "device": execution["device"],
+        "processor": execution.get("processor"),
         "sampling_seconds": execution["seconds"] if whole else None,
     }
 

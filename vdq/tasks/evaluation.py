@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from vdq import machine
 from vdq.data.folder import Clip, read_clip
 from vdq.data.samples import read_sample
 from vdq.files import write_json, write_text
@@ -80,8 +81,8 @@ class ClipDataset(ScoredData):
 
 
 class Evaluation(pl.LightningModule):
-    """Writes ``metrics.json`` (set values) and ``per_video.csv`` into ``folder``; metrics without their inputs are
-    left out, and so are, with a warning, those that are not available here.
+    """Writes ``metrics.json`` (set values and the machine) and ``per_video.csv`` into ``folder``; metrics without their
+    inputs are left out, and so are, with a warning, those that are not available here.
     """
 
     def __init__(self, *, metrics: dict[str, VideoMetric], data: ScoredData, folder: Path, batch_size: int = 4) -> None:
@@ -120,7 +121,8 @@ class Evaluation(pl.LightningModule):
         if self.trainer.is_global_zero:
             write_text(self.folder / "per_video.csv", table.to_csv(index=False))
             scores = {"values": values, "higher_is_better": better, "assets": assets, "notes": notes}
-            write_json(self.folder / "metrics.json", scores | {"num_videos": len(self.data)})
+            scores |= {"num_videos": len(self.data), "machine": machine.describe(self.device)}
+            write_json(self.folder / "metrics.json", scores)
 
 
 def usable(metrics: dict[str, VideoMetric], inputs: set[str]) -> dict[str, VideoMetric]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from vdq import machine
 from vdq.backends.integer import integer_weight_bytes
 from vdq.data.prompts import PromptDataset
-from vdq.data.samples import read_schedules, write_sample, write_schedule
+from vdq.data.samples import read_processors, read_schedules, write_sample, write_schedule
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
@@ -86,7 +86,7 @@ class Generation(pl.LightningModule):
         with self.watched("decoding"):
             videos = self.model.decode(latents).cpu()
         for index, latent, frames in zip(indices, latents.cpu(), videos, strict=True):
-            write_sample(self.folder, index, latent, frames, self.model.fps, self.note)
+            write_sample(self.folder, index, latent, frames, self.model.fps, self.note, machine.processor(self.device))
 
     def sample(self, denoiser: nn.Module | Reusing, indices: list[int], prompts: list[str]) -> Tensor:
         """Latents [n, c, T, H, W] fp32 of n prompts."""
@@ -118,9 +118,9 @@ class Generation(pl.LightningModule):
             "arithmetic": self.arithmetic,
             "dtype": str(next(self.denoiser.parameters()).dtype).removeprefix("torch."),
             "device": self.device.type,
-            "device_name": device_name(self.device),
             "devices": self.trainer.world_size,
-            "threads": torch.get_num_threads(),
+            **machine.describe(self.device),
+            "processor": " and ".join(read_processors(self.folder)),  # of every session
             "quantized_layers": len(quantized_layers(self.denoiser)),
             "quantized_calls": calls,
             "mean_act_bits": _mean_act_bits(self.folder),
@@ -137,10 +137,3 @@ def _mean_act_bits(folder: Path) -> float | None:
     """Over videos and steps, where it was decided while sampling; of every session."""
     bits = [step for schedule in read_schedules(folder) for step in schedule["act_bits"]]
     return sum(bits) / len(bits) if bits else None
-
-
-def device_name(device: torch.device) -> str:
-    """The product name of a GPU, the processor's name otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
