@@ -63,6 +63,32 @@ def test_every_fragment_shows_its_place_of_the_video() -> None:
         assert clips[frame // 4, colour, frame % 4, 8 * i + y, 4 * j + x].item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "stale", "room"),
+    [(200, 320, True, 13), (200, 320, False, 19), (320, 200, True, 13), (224, 640, False, 59)],
+)
+def test_no_number_is_drawn_where_nothing_is_chosen(height: int, width: int, stale: bool, room: int) -> None:
+    """Starts of 16 frames are fixed and one side has no room: the other side gets the first numbers of the stream."""
+    video, view = random_video(16, height, width), TechnicalView(stale_grid=stale)
+    size = (height, width) if stale else views.enlarge(video, view).shape[1:3]
+    drawn = torch.randint(room, (7, 7, 3), generator=generator(104))
+    if room == 13:
+        assert drawn[0, :3].tolist() == [[7, 4, 7], [11, 6, 3], [5, 0, 7]]  # as upstream drew them
+
+    stream = generator(104)
+    views.draw_starts(view.frames, 16, stream)
+    offsets = views.draw_offsets(view, *size, stream)
+    fixed, free = offsets if width > height else offsets.flip(0)
+    assert torch.equal(free, drawn) and not fixed.any()
+    assert torch.equal(views.technical_clips(video, view, generator(104)), cut(video, view, size, offsets))
+
+
+def cut(video: Tensor, view: TechnicalView, size: tuple[int, int], offsets: Tensor) -> Tensor:
+    """The technical view of a video whose starts are fixed."""
+    index = views.frame_indices(view.frames, len(video), torch.zeros(1, view.clips).long())
+    return views.normalize(views.cut_fragments(views.enlarge(video, view), index, view, size, offsets), view.clips)
+
+
 def test_views_depend_on_the_generator_alone() -> None:
     video = random_video(5, 30, 41)
     torch.manual_seed(0)

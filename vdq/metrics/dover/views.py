@@ -124,8 +124,13 @@ def aesthetic_clips(video: Tensor, view: AestheticView, generator: torch.Generat
 
 
 def draw_starts(frames: FrameSampling, num_frames: int, generator: torch.Generator) -> Tensor:
-    """long [repeats, fragments]: start of each fragment within its segment, equally likely."""
-    return torch.randint(frames.choices(num_frames), (frames.repeats, frames.fragments), generator=generator)
+    """long [repeats, fragments]: start of each fragment within its segment, equally likely.
+
+    Nothing is drawn of a short video, as upstream: the offsets then are the first numbers of the generator.
+    """
+    shape = (frames.repeats, frames.fragments)
+    choices = frames.choices(num_frames)
+    return torch.randint(choices, shape, generator=generator) if choices > 1 else torch.zeros(shape, dtype=torch.long)
 
 
 def frame_indices(frames: FrameSampling, num_frames: int, starts: Tensor) -> Tensor:
@@ -153,14 +158,18 @@ def enlarge(video: Tensor, view: TechnicalView) -> Tensor:
 def draw_offsets(view: TechnicalView, height: int, width: int, generator: torch.Generator) -> Tensor:
     """long [2, fragments_h, fragments_w, blocks]: how far down and right of its grid point each fragment lies.
 
-    All rows first, then all columns. The upper bound is exclusive as upstream, so the last place that would fit never
-    occurs.
+    All rows first, then all columns; as upstream, nothing is drawn for a side without room. The upper bound is
+    exclusive as upstream, so the last place that would fit never occurs.
     """
     shape = (view.fragments_h, view.fragments_w, view.clips * view.clip_frames // view.aligned)
-    rooms = (
-        step - tile for step, tile in zip(view.grid(height, width), (view.fragment_h, view.fragment_w), strict=True)
+    tile = (view.fragment_h, view.fragment_w)
+    rooms = (step - length for step, length in zip(view.grid(height, width), tile, strict=True))
+    return torch.stack(
+        [
+            torch.randint(room, shape, generator=generator) if room > 0 else torch.zeros(shape, dtype=torch.long)
+            for room in rooms
+        ]
     )
-    return torch.stack([torch.randint(max(1, room), shape, generator=generator) for room in rooms])
 
 
 def cut_fragments(video: Tensor, index: Tensor, view: TechnicalView, size: tuple[int, int], offsets: Tensor) -> Tensor:
