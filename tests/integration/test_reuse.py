@@ -115,18 +115,13 @@ def test_signature_follows_the_weights_not_their_path(finished, tmp_path):
     assert not set(signatures(finished, moved)) & set(signatures(finished))
 
 
-def test_batch_size_changes_no_sample(finished, tmp_path, assert_same_latents):
-    """Up to rounding, which 16 bits do not amplify: at 8 bits it moves values to the neighbouring code."""
+def test_batch_size_is_in_no_signature_and_changes_statistics_by_rounding_at_most(finished, tmp_path):
     single = replace(finished, runs=tmp_path / "runs")
     recipe = ("stages=[sample]", "quant=tsq_tsw", "bits=w16a16")
-    folder, expected = single.run(*recipe, "batch_size=1"), finished.run(*recipe)
-    assert folder.name == expected.name
-    assert_same_latents(folder, expected)
-    reference = next(single.runs.glob("fp16_*")).name
-    assert_same_latents(single.runs / reference, finished.runs / reference)
+    assert single.run(*recipe, "batch_size=1").name == finished.run(*recipe).name
     a, b = (load_file(stats_files(bed)[0]) for bed in (single, finished))
     for name, value in a.items():
-        torch.testing.assert_close(value, b[name], rtol=0, atol=5e-3 * float(b[name].abs().max()))
+        torch.testing.assert_close(value, b[name], rtol=1e-6, atol=0)
 
 
 def test_other_metrics_score_again_without_sampling(finished, work):
