@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vdq.cli import one_sentence
+from vdq.cli import flags_first, one_sentence
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 failed: list[str] = []  # sentences of the runs of a sweep that were refused
@@ -43,6 +43,7 @@ def leave(error: Exception) -> None:
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration reach us instead of being printed by Hydra
     try:
+        sys.argv[1:] = flags_first(sys.argv[1:])
         main()
         sys.exit(1 if failed else 0)
     except Exception as error:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import shlex
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+VALUED_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+MULTIRUN, SHOWN = {"--multirun", "-m"}, {"--cfg", "-c", "--info", "-i"}
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
+PLAIN |= {list: "a list such as [1,2]", dict: "a mapping such as {name: value}"}
+LISTS = (Sequence, list, tuple)
 
 
 def one_sentence(error: Exception) -> str | None:
@@ -21,6 +33,8 @@ def one_sentence(error: Exception) -> str | None:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, value = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={value} is not known; {_allowed(value, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
     if isinstance(error, ConfigCompositionException) and (key := re.search(r"'([^']+)'", str(error))):
         return _unknown_key(key[1], error.__cause__)
     if isinstance(error, InstantiationException):
@@ -45,17 +59,62 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def flags_first(arguments: list[str]) -> list[str]:
+    """Command-line arguments with the flags in front, where argparse wants them; the order is otherwise kept.
+
+    Raises ValueError for flags that exclude each other.
+    """
+    flags, rest, remaining = [], [], iter(arguments)
+    for argument in remaining:
+        (flags if argument.startswith("-") else rest).append(argument)
+        if argument in VALUED_FLAGS:
+            flags += [value for value in [next(remaining, None)] if value is not None]
+    names = {flag.partition("=")[0] for flag in flags}
+    if names & MULTIRUN and (shown := sorted(names & SHOWN)):
+        raise ValueError(f"{shown[0]} shows the configuration of one run; leave out -m, or {shown[0]}")
+    return flags + rest
+
+
+def quoted(field: str, value: str) -> str:
+    """The argument field=value as it can be pasted into a shell, whatever the text of the value."""
+    mark = '"' if "'" in value and '"' not in value else "'"
+    text = re.sub(rf"(\\*)({mark}|$)", lambda found: 2 * found[1] + (f"\\{mark}" if found[2] else ""), value)
+    argument = f"{field}={mark}{text}{mark}"
+    return shlex.quote(argument) if re.search(r'[$`"\\!]', argument) else f'"{argument}"'
+
+
+def _unreadable(override: str) -> str:
+    """For an argument that Hydra's grammar cannot read."""
+    field, equals, value = override.partition("=")
+    if not equals:
+        return f"{override} is no argument; write FIELD=VALUE"
+    return f"{override} has characters that must be quoted, for the shell and for Hydra: {quoted(field, value)}"
+
+
 def _unknown_key(name: str, cause: BaseException | None) -> str:
     parent = getattr(cause, "parent_node", None)
-    if parent is None and name.count("=") == 1 and "," in name:
-        return f"{name} holds several values; add -m to run one after the other"
+    field, _, value = name.partition("=")
+    if parent is None and value and "," in name:
+        return f"{name} holds several values; add -m to run one after the other, or quote it: {quoted(field, value)}"
     if parent is None:
         return f"{name} cannot be set; `python run.py --cfg job` shows every field"
     if getattr(cause, "key", None) in parent:
         return f"{name} cannot be set: {_first_line(cause)}"
-    prefix = name.rpartition(".")[0]
-    keys = [f"{prefix}.{key}" if prefix else str(key) for key in parent if not str(key).startswith("_")]
-    return f"{name} is not a field; {_allowed(name, keys)}"
+    *parts, _ = name.split(".")
+    node, known = parent._get_root(), []
+    for part in parts:  # down to the first name that is not there
+        if not isinstance(node, DictConfig) or part not in node:
+            break
+        node, known = node._get_node(part), [*known, part]
+    return unknown_field(name, known, node if isinstance(node, DictConfig) else ())
+
+
+def unknown_field(name: str, known: list[str], fields: Iterable[Any]) -> str:
+    """The sentence for a name of which only the first parts are `known`, which have these fields."""
+    prefix, parts = ".".join(known), name.split(".")
+    keys = [".".join([*known, str(key)]) for key in fields if not str(key).startswith("_")]
+    wrong = ".".join(parts[: len(known) + 1])
+    return f"{wrong} is not a field; " + (_allowed(wrong, keys) if keys else f"{prefix} has no fields to set")
 
 
 def _instantiation(error: InstantiationException) -> str | None:
@@ -71,11 +130,12 @@ def _instantiation(error: InstantiationException) -> str | None:
 
 
 def check_types(prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Raises ValueError for a value that has none of its hint's types; hints with other than plain types are left
-    out. ``prefix`` stands before the field's name.
+    """Raises ValueError for a value that has none of its hint's types; hints with other than plain types, lists and
+    mappings are left out. ``prefix`` stands before the field's name.
     """
     for name, hint in hints.items():
         types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        types = tuple(list if (kind := get_origin(each) or each) in LISTS else kind for each in types)
         if name not in values or not PLAIN.keys() >= set(types):
             continue
         if type(values[name]) not in {*types, *([int] if float in types else [])}:

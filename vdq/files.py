@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,3 +88,14 @@ def _remove(path: Path) -> None:
 def _no_space(error: Exception) -> str | None:
     """The system's words for a full disk; libraries wrap them in errors of their own."""
     return next((reason for reason in NO_SPACE if reason in str(error)), None)
+
+
+def check_folder(field: str, path: str | Path) -> None:
+    """Makes a folder and tries to write into it; raises ValueError that names the field if that is not possible."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = "it is no folder" if Path(path).exists() and not Path(path).is_dir() else error.strerror
+        raise ValueError(f"{field}={path} must be a folder that can be written: {reason}") from error

@@ -46,15 +46,30 @@ class Source:
     gigabytes: float
 
 
+def named_file(source: Source) -> Path | tuple[str, ...]:
+    """What the value names, told without a network: a local file, or repository and file on the Hub.
+
+    Raises ValueError when it is neither.
+    """
+    path = Path(source.value).expanduser()
+    return path if path.is_file() else _hub_name(source, path, FILE, "file or owner/name/path/to/file")
+
+
+def named_folder(source: Source) -> Path | tuple[str, ...]:
+    """The same for a local folder or a repository."""
+    path = Path(source.value).expanduser()
+    return path if path.is_dir() else _hub_name(source, path, REPOSITORY, "folder or owner/name")
+
+
 def find_file(source: Source) -> Path:
     """Local path of one file, downloaded when it is neither a local path nor in the Hugging Face cache.
 
     Raises ValueError when the value is a folder or no name of a file, or when the file cannot be fetched.
     """
-    path = Path(source.value).expanduser()
-    if path.is_file():
-        return path
-    repository, name = _hub_name(source, path, FILE, "file or owner/name/path/to/file")
+    named = named_file(source)
+    if isinstance(named, Path):
+        return named
+    repository, name = named
     try:
         return Path(hf_hub_download(repository, name, revision=source.revision))
     except NOT_FETCHED as error:
@@ -67,10 +82,10 @@ def find_folder(source: Source, patterns: list[str]) -> Path:
 
     Raises ValueError when the value is a file or no name of a repository, or when the files cannot be fetched.
     """
-    path = Path(source.value).expanduser()
-    if path.is_dir():
-        return path
-    (repository,) = _hub_name(source, path, REPOSITORY, "folder or owner/name")
+    named = named_folder(source)
+    if isinstance(named, Path):
+        return named
+    (repository,) = named
     try:
         return Path(snapshot_download(repository, revision=source.revision, allow_patterns=patterns))
     except NOT_FETCHED as error:

@@ -4,16 +4,19 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
+from vdq.quant.affine import MAX_BITS
 from vdq.quant.linear import LayerSpec, TransformedLinear
 
 
 class Backend(ABC):
     """Builds executable layers from specs. `simulated` is True when codes are dequantized and multiplied in floating
-    point, False when the product itself is integer, so that a result can say which it was.
+    point, False when the product itself is integer, so that a result can say which it was. `most_bits`: codes of more
+    bits run in no layer.
     """
 
     name: str
     simulated: bool
+    most_bits = MAX_BITS
 
     @property
     def arithmetic(self) -> str:

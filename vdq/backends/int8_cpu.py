@@ -39,6 +39,7 @@ class Int8CpuBackend(Backend):
 
     name = "int8_cpu"
     simulated = False
+    most_bits = BITS
 
     def __init__(self, kernel: str = AUTO, fused: bool = True, weight_sets: str = "keep") -> None:
         if kernel not in (AUTO, *KERNELS):

@@ -10,7 +10,7 @@ from torch import nn
 
 from vdq.backends.base import Backend
 from vdq.backends.fused_block import FusedBlock, fusible
-from vdq.backends.integer import too_wide
+from vdq.backends.integer import BITS, too_wide
 from vdq.quant.linear import LayerSpec
 
 AUTO = "auto"
@@ -47,6 +47,7 @@ class Int8CudaBackend(Backend):
 
     name = "int8_cuda"
     simulated = False
+    most_bits = BITS
 
     def __init__(self, weight_sets: str = AUTO, fused: bool = True) -> None:
         if weight_sets not in (AUTO, *WEIGHT_SETS):

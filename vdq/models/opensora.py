@@ -21,7 +21,7 @@ from vdq.models.base import RANDOM, Conditions, VideoModel
 from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import load_denoiser
 from vdq.models.stdit import STDiT
-from vdq.sources import Source, find_file, find_folder, sha256
+from vdq.sources import Source, find_file, find_folder, named_file, named_folder, sha256
 
 DOWNSAMPLING = 8  # of the autoencoder, per side
 SCALING_FACTOR = 0.18215
@@ -35,8 +35,8 @@ class OpenSoraModel(VideoModel):
     ``denoiser`` holds STDiT's dimensions; ``weights`` and ``revisions`` say where denoiser, autoencoder and
     text_encoder come from: a path, a Hugging Face repository (owner/name, for the denoiser owner/name/file), or
     "random". ``net`` takes the place of the denoiser, of which `weights_sha256` does not know. ``decode_frames`` frames
-    are decoded at a time. Raises ValueError for a size that does not split into patches, and when the weights of
-    denoiser or autoencoder cannot be found; those of the text encoder are looked for when a prompt is new.
+    are decoded at a time. Files are looked for, and fetched, when they are needed. Raises ValueError for a size that
+    does not split into patches and for weights that are neither a local path nor a name on the Hub.
     """
 
     batch_size = 1  # of 512 x 512 pixels; guidance doubles it
@@ -80,7 +80,9 @@ class OpenSoraModel(VideoModel):
             for part in GIGABYTES
         }
         self._net = net
-        self._paths = {part: self._find(part) for part in ("denoiser", "autoencoder")}
+        for part, source in self._sources.items():
+            if source.value != RANDOM and not (part == "denoiser" and net is not None):
+                (named_file if part == "denoiser" else named_folder)(source)
         structure = self.structure
         self.captions = CaptionEncoder(
             source=self._sources["text_encoder"],
@@ -145,6 +147,11 @@ class OpenSoraModel(VideoModel):
     def weights_sha256(self) -> str:
         parts = [RANDOM if path is None else sha256(path, self.cache) for path in self._paths.values()]
         return hashlib.sha256(" ".join([*parts, self.captions.identity]).encode()).hexdigest()
+
+    @cached_property
+    def _paths(self) -> dict[str, Path | None]:
+        """Of denoiser and autoencoder on this machine; None for random weights and for a denoiser that was given."""
+        return {part: self._find(part) for part in ("denoiser", "autoencoder")}
 
     def _find(self, part: str) -> Path | None:
         source = self._sources[part]

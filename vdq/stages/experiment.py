@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -26,12 +27,13 @@ from torch import nn
 
 from vdq.backends.base import Backend
 from vdq.benchmark.plan import Plan
-from vdq.cli import check_types
+from vdq.cli import check_types, unknown_field
 from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
 from vdq.export import artefact, packed
 from vdq.export.base import Exporter
+from vdq.files import check_folder
 from vdq.memory import PeakMemory
 from vdq.methods.base import SAMPLES, Method
 from vdq.models.base import RANDOM, VideoModel
@@ -60,6 +62,7 @@ TYPES = {
     "skip_bad": bool,
     "artefact": str | None,
 }
+PLAIN_GROUPS = ("alpha", "bits", "paths")
 # Fields that say where things are and what is in memory, not what is computed; weights count by their content.
 PLACES = {"weights", "revisions", "cache", "decode_frames", "weight_sets"}
 
@@ -73,6 +76,7 @@ class Experiment:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
+        check_known(cfg)
         check_types("", {name: cfg[name] for name in TYPES}, TYPES)
         if cfg.batch_size is not None and cfg.batch_size < 1:
             raise ValueError(f"batch_size={cfg.batch_size} must be null or at least 1")
@@ -83,19 +87,51 @@ class Experiment:
         self.prompts: PromptSet = _made("dataset", cfg.dataset)
 
     def check(self, stages: list[str]) -> None:
-        """Makes what these stages will need beside the model; raises ValueError if something is wrong with it."""
+        """Makes what these stages will need; raises ValueError if something is wrong with it.
+
+        Cheap things first: what the configuration alone can tell is told before anything is loaded or fetched.
+        """
         if {"calibrate", "sample", "evaluate"} & set(stages):
-            self.trainer()
+            self._check_devices()
         _ = self.artefact
         if "export" in stages:
             self.exporter.check(self.method, self.sampler, self.backend)
+        elif (
+            self.method.quantizes
+            and max(bits := (self.method.weight_bits, self.method.act_bits)) > self.backend.most_bits
+        ):
+            raise ValueError(
+                f"bits={self.bits} has {max(bits)}-bit codes, must have at most {self.backend.most_bits} for "
+                f"backend={self.backend.name}, whose products are of bytes"
+            )
         if "benchmark" in stages:
             recipes = [path.stem for path in (CONF / "quant").glob("*.yaml")]
             self.benchmark.check_recipes([name for name in recipes if name != "fp16"])
         weights = self.cfg.model.get("weights")
         random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
-        if "evaluate" in stages and (self.cfg.videos is not None or not random):
-            _ = self.metrics, self.tracker
+        scores = "evaluate" in stages and (self.cfg.videos is not None or not random)
+        if scores:
+            _ = self.tracker
+        check_folder("paths.runs", self.cfg.paths.runs)
+        if "tabulate" in stages or self.cfg.tabulate:
+            check_folder("paths.results", self.cfg.paths.results)
+        if self.cfg.videos is None:
+            given, channels = self.sampler.guidance_channels, self.model.latent_shape[0]
+            if given > channels:
+                raise ValueError(
+                    f"sampler.guidance_channels={given} must be in 0..{channels}, the channels of the latents of "
+                    f"model={self.cfg.model.name}"
+                )
+        if scores:
+            _ = self.metrics
+
+    def _check_devices(self) -> None:
+        trainer, cores = self.trainer(), os.cpu_count() or 1
+        if trainer.strategy.root_device.type == "cpu" and trainer.world_size > cores:
+            log.warning(
+                "trainer.devices=%d starts as many processes, each with a model, on %d cores: more than one a core is slower",
+                *(trainer.world_size, cores),
+            )
 
     @cached_property
     def tracker(self) -> Any:
@@ -336,6 +372,26 @@ def changed_fields(cfg: DictConfig) -> str:
     written, own = _plain(file.quant), _plain(cfg.quant)
     different = [f"{key}={value}" for key, value in own.items() if key not in BITS and written.get(key) != value]
     return ", ".join(different + [f"no {key}" for key in written if key not in own])
+
+
+def check_known(cfg: DictConfig) -> None:
+    """Raises ValueError for a field that nothing reads, which ``+name=value`` can add.
+
+    Objects check the arguments that they are made of themselves; here are the top level and groups of plain values.
+    """
+    groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
+    top = {*OmegaConf.load(CONF / "config.yaml"), *groups} - {"defaults", "hydra", "experiment", "debug"}
+    for name in cfg:
+        if name not in top:
+            raise ValueError(unknown_field(str(name), [], sorted(top)))
+    for group in PLAIN_GROUPS:
+        fields = {str(key) for path in groups[group].glob("*.yaml") for key in OmegaConf.load(path)}
+        for name in cfg[group]:
+            if name not in fields:
+                raise ValueError(unknown_field(f"{group}.{name}", [group], sorted(fields)))
+    for name, metric in cfg.metrics.items():
+        if not OmegaConf.is_dict(metric) or "_target_" not in metric:
+            raise ValueError(f"metrics.{name}={metric} must be a metric: a mapping with _target_, as in conf/metrics")
 
 
 def intact(load: Callable[..., object], *arguments: object) -> bool:
