@@ -196,6 +196,7 @@ def _dimensions(params: LinearParams) -> dict[str, Any]:
         "token_rows": length(params.act_group),
         "shifts": length(params.shift),
         "corrections": length(params.correction),
+        "half_tables": any(t is not None and t.dtype == torch.float16 for t in (params.shift, params.correction)),
         "step_bits": params.step_bits is not None,
         "levels": length(params.codebook and params.codebook.levels),
         "rank": length(params.low_rank and params.low_rank.down),
@@ -222,10 +223,11 @@ def _layer_tensors(facts: dict[str, Any], out: int, in_: int, steps: int) -> dic
         kinds["act_group"] = ((rows,), torch.long)
     if levels:
         kinds |= {"codebook_levels": ((levels,), torch.float32), "codebook_edges": ((levels - 1,), torch.float32)}
+    tables = torch.float16 if facts.get("half_tables") else torch.float32
     if facts.get("shifts"):
-        kinds["shift"] = ((facts["shifts"], in_), torch.float32)
+        kinds["shift"] = ((facts["shifts"], in_), tables)
     if facts.get("corrections"):
-        kinds["correction"] = ((facts["corrections"], out), torch.float32)
+        kinds["correction"] = ((facts["corrections"], out), tables)
     if rank := facts.get("rank"):
         kinds |= {"low_rank_down": ((rank, in_), torch.float16), "low_rank_up": ((out, rank), torch.float16)}
     if facts.get("step_bits"):
