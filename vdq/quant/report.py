@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vdq.quant.layers import projections
 from vdq.quant.params import CODES, LinearParams
+from vdq.quant.sharing import shift_owners
 from vdq.quant.smoothing import smoothed_range
 from vdq.quant.state import LayerReport, QuantState
 from vdq.quant.stats import LayerStats, Stats
@@ -22,8 +23,8 @@ MEGABYTE = 1e6
 @dataclass(frozen=True)
 class ModelSize:
     """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; parameters: scales, zero points,
-    smoothing factors, shifts, corrections, low-rank branches, codebooks and tables of steps and groups; full_precision:
-    everything else in the state dict, biases included; original: the model before.
+    smoothing factors, shifts, once an input, corrections, low-rank branches, codebooks and tables of steps and groups;
+    full_precision: everything else in the state dict, biases included; original: the model before.
     """
 
     weights: float
@@ -39,10 +40,12 @@ class ModelSize:
 def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
     """Size of `denoiser` (the original) when stored quantized as `state` says."""
     quantized = [(p.weight, state.layers[p.fqn]) for p in projections(denoiser) if p.fqn in state.layers]
+    owners = shift_owners(denoiser, state.layers)
+    shared = sum(_bytes(state.layers[fqn].shift) for fqn, owner in owners.items() if fqn != owner)
     original = sum(_bytes(tensor) for tensor in denoiser.state_dict().values())
     return ModelSize(
         weights=sum(q.num_weight_ranges * w.numel() * q.weight_bits / 8 for w, q in quantized) / MEGABYTE,
-        parameters=sum(map(_bytes, chain.from_iterable(_tables(q) for _, q in quantized))) / MEGABYTE,
+        parameters=(sum(map(_bytes, chain.from_iterable(_tables(q) for _, q in quantized))) - shared) / MEGABYTE,
         full_precision=(original - sum(_bytes(w) for w, _ in quantized)) / MEGABYTE,
         original=original / MEGABYTE,
     )
