@@ -1,6 +1,7 @@
 """The parameters of one quantized linear layer."""
 
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -234,6 +235,11 @@ class LinearParams:
     def step_act(self) -> QParams:
         """Activation qparams of every step, each [N] or [N, G] fp32."""
         return QParams(self.act.scale[self.act_range], self.act.zero_point[self.act_range])
+
+    @property
+    def mean_act_bits(self) -> float | None:
+        """Over the steps; None if they are chosen while sampling."""
+        return None if self.high_bits is not None else mean(self.act_bits_of_steps())
 
     def act_bits_of_steps(self) -> list[int]:
         """Activation bits of every step."""
