@@ -11,6 +11,7 @@ from torch import Tensor
 from vdq.backends import int8_cpu, int8_native
 from vdq.backends.int8_native import NativePasses
 from vdq.backends.int8_passes import BLOCK, Codes, Grid, Modulation, Source, TorchPasses
+from vdq.compiled import shared_library
 
 # Rounding of fp32 may move a value over a border of two codes: by one code, in few places.
 PLACES = 1e-3
@@ -168,7 +169,7 @@ def test_compiled_once(monkeypatch, tmp_path, passes):
     if passes.name == "torch":
         pytest.skip("torch's are not compiled")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = int8_native._compiled()
+    path = shared_library(int8_native.SOURCE)
     written = path.stat().st_mtime_ns
-    assert int8_native._compiled() == path and path.stat().st_mtime_ns == written
+    assert shared_library(int8_native.SOURCE) == path and path.stat().st_mtime_ns == written
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -99,6 +99,25 @@ def test_transforms_bits_codes_and_groups(parts, backend, make_run, expected_lat
     assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
 
 
+@pytest.mark.parametrize("quant", ["static_plus", "qvd"])
+def test_a_shift_of_one_input_is_stored_once(quant, make_run, tmp_path):
+    run = make_run(f"quant={quant}", "bits=w4a8")
+    path = export(run, tmp_path / "packed")
+    stored = {name.removesuffix(".shift") for name in load_file(path / FILE) if name.endswith(".shift")}
+    assert {f"blocks.0.attn.{part}" for part in "qkv"} & stored == {"blocks.0.attn.q"} and FQN in stored
+    layers = packed.load(path).state.layers
+    for fqn, params in run.state.layers.items():
+        assert params.shift is None or torch.equal(layers[fqn].shift, params.shift)
+    assert layers["blocks.0.attn.v"].shift is layers["blocks.0.attn.q"].shift
+
+
+def test_a_shift_that_no_layer_stores_is_refused(make_run, tmp_path):
+    path = export(make_run("quant=qvd"), tmp_path / "packed")
+    sealed(path, lambda m: m["contents"]["layers"]["blocks.0.attn.v"].update(shift_of="blocks.0.attn.k"))
+    with pytest.raises(ValueError, match=r"lacks tensor blocks.0.attn.k.shift, the shift of layer blocks.0.attn.v$"):
+        packed.load(path)
+
+
 def test_codebooks(make_run, expected_latents, tmp_path):
     run = make_run("quant=asq_tsw")
     book = Codebook(torch.linspace(-3, 3, 8), torch.linspace(-2.5, 2.5, 7))
@@ -200,7 +219,7 @@ def test_parts_of_a_fused_linear_may_stay_in_full_precision(tmp_path):
     packed.write_tensors(net, state, tmp_path)
     tensors = load_file(tmp_path / FILE)
     assert torch.equal(tensors["attn.k.weight"], net.attn.qkv.weight[6:12]) and "attn.qkv.weight" not in tensors
-    facts = {fqn: packed._description(params) for fqn, params in layers.items()}
+    facts = packed.descriptions(net, state)
     assert packed.expected_tensors(net, facts, 2).keys() == tensors.keys()
     coded = packed.QuantState({fqn: packed._params(fqn, facts[fqn], tensors) for fqn in facts}, 2)
     with torch.device("meta"):

@@ -5,9 +5,12 @@ import pytest
 import torch
 from scipy.linalg import hadamard
 
+from vdq.backends import FakeQuantBackend
+from vdq.diffusion.clock import StepClock
 from vdq.methods import StaticMethod, StaticPlusMethod
 from vdq.quant import LayerStats, Stats
 from vdq.quant.grid_refinement import refine_grid
+from vdq.quant.linear import LayerSpec, SampleRows
 from vdq.quant.params import LinearParams
 from vdq.quant.samples import LayerSamples
 from vdq.quant.search import output_error
@@ -189,6 +192,60 @@ def test_bias_correction_leaves_no_mean_error(weight, stats):
         ours = params.fake_quantize_act(params.transform_input(x, step), step) @ params.dequantized_weight(weight, 0).T
         lacking = (x @ weight.T - ours - params.correction[step]).mean(0)
         assert lacking.abs().max() < 1e-3 * (x @ weight.T).abs().max()
+
+
+def test_tables_are_used_in_the_half_precision_in_which_they_are_stored(weight, stats):
+    """The output of a layer against fp64 with the rounded tables, whose own error is that of half precision."""
+    params = converted(weight, stats, shift="mean", weight_bits=16, act_bits=16)
+    assert params.shift.dtype == params.correction.dtype == torch.float16
+    means = stats.samples.inputs.double().numpy().mean(1)
+    np.testing.assert_array_equal(params.shift.numpy(), means.astype(np.float32).astype(np.float16))
+    exact = params.shift.double().numpy() @ weight.double().numpy().T  # of the rounded shift, not of the means
+    np.testing.assert_allclose(params.correction.numpy(), exact, rtol=2**-11, atol=1e-7)
+    layer = FakeQuantBackend().layer(LayerSpec("fc", weight, None, params, clock := StepClock(STEPS), SampleRows()))
+    s, codes = params.smoothing[0].double().numpy(), params.dequantized_weight(weight, 0).double().numpy()
+    for step, x in enumerate(stats.samples.inputs.float()):
+        clock.set(step)
+        shifted = x.double().numpy() - params.shift[step].double().numpy()
+        expected = shifted / s @ codes.T + params.correction[step].double().numpy()
+        np.testing.assert_allclose(layer(x), expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_corrections_beyond_half_precision_are_refused(weight, stats):
+    with pytest.raises(ValueError, match=r"^correction reaches [\d.e+]+, half precision holds at most 65504$"):
+        converted(1e6 * weight, stats, shift="mean")
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": None, "rounding": "gptq", "rotation_block": 16, "low_rank": 4}])
+def test_layers_of_one_input_share_its_shift_and_are_what_each_is_alone(options, weight, stats):
+    method = StaticPlusMethod(**OFF | {"weight_bits": 4, "act_bits": 4, "shift": "mean"} | options)
+    weights = {"q": weight, "k": 2 * weight.flip(0), "v": weight.flip(1)}
+    found = method.layers(weights, stats, STEPS, {})
+    assert found["q"].shift is found["k"].shift is found["v"].shift
+    for name, each in weights.items():
+        alone = method.layer(each, stats, STEPS).tensors()
+        assert alone.keys() == found[name].tensors().keys()
+        assert all(torch.equal(tensor, alone[key]) for key, tensor in found[name].tensors().items())
+
+
+def test_inputs_that_never_change_have_one_row_in_every_table(weight, stats):
+    """As text has: what the layer is at every step is what it is at the first step alone."""
+    text = LayerStats(
+        *(getattr(stats, name)[:1].expand(STEPS, -1) for name in ("min", "max", "abs_sum")),
+        stats.rows,
+        stats.samples,  # other rows of the same input at every step
+    )
+    options = {"shift": "mean", "rounding": "gptq", "clamp_acts": True, "step_bits": "spread", "correct_bias": True}
+    params = converted(weight, text, **options)
+    assert [len(t) for t in (params.shift, params.correction, params.act.scale)] == [1, 1, 1]
+    assert params.num_steps == STEPS and params.step_bits is None and len(set(params.variants())) == 1
+    first = LayerStats(
+        text.min[:1], text.max[:1], text.abs_sum[:1], text.rows[:1], LayerSamples(*(t[:1] for t in stats.samples))
+    )
+    alone = StaticPlusMethod(**{"weight_bits": 4, "act_bits": 4} | OFF | options | {"step_bits": None})
+    alone = alone.layer(weight, first, 1)
+    for name in ("shift", "correction", "codes"):
+        assert torch.equal(getattr(params, name), getattr(alone, name))
 
 
 def test_branch_is_of_the_transformed_weight(weight, stats):

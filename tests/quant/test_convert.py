@@ -240,7 +240,7 @@ def test_sizes_count_stored_codes_once_and_every_table(net, stats, extended):
     parts = "shift correction bits codes branch groups"
     layers = {fqn: extended(params, weights[fqn], 7, parts) for fqn, params in state.layers.items()}
     before, size = model_size(net, state), model_size(net, replace(state, layers=layers))
-    shifts, corrections = 4 * 2 * (6 + 6 + 4), 4 * 2 * (4 + 4 + 5)  # two ranges, fp32
+    shifts, corrections = 4 * 2 * (6 + 4), 4 * 2 * (4 + 4 + 5)  # two ranges, fp32; q and k share a shift
     groups = 3 * (8 * 7 + 4 * 2 * 2)  # a table of rows; scale and zero point of one more group in two ranges
     bits = 3 * 8 * STEPS
     branches = 2 * 3 * (2 * (6 + 4) + 4 + 5)  # of rank 3, in half precision

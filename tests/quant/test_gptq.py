@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vdq.quant.affine import QParams, dequantize, qparams_from_range, quantize, tensor_range
-from vdq.quant.gptq import BLOCK, gptq_codes, gram
+from vdq.quant.gptq import BLOCK, feedback, gptq_codes, gram
 
 
 def problem(outputs: int, inputs: int, rows: int, bits: int, seed: int = 0):
@@ -37,7 +37,7 @@ def test_equals_the_explicit_update(inputs, bits):
     np.testing.assert_allclose(matrix.numpy(), flat.T @ flat, atol=1e-6 * (flat**2).sum())
     damped = matrix.numpy() + 0.01 * np.diag(matrix.numpy()).mean() * np.eye(inputs)
     expected = brain_surgeon(weight.double().numpy(), *(v[:, 0].double().numpy() for v in grid), damped, bits)
-    ours = gptq_codes(weight, grid, matrix, bits=bits)
+    ours = gptq_codes(weight, grid, feedback(matrix), bits=bits)
     # a value at the edge of two codes may fall to either side, and moves the columns behind it
     assert (ours.numpy() == expected).mean() > 0.98
 
@@ -47,7 +47,7 @@ def test_output_error_is_smaller_than_of_nearest_rounding(bits):
     x, weight, grid = problem(16, 32, 200, bits)
     errors = [
         ((dequantize(codes, grid) - weight) @ x.flatten(0, 1).T).square().sum()
-        for codes in (gptq_codes(weight, grid, gram(x), bits=bits), quantize(weight, grid, bits=bits))
+        for codes in (gptq_codes(weight, grid, feedback(gram(x)), bits=bits), quantize(weight, grid, bits=bits))
     ]
     assert errors[0] < 0.7 * errors[1]
 
@@ -55,11 +55,11 @@ def test_output_error_is_smaller_than_of_nearest_rounding(bits):
 def test_independent_inputs_are_rounded_to_nearest():
     _, weight, grid = problem(6, 10, 20, 4)
     for matrix in (torch.eye(10).double(), torch.zeros(10, 10).double()):
-        assert torch.equal(gptq_codes(weight, grid, matrix, bits=4), quantize(weight, grid, bits=4))
+        assert torch.equal(gptq_codes(weight, grid, feedback(matrix), bits=4), quantize(weight, grid, bits=4))
 
 
 def test_codes_stay_in_range_and_symmetric_grids_work():
     x, weight, _ = problem(6, 10, 40, 3)
     grid = qparams_from_range(*(bound / 2 for bound in tensor_range(weight, "per_channel")), bits=3, symmetric=True)
-    codes = gptq_codes(weight, QParams(*grid), gram(x), bits=3, symmetric=True)
+    codes = gptq_codes(weight, QParams(*grid), feedback(gram(x)), bits=3, symmetric=True)
     assert codes.min() >= -4 and codes.max() <= 3 and torch.equal(codes, codes.round())

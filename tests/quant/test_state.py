@@ -1,12 +1,14 @@
 """The parameters of a layer: which steps share them, what they may not be, and how they are stored."""
 
+import json
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from vdq.quant import storage
 from vdq.quant.affine import QParams
 from vdq.quant.params import Codebook, LinearParams
 from vdq.quant.state import KIND, QuantState
@@ -140,13 +142,25 @@ def test_codes_stay_on_the_host():
     assert moved.codes.device.type == "cpu" and moved.shift.is_meta and moved.act.scale.is_meta
 
 
+def test_a_tensor_of_several_layers_is_stored_once(tmp_path):
+    p, table = full(), torch.arange(float(STEPS * IN)).view(STEPS, IN)
+    layers = {name: replace(p, shift=shift) for name, shift in (("q", table), ("k", table), ("v", table + 1))}
+    QuantState(layers, STEPS).save(tmp_path / "state")
+    with safe_open(tmp_path / "state", framework="np") as file:
+        assert {name for name in file.keys() if name.endswith("shift")} == {"q.shift", "v.shift"}
+    loaded = QuantState.load(tmp_path / "state").layers
+    assert loaded["k"].shift is loaded["q"].shift and torch.equal(loaded["k"].shift, table)
+    assert torch.equal(loaded["v"].shift, table + 1)
+
+
 def test_files_of_before_are_read(tmp_path):
-    """Written when parameters had neither rotation nor any of the tables of `full`."""
+    """Written when parameters had neither rotation nor any of the tables of `full`, and every tensor its own place."""
     p, path = params(), tmp_path / "state.safetensors"
     scalars = {name: value for name, value in p.scalars().items() if name != "rotation"}
     row = {"fqn": "fc", "shape": [OUT, IN], "kind": "static", "weight_bits": 8, "act_bits": 8, "reason": ""}
     header = {"layers": {"fc": scalars}, "num_steps": STEPS, "report": [row], "metadata": {}}
-    storage.save(path, {f"fc.{name}": tensor for name, tensor in p.tensors().items()}, header, kind=KIND)
+    tensors = {f"fc.{name}": tensor for name, tensor in p.tensors().items()}
+    save_file(tensors, path, metadata={"kind": KIND, "header": json.dumps(header)})
     state = QuantState.load(path)
     assert state.layers["fc"].scalars() == p.scalars() and state.report[0].rotation == 0
     assert torch.equal(state.layers["fc"].smoothing, p.smoothing)

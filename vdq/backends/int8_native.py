@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import subprocess
 from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -14,21 +11,10 @@ import torch
 from torch import Tensor
 
 from vdq.backends.int8_passes import Codes, Grid, Source
-from vdq.files import complete_or_nothing
+from vdq.compiled import shared_library
 from vdq.models.stdit import LAYER_NORM_EPS
 
 SOURCE = Path(__file__).with_name("int8_passes.cpp")
-# Sums keep their order but where the source says otherwise; nobody reads errno or traps of floats here.
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-march=native",
-    "-mprefer-vector-width=512",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fPIC",
-    "-fopenmp",
-)
 
 
 class CRows(Structure):
@@ -93,33 +79,9 @@ def _address(tensor: Tensor | None) -> int | None:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled source, from the cache folder or compiled into it, which takes a second or two."""
-    loaded = ctypes.CDLL(str(_compiled()))
+    """The compiled source (vdq.compiled)."""
+    loaded = ctypes.CDLL(str(shared_library(SOURCE)))
     loaded.quantize.argtypes = [POINTER(CRows), POINTER(CGrid), c_int64, c_int32]
     loaded.finish.argtypes = [c_void_p] * 3 + [c_int64] * 2 + [c_void_p] * 6 + [c_int32]
     loaded.quantize.restype = loaded.finish.restype = None
     return loaded
-
-
-def _compiled() -> Path:
-    compiler = os.environ.get("CXX", "c++")
-    # What -march=native means here is part of the name: a home folder may be shared between machines.
-    target = _run(compiler, *FLAGS, "-x", "c++", "-dM", "-E", "/dev/null")
-    content = b"\0".join([SOURCE.read_bytes(), " ".join(FLAGS).encode(), target])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vdq"
-    path = folder / f"int8_passes_{hashlib.sha256(content).hexdigest()[:16]}.so"
-    if not path.is_file():
-        with complete_or_nothing(path) as partial:
-            object_file = partial.with_suffix(".o")
-            try:
-                _run(compiler, *FLAGS, "-c", str(SOURCE), "-o", str(object_file))
-                # Not linked with OpenMP: it finds the one that torch has loaded, whose threads are those of the
-                # products. A second one would wait in a busy loop on the same cores.
-                _run(compiler, "-shared", str(object_file), "-o", str(partial))
-            finally:
-                object_file.unlink(missing_ok=True)
-    return path
-
-
-def _run(*command: str) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True).stdout

@@ -98,7 +98,7 @@ def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: boo
         terms.append(pieces.node("Mul", [sums, offset], f"{fqn}.corrections"))
     bias = None if layer.bias is None else layer.bias.detach().float().view(1, 1, -1)
     if layer.params.correction is not None:
-        corrections = layer.params.correction[layer.params.table_range][:, None, None]
+        corrections = layer.params.step_correction()[:, None, None]
         terms.append(pieces.per_step(f"{fqn}.bias", corrections if bias is None else corrections + bias))
     elif bias is not None:
         terms.append(pieces.constant(f"{fqn}.bias", lambda: bias))

@@ -2,7 +2,8 @@
 
 A folder of `weights_<n>.safetensors`, a card `README.md` and `manifest.json`. The tensors are, for every quantized
 layer, those of LinearParams (`<fqn>.weight_codes`, `<fqn>.weight_scale`, ...), and every other entry of the denoiser's
-state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`.
+state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`. A shift that several
+layers of one input have is stored with the first of them, which the manifest names as `shift_of` of the others.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from vdq.quant.coded import stand_in
 from vdq.quant.convert import apply
 from vdq.quant.layers import linear_modules, projections, split
 from vdq.quant.params import CODES, SCALARS, LinearParams
+from vdq.quant.sharing import shift_owners
 from vdq.quant.state import QuantState
 
 KIND, VERSION = "packed", 1
@@ -82,7 +84,7 @@ class PackedExporter(Exporter):
             "seed": run.config["seed"],
             "config": {group: run.config[group] for group in GROUPS},
             "companions": run.model.companions,
-            "layers": {fqn: _description(params) for fqn, params in run.state.layers.items()},
+            "layers": descriptions(run.denoiser, run.state),
             "bytes": write_tensors(run.denoiser, run.state, folder),
             "full_precision_bytes": sum(tensor.nbytes for tensor in run.denoiser.state_dict().values()),
         }
@@ -162,11 +164,14 @@ def _write_shard(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
 
 
 def _stored_tensors(denoiser: nn.Module, state: QuantState) -> Iterator[tuple[str, Tensor]]:
+    owners = shift_owners(denoiser, state.layers)
     for p in projections(denoiser):
         if p.fqn in state.layers:
             params = state.layers[p.fqn].to(p.weight.device)
-            for name, tensor in (params.tensors() | {CODES: params.packed_codes(p.weight)}).items():
-                yield f"{p.fqn}.{name}", tensor
+            tensors = params.tensors() | {CODES: params.packed_codes(p.weight)}
+            if owners.get(p.fqn, p.fqn) != p.fqn:
+                del tensors["shift"]
+            yield from ((f"{p.fqn}.{name}", tensor) for name, tensor in tensors.items())
         else:
             yield f"{p.fqn}.weight", p.weight
     yield from _unquantized(denoiser).items()
@@ -178,9 +183,12 @@ def _unquantized(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in net.state_dict().items() if name not in linears}
 
 
-def _description(params: LinearParams) -> dict[str, Any]:
-    """What decides names and shapes of a layer's tensors, and how they are read."""
-    return params.scalars() | _dimensions(params)
+def descriptions(denoiser: nn.Module, state: QuantState) -> dict[str, dict[str, Any]]:
+    """Of every quantized layer, what decides names and shapes of its tensors, and how they are read."""
+    layers = {fqn: params.scalars() | _dimensions(params) for fqn, params in state.layers.items()}
+    for fqn, owner in shift_owners(denoiser, state.layers).items():
+        layers[fqn] |= {} if fqn == owner else {"shift_of": owner}
+    return layers
 
 
 def _dimensions(params: LinearParams) -> dict[str, Any]:
@@ -196,6 +204,7 @@ def _dimensions(params: LinearParams) -> dict[str, Any]:
         "token_rows": length(params.act_group),
         "shifts": length(params.shift),
         "corrections": length(params.correction),
+        "half_tables": any(t is not None and t.dtype == torch.float16 for t in (params.shift, params.correction)),
         "step_bits": params.step_bits is not None,
         "levels": length(params.codebook and params.codebook.levels),
         "rank": length(params.low_rank and params.low_rank.down),
@@ -222,10 +231,11 @@ def _layer_tensors(facts: dict[str, Any], out: int, in_: int, steps: int) -> dic
         kinds["act_group"] = ((rows,), torch.long)
     if levels:
         kinds |= {"codebook_levels": ((levels,), torch.float32), "codebook_edges": ((levels - 1,), torch.float32)}
-    if facts.get("shifts"):
-        kinds["shift"] = ((facts["shifts"], in_), torch.float32)
+    tables = torch.float16 if facts.get("half_tables") else torch.float32
+    if facts.get("shifts") and "shift_of" not in facts:
+        kinds["shift"] = ((facts["shifts"], in_), tables)
     if facts.get("corrections"):
-        kinds["correction"] = ((facts["corrections"], out), torch.float32)
+        kinds["correction"] = ((facts["corrections"], out), tables)
     if rank := facts.get("rank"):
         kinds |= {"low_rank_down": ((rank, in_), torch.float16), "low_rank_up": ((out, rank), torch.float16)}
     if facts.get("step_bits"):
@@ -257,6 +267,8 @@ def _check_tensors(
         if found != kind:
             raise ValueError(f"{path}: tensor {name} is {_words(found)}, must be {_words(kind)}")
     for fqn, facts in layers.items():
+        if (shift := f"{facts.get('shift_of', fqn)}.shift") not in tensors and facts.get("shifts"):
+            raise ValueError(f"{path} lacks tensor {shift}, the shift of layer {fqn}")
         rows = (len(tensors.get(f"{fqn}.{table}", ())) for table in ("act_scale", "shift", "correction"))
         act_ranges = next(filter(None, rows), 0)
         for table, ranges in (("weight_range", facts["weight_ranges"]), ("act_range", act_ranges)):
@@ -271,6 +283,8 @@ def _words(kind: Kind) -> str:
 
 def _params(fqn: str, facts: dict[str, Any], tensors: dict[str, Tensor]) -> LinearParams:
     named = {name: tensors[f"{fqn}.{name}"] for name in PARTS if f"{fqn}.{name}" in tensors}
+    if "shift_of" in facts:
+        named["shift"] = tensors[f"{facts['shift_of']}.shift"]
     return LinearParams.from_tensors(named, {key: facts[key] for key in facts.keys() & set(SCALARS)})
 
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,14 @@ class Method(ABC):
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         """Parameters of one layer: weight [out, in], statistics of its input on its device or None if not needed."""
 
+    def layers(
+        self, weights: dict[str, Tensor], stats: LayerStats | None, num_steps: int, options: dict[str, dict[str, Any]]
+    ) -> dict[str, LinearParams]:
+        """Parameters of the layers of one input, by fqn: `layer` of each, with its options. A recipe whose layers can
+        share work on their input does it here.
+        """
+        return {fqn: self.layer(w, stats, num_steps, **options.get(fqn, {})) for fqn, w in weights.items()}
+
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
         """Further arguments of `layer` by fqn, for recipes in which layers depend on each other; chosen: the fqns of
         all layers that are quantized.
@@ -85,27 +94,36 @@ class Method(ABC):
         if not chosen:
             raise ValueError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
         options = self.layer_options(denoiser, {p.fqn for p in chosen})
-        layers = {p.fqn: self._checked_layer(p, stats, num_steps, options.get(p.fqn, {})) for p in chosen}
+        layers = {}
+        for input_fqn, group in groupby(chosen, key=lambda p: p.input_fqn):
+            layers |= self._of_one_input(input_fqn, list(group), stats, num_steps, options)
         layers |= self.temporal_layers(denoiser, timesteps)
         report = layer_reports(denoiser, layers, stats, reason="not quantizable in this model")
         return QuantState(layers, num_steps, report)
 
-    def _checked_layer(
-        self, p: Projection, stats: Stats | None, num_steps: int, options: dict[str, Any]
-    ) -> LinearParams:
-        check_weight(p)
-        found = self._stats_of(p, stats, num_steps) if self.needs(p.fqn) else None
-        return self.layer(p.weight.detach().float(), found, num_steps, **options)
+    def _of_one_input(
+        self,
+        input_fqn: str,
+        group: list[Projection],
+        stats: Stats | None,
+        num_steps: int,
+        options: dict[str, dict[str, Any]],
+    ) -> dict[str, LinearParams]:
+        for p in group:
+            check_weight(p)
+        wanted = frozenset().union(*(self.needs(p.fqn) for p in group))
+        found = self._stats_of(input_fqn, wanted, stats, num_steps).to(group[0].weight.device) if wanted else None
+        return self.layers({p.fqn: p.weight.detach().float() for p in group}, found, num_steps, options)
 
-    def _stats_of(self, p: Projection, stats: Stats | None, num_steps: int) -> LayerStats:
-        if stats is None or p.input_fqn not in stats.layers:
-            raise ValueError(f"{type(self).__name__} needs calibration statistics of layer {p.input_fqn}")
+    def _stats_of(self, fqn: str, wanted: frozenset[str], stats: Stats | None, num_steps: int) -> LayerStats:
+        if stats is None or fqn not in stats.layers:
+            raise ValueError(f"{type(self).__name__} needs calibration statistics of layer {fqn}")
         if stats.num_steps != num_steps:
             raise ValueError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
-        found = stats.layers[p.input_fqn]
-        if SAMPLES in self.needs(p.fqn) and found.samples is None:
-            raise ValueError(f"{type(self).__name__} needs recorded inputs of layer {p.input_fqn}")
-        return found.to(p.weight.device)
+        found = stats.layers[fqn]
+        if SAMPLES in wanted and found.samples is None:
+            raise ValueError(f"{type(self).__name__} needs recorded inputs of layer {fqn}")
+        return found
 
 
 def check_weight(p: Projection) -> None:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vdq.methods.base import ABSMAX, RANGE, SAMPLES, SmoothedMethod, Table
+from vdq.methods.static_plus_input import LayerInput, SeenInput
 from vdq.quant.affine import QParams, dequantize, fake_quantize, qparams_from_range, quantize, tensor_range
 from vdq.quant.coded import pack_codes
 from vdq.quant.folding import Fold, attention_folds
-from vdq.quant.gptq import DAMPING, gptq_codes, gram
+from vdq.quant.gptq import DAMPING, gptq_codes
 from vdq.quant.grid_refinement import refine_grid
 from vdq.quant.low_rank import low_rank
 from vdq.quant.params import LinearParams
-from vdq.quant.rotation import DENSE, fitting_block, hadamard
-from vdq.quant.smoothing import MOMENTUM, smoothed_range
+from vdq.quant.rotation import DENSE, fitting_block
+from vdq.quant.samples import LayerSamples
+from vdq.quant.smoothing import MOMENTUM
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.step_bits import frozen_switch, spread_bits
-from vdq.quant.token_groups import TOKEN_GROUPS, TokenGroups, group_sizes, token_groups
-from vdq.quant.transform import rotate_output, shift_correction, transform_weight
+from vdq.quant.token_groups import TOKEN_GROUPS, TokenGroups, token_groups
+from vdq.quant.transform import in_half, rotate_output, shift_correction, transform_weight
 
 SHIFTS = ("mean", "mid")
 GRIDS = ("minmax", "refined")
@@ -40,10 +41,10 @@ class StaticPlusMethod(SmoothedMethod):
     it is off:
 
     shift: per channel and step, "mean" of the recorded inputs or "mid" of their range (SCRI), taken back by a bias of
-    the step. rotation_block: block Hadamard of the smoothed channels, a power of two; where it does not divide the
-    width of a layer, the largest one that does. fold_rotation: inputs of attention's `proj` arrive rotated, head by
-    head and without smoothing, since the weights of the layers before are (vdq.quant.folding); of an attention that is
-    not quantized as a whole, none is folded.
+    the step; both tables are used as they are stored, in half precision. rotation_block: block Hadamard of the smoothed
+    channels, a power of two; where it does not divide the width of a layer, the largest one that does. fold_rotation:
+    inputs of attention's `proj` arrive rotated, head by head and without smoothing, since the weights of the layers
+    before are (vdq.quant.folding); of an attention that is not quantized as a whole, none is folded.
     low_rank: the rank of a branch in half precision that takes the largest directions of every weight.
     step_bits: "spread" gives each step the bits that its error deserves (vdq.quant.step_bits), "switched" is delta-GBS
     frozen. token_groups: the tokens of each "frame" or latent "position" have a scale of their own, that of all in
@@ -109,6 +110,17 @@ class StaticPlusMethod(SmoothedMethod):
             options[fqn] = options.get(fqn, {}) | {"tokens": tokens}
         return options
 
+    def layers(
+        self, weights: dict[str, Tensor], stats: LayerStats, num_steps: int, options: dict[str, dict[str, Any]]
+    ) -> dict[str, LinearParams]:
+        known: LayerInput | None = None
+        found = {}
+        for fqn, weight in weights.items():
+            own = options.get(fqn, {})
+            known = known or self._input(weight, stats, own.get("fold", NO_FOLD), own.get("tokens"))
+            found[fqn] = self.layer(weight, stats, num_steps, known=known, **own)
+        return found
+
     def layer(
         self,
         weight: Tensor,
@@ -117,47 +129,41 @@ class StaticPlusMethod(SmoothedMethod):
         *,
         fold: Fold = NO_FOLD,
         tokens: TokenGroups | None = None,
+        known: LayerInput | None = None,
     ) -> LinearParams:
+        """known: what is known of the input, where another layer has it too."""
         if weight.is_meta and (self.step_bits or self.clamp_acts or self.rounding == "gptq"):
             return self._of_equal_size().layer(weight, stats, num_steps, fold=fold, tokens=tokens)
+        known = known or self._input(weight, stats, fold, tokens)
         weight = rotate_output(weight, fold.output)
-        rotation = fold.input or self._block(weight)
-        constant = _constant(stats)
-        if constant:
-            stats = _of_one_step(stats)
-        shift = self._shift(stats)
-        if shift is not None:
-            stats = _shifted(stats, shift)
-        s, weight_range = self.smoothing(weight, stats, num_steps)
+        s, weight_range = self.smoothing(weight, known.stats, known.num_steps)
         s = None if fold.input else s
-        target = transform_weight(weight, None if s is None else s[0], rotation)
+        target = transform_weight(weight, None if s is None else s[0], known.rotation)
         branch = low_rank(target, self.low_rank) if self.low_rank else None
         target = target if branch is None else target - branch.weight
-        inputs = _transformed(stats, s, rotation)
-        bits = self._bits(stats, num_steps, constant).cpu()
-        sizes, of_rows = _token_sizes(inputs, stats, tokens)
-        relative = inputs / of_rows
-        ranges = _step_ranges(stats, s, relative if rotation or tokens is not None else None)
-        act = self._act(ranges, relative, of_rows, bits, target)
+        seen = known.seen(s)
+        bits = self._bits(known).cpu()
+        act = self._act(seen, bits, target)
         grid = self._grid(target)
-        codes = self._codes(target, grid, inputs)
-        correction = None if shift is None else shift_correction(weight, shift)
+        codes = self._codes(target, grid, seen)
+        correction = None if known.shift is None else shift_correction(weight, known.shift)
         if self.correct_bias:
-            left = _mean_error(relative, of_rows, target, dequantize(codes, grid), act, bits)
+            left = _mean_error(seen, target, dequantize(codes, grid), act, bits)
             correction = left if correction is None else correction + left
+        step = torch.arange(num_steps, device=weight.device).clamp(max=known.num_steps - 1)
         return LinearParams(
             weight_bits=self.weight_bits,
             act_bits=int(bits.max()),
             weight=QParams(*(values[None] for values in grid)),
-            weight_range=weight_range,
-            act=act if sizes is None else _of_groups(act, sizes),
-            act_range=torch.arange(num_steps, device=weight.device),
+            weight_range=weight_range[step],
+            act=act if seen.sizes is None else _of_groups(act, seen.sizes),
+            act_range=step,
             act_group=None if tokens is None else tokens.rows.to(weight.device),
             smoothing=s,
             codes=self._packed(codes),
-            shift=shift,
-            rotation=rotation,
-            correction=correction,
+            shift=known.shift,
+            rotation=known.rotation,
+            correction=None if correction is None else in_half(correction, "correction"),
             step_bits=bits.to(weight.device) if bits.min() < bits.max() else None,
             low_rank=branch,
             folded=bool(fold.input),
@@ -167,7 +173,7 @@ class StaticPlusMethod(SmoothedMethod):
     def tables(self, denoiser: nn.Module, stats: Stats, state: QuantState, timesteps: Tensor) -> dict[str, Table]:
         """step_bits: of every step, what was measured of it and the bits that follow, for inputs that change."""
         layer = next(iter(stats.layers.values()))
-        measured = (layer.samples.step_error, layer.samples.step_change, self._bits(layer, len(timesteps), False))
+        measured = (layer.samples.step_error, layer.samples.step_change, self._step_bits(layer.samples))
         columns = zip(timesteps.tolist(), *(values.tolist() for values in measured), strict=True)
         names = ("timestep", "step_error", "step_change", "act_bits")
         rows = [{"step": step} | dict(zip(names, row, strict=True)) for step, row in enumerate(columns)]
@@ -182,30 +188,26 @@ class StaticPlusMethod(SmoothedMethod):
         off = {"step_bits": None, "clamp_acts": False, "weight_grid": "minmax", "rounding": "nearest"}
         return StaticPlusMethod(**{name: getattr(self, name) for name in kept}, **off)
 
-    def _block(self, weight: Tensor) -> int:
-        """Of the rotation at run time."""
-        return fitting_block(weight.shape[1], self.rotation_block) if self.rotation_block else 0
+    def _input(self, weight: Tensor, stats: LayerStats, fold: Fold, tokens: TokenGroups | None) -> LayerInput:
+        at_run_time = fitting_block(weight.shape[1], self.rotation_block) if self.rotation_block else 0
+        return LayerInput(stats, self.shift, rotation=fold.input or at_run_time, tokens=tokens, damping=self.damping)
 
-    def _shift(self, stats: LayerStats) -> Tensor | None:
-        """[N, in] fp32, or None."""
-        if self.shift == "mid":
-            return (stats.min + stats.max) / 2
-        return stats.samples.inputs.float().mean(1) if self.shift == "mean" else None
+    def _bits(self, known: LayerInput) -> Tensor:
+        """Activation bits of every step that is told apart, long."""
+        return torch.tensor([self.act_bits]) if known.constant else self._step_bits(known.stats.samples)
 
-    def _bits(self, stats: LayerStats, num_steps: int, constant: bool) -> Tensor:
-        """Activation bits of every step, long [N]."""
-        if self.step_bits is None or constant:
-            return torch.full((num_steps,), self.act_bits)
+    def _step_bits(self, samples: LayerSamples) -> Tensor:
+        """Of every step, for inputs that change: long [N]."""
         if self.step_bits == "switched":
-            return frozen_switch(stats.samples.step_change, self.act_bits)
-        return spread_bits(stats.samples.step_error, self.act_bits)
+            return frozen_switch(samples.step_change, self.act_bits)
+        if self.step_bits == "spread":
+            return spread_bits(samples.step_error, self.act_bits)
+        return torch.full((len(samples.step_error),), self.act_bits)
 
-    def _act(
-        self, ranges: tuple[Tensor, Tensor], relative: Tensor, sizes: Tensor, bits: Tensor, target: Tensor
-    ) -> QParams:
-        """Of every step, [N]: ranges two [N]; relative and sizes as of _token_sizes."""
+    def _act(self, seen: SeenInput, bits: Tensor, target: Tensor) -> QParams:
+        """Of every step, [N], of the relative rows."""
         ratios = RATIOS if self.clamp_acts else (1.0,)
-        steps = zip(*ranges, relative, sizes, bits.tolist(), strict=True)
+        steps = zip(*seen.ranges, seen.relative, seen.of_rows, bits.tolist(), strict=True)
         steps = [_clamped(*step, target, ratios) for step in steps]
         return QParams(*(torch.stack(values) for values in zip(*steps, strict=True)))
 
@@ -215,11 +217,11 @@ class StaticPlusMethod(SmoothedMethod):
             return refine_grid(target, bits=self.weight_bits)
         return qparams_from_range(*tensor_range(target, "per_channel"), bits=self.weight_bits)
 
-    def _codes(self, target: Tensor, grid: QParams, inputs: Tensor) -> Tensor:
+    def _codes(self, target: Tensor, grid: QParams, seen: SeenInput) -> Tensor:
         """Integers in fp32 [out, in]."""
         if self.rounding == "nearest":
             return quantize(target, grid, bits=self.weight_bits)
-        return gptq_codes(target, grid, gram(inputs), bits=self.weight_bits, damping=self.damping)
+        return gptq_codes(target, grid, seen.feedback, bits=self.weight_bits)
 
     def _packed(self, codes: Tensor) -> Tensor | None:
         """Codes that do not follow from the weight and its grid."""
@@ -227,56 +229,9 @@ class StaticPlusMethod(SmoothedMethod):
         return None if follow or codes.is_meta else pack_codes([codes], bits=self.weight_bits)
 
 
-def _constant(stats: LayerStats) -> bool:
-    """Whether the input is the same at every step, as text is: with equal parameters the layer then runs once."""
-    bounds = () if stats.min.is_meta else (stats.min, stats.max)
-    return bool(bounds) and all(torch.equal(bound, bound[:1].expand_as(bound)) for bound in bounds)
-
-
-def _of_one_step(stats: LayerStats) -> LayerStats:
-    """With the inputs that were recorded at the first step at all of them."""
-    repeated = {name: getattr(stats.samples, name) for name in ("inputs", "places")}
-    repeated = {name: rows[:1].expand_as(rows) for name, rows in repeated.items()}
-    return replace(stats, samples=stats.samples._replace(**repeated))
-
-
-def _shifted(stats: LayerStats, shift: Tensor) -> LayerStats:
-    """Statistics of X - shift; the row maxima, which are not known, become the maxima of all rows."""
-    lo, hi = stats.min - shift, stats.max - shift
-    samples = stats.samples._replace(inputs=stats.samples.inputs.float() - shift[:, None])
-    return replace(
-        stats, min=lo, max=hi, abs_sum=torch.maximum(-lo, hi).double() * stats.rows[:, None], samples=samples
-    )
-
-
-def _transformed(stats: LayerStats, s: Tensor | None, rotation: int) -> Tensor:
-    """The recorded inputs as the quantizer sees them: fp32 [N, n, in]."""
-    x = stats.samples.inputs.float()
-    x = x if s is None else x / s[0]
-    return hadamard(x, rotation) if rotation else x
-
-
-def _token_sizes(inputs: Tensor, stats: LayerStats, tokens: TokenGroups | None) -> tuple[Tensor | None, Tensor]:
-    """Of the groups [N, G], or None without; of the recorded rows [N, n, 1], [N, 1, 1] ones without groups. Divided by
-    them, the rows of all groups have one grid.
-    """
-    if tokens is None:
-        return None, inputs.new_ones(len(inputs), 1, 1)
-    groups = tokens.of(stats.samples.places)
-    sizes = group_sizes(inputs, groups, tokens.count)
-    return sizes, sizes.gather(1, groups)[..., None]
-
-
 def _of_groups(act: QParams, sizes: Tensor) -> QParams:
     """Of every step and group, [N, G]: act [N] of rows divided by the sizes [N, G] of their groups."""
     return QParams(act.scale[:, None] * sizes, act.zero_point[:, None].repeat(1, sizes.shape[1]))
-
-
-def _step_ranges(stats: LayerStats, s: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Range of the whole tensor at every step, two [N]: only recorded rows know that of a rotation or of groups."""
-    if rows is not None:
-        return rows.flatten(1).amin(1), rows.flatten(1).amax(1)
-    return smoothed_range(stats.min, stats.max, None if s is None else s[0])
 
 
 def _clamped(
@@ -293,12 +248,10 @@ def _clamped(
     return candidates[int(torch.stack(errors).argmin())]
 
 
-def _mean_error(
-    relative: Tensor, sizes: Tensor, target: Tensor, quantized: Tensor, act: QParams, bits: Tensor
-) -> Tensor:
+def _mean_error(seen: SeenInput, target: Tensor, quantized: Tensor, act: QParams, bits: Tensor) -> Tensor:
     """What the layer's output lacks on average at every step: fp32 [N, out]."""
     lacking = []
-    for x, size, scale, zero_point, step_bits in zip(relative, sizes, *act, bits.tolist(), strict=True):
+    for x, size, scale, zero_point, step_bits in zip(seen.relative, seen.of_rows, *act, bits.tolist(), strict=True):
         xq = fake_quantize(x, QParams(scale, zero_point), bits=step_bits)
         lacking.append(((size * x) @ target.T - (size * xq) @ quantized.T).mean(0))
     return torch.stack(lacking)

@@ -47,7 +47,8 @@ class VideoModel(ABC):
     [B, 2c, T, H, W] fp32, noise estimate then variance logits; if it offers `prepare(y, mask)` and
     `prepare_timestep(timestep)`, what they return may stand for these inputs in several calls; if it offers
     `temporal_features(timesteps)` and `timestep_table(num_steps)`, they tell of what depends on the step alone, whose
-    linears are not among the `quantizable`. latent_shape is (c, T,
+    linears are not among the `quantizable`; if it offers `example_inputs()`, its arguments for one video, operations
+    are counted. latent_shape is (c, T,
     H, W); fps is the frame rate of the decoded videos in frames per second. random says that weights are random: of
     such a model no metric is taken. batch_size is how many prompts are sampled together unless the user says otherwise.
     prompt_sets are the options of `dataset` that stand for the paper's first and second prompt set in its tables.

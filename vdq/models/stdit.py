@@ -284,6 +284,12 @@ class STDiT(nn.Module):
             "time_scale": self.time_scale,
         }
 
+    def example_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Zeros for one video on the device of the weights: x [1, c, T, H, W], timestep [1] long, y [1, 1, L, D]."""
+        like = self.y_embedder.y_embedding
+        x = like.new_zeros(1, self.in_channels, *self.input_size)
+        return x, torch.zeros(1, dtype=torch.long, device=like.device), torch.zeros_like(like)[None, None]
+
     @staticmethod
     def prepare(y: Tensor, mask: Tensor | None = None) -> Prepared:
         """Stands for y and mask in several calls, without gradient: the first one projects and packs the captions and

@@ -4,6 +4,8 @@ The objective is the error of the layer's output on recorded inputs, |X' (W' - W
 minimizes |W' - What|^2.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,20 +23,34 @@ def gram(inputs: Tensor) -> Tensor:
     return total
 
 
-def gptq_codes(
-    weight: Tensor, qparams: QParams, gram: Tensor, *, bits: int, symmetric: bool = False, damping: float = DAMPING
-) -> Tensor:
-    """Codes of a weight [out, in], integers in fp32, for qparams [out, 1]; gram [in, in] = X^T X.
+class Feedback(NamedTuple):
+    """What rounding needs to know of the inputs, of any weight that multiplies them: the order of the columns, long
+    [in], and upper triangular U of the inverse Gram matrix in that order, fp64 [in, in].
+    """
 
-    Columns are rounded in the order of falling diagonal of the gram matrix, each with its error spread over those still
-    to come by the Cholesky factor of the inverse (eq. 2 and 3 of the paper); damping times the mean of the diagonal is
-    added to it. Where the matrix is zero or not positive definite even so, this is rounding to nearest.
+    order: Tensor
+    factor: Tensor
+
+
+def feedback(gram: Tensor, *, damping: float = DAMPING) -> Feedback:
+    """Of gram [in, in] = X^T X: columns in the order of falling diagonal, and the Cholesky factor of the inverse, after
+    damping times the mean of the diagonal is added to it. Where the matrix is zero or not positive definite even so,
+    the identity, with which rounding is to nearest.
+    """
+    diagonal = gram.diagonal()
+    order = diagonal.argsort(descending=True)
+    return Feedback(order, _inverse_factor(gram.double()[order][:, order], damping * float(diagonal.double().mean())))
+
+
+def gptq_codes(weight: Tensor, qparams: QParams, feedback: Feedback, *, bits: int, symmetric: bool = False) -> Tensor:
+    """Codes of a weight [out, in], integers in fp32, for qparams [out, 1].
+
+    Columns are rounded one after another, each with its error spread over those still to come by the factor (eq. 2 and
+    3 of the paper).
     """
     first, last = code_range(bits, symmetric)
     scale, zero_point = (values.double() for values in qparams)
-    diagonal = gram.diagonal()
-    order = diagonal.argsort(descending=True)
-    factor = _inverse_factor(gram.double()[order][:, order], damping * float(diagonal.double().mean()))
+    order, factor = feedback
     work = weight.double()[:, order]
     codes = torch.empty_like(work)
     for start in range(0, work.shape[1], BLOCK):

@@ -119,7 +119,7 @@ class ExactBuffers(nn.Module):
 
 
 class StepTable(ExactBuffers):
-    """Called without arguments: the row of `values` [K, C] fp32 that `ranges` long [N] has for the clock's step."""
+    """Called without arguments: the row of `values` [K, C] that `ranges` long [N] has for the clock's step, as fp32."""
 
     exact = ("values",)
     values: Tensor
@@ -132,7 +132,7 @@ class StepTable(ExactBuffers):
         self.register_buffer("ranges", ranges)
 
     def forward(self) -> Tensor:
-        return self.values.index_select(0, self.ranges.index_select(0, self.clock.index))[0]
+        return self.values.index_select(0, self.ranges.index_select(0, self.clock.index))[0].float()
 
 
 class TransformedLinear(nn.Module):

@@ -1,6 +1,7 @@
 """The parameters of one quantized linear layer."""
 
 from dataclasses import dataclass, replace
+from statistics import mean
 from typing import NamedTuple
 
 import torch
@@ -67,8 +68,8 @@ class LinearParams:
     them. act_group: long [R], or None; then act is [Ka, G], and row r of a video's R token rows, in the order in which
     the layer gets them, belongs to group act_group[r]. codebook: static levels of x' in place of act; simulated only.
 
-    smoothing: s [Kw, in] fp32, or None (then Kw = 1). shift [Ka, in] and correction [Ka, out], fp32 or None, are of the
-    activation range of a step, or of its weight range where there is no act_range. rotation: block size of the
+    smoothing: s [Kw, in] fp32, or None (then Kw = 1). shift [Ka, in] and correction [Ka, out], fp32, fp16 or None, are
+    of the activation range of a step, or of its weight range where there is no act_range. rotation: block size of the
     normalized Hadamard transform of the channels, 0 for none. folded: x arrives rotated, as the layer before has it
     for its out_rotation, the block of a rotation of the output, 0 for none (vdq.quant.folding).
 
@@ -182,7 +183,7 @@ class LinearParams:
         codes = self.packed_codes(weight)
         if not self.folded:
             return replace(self, codes=codes, out_rotation=0)
-        shift = None if self.shift is None else hadamard(self.shift, self.rotation)
+        shift = None if self.shift is None else hadamard(self.shift.float(), self.rotation)
         return replace(self, codes=codes, out_rotation=0, folded=False, rotation=0, shift=shift)
 
     def plain(self, weight: Tensor) -> "LinearParams":
@@ -225,11 +226,20 @@ class LinearParams:
 
     def step_shift(self) -> Tensor | None:
         """Shift of every step, [N, in] fp32, or None."""
-        return None if self.shift is None else self.shift[self.table_range]
+        return None if self.shift is None else self.shift[self.table_range].float()
+
+    def step_correction(self) -> Tensor | None:
+        """Correction of every step, [N, out] fp32, or None."""
+        return None if self.correction is None else self.correction[self.table_range].float()
 
     def step_act(self) -> QParams:
         """Activation qparams of every step, each [N] or [N, G] fp32."""
         return QParams(self.act.scale[self.act_range], self.act.zero_point[self.act_range])
+
+    @property
+    def mean_act_bits(self) -> float | None:
+        """Over the steps; None if they are chosen while sampling."""
+        return None if self.high_bits is not None else mean(self.act_bits_of_steps())
 
     def act_bits_of_steps(self) -> list[int]:
         """Activation bits of every step."""

@@ -1,9 +1,8 @@
 """What became of every layer, and the size of the quantized model."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 from statistics import mean
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from vdq.quant.layers import projections
 from vdq.quant.params import CODES, LinearParams
+from vdq.quant.sharing import shift_owners
 from vdq.quant.smoothing import smoothed_range
 from vdq.quant.state import LayerReport, QuantState
 from vdq.quant.stats import LayerStats, Stats
@@ -21,30 +21,56 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; parameters: scales, zero points,
-    smoothing factors, shifts, corrections, low-rank branches, codebooks and tables of steps and groups; full_precision:
-    everything else in the state dict, biases included; original: the model before.
+    """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; scales: with zero points, and
+    codebooks; branches: low-rank ones; tables: all else that layers need, smoothing factors, shifts, once an input,
+    corrections, and tables of steps and groups; full_precision: everything else in the state dict, biases included.
+    original: the model before; half: with 16 bits for each of its numbers. elements: quantized weights, in millions.
     """
 
     weights: float
-    parameters: float
+    scales: float
+    branches: float
+    tables: float
     full_precision: float
     original: float
+    half: float
+    elements: float
+
+    @property
+    def parameters(self) -> float:
+        """What quantized layers need beside their codes."""
+        return self.scales + self.branches + self.tables
 
     @property
     def total(self) -> float:
         return self.weights + self.parameters + self.full_precision
 
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Of the quantized layers with all that they need; None without one."""
+        return 8 * (self.weights + self.parameters) / self.elements if self.elements else None
+
 
 def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
     """Size of `denoiser` (the original) when stored quantized as `state` says."""
     quantized = [(p.weight, state.layers[p.fqn]) for p in projections(denoiser) if p.fqn in state.layers]
-    original = sum(_bytes(tensor) for tensor in denoiser.state_dict().values())
+    stored = list(denoiser.state_dict().values())
+    owners = shift_owners(denoiser, state.layers)
+    parts = Counter({"tables": -sum(_bytes(state.layers[fqn].shift) for fqn, own in owners.items() if fqn != own)})
+    for _, params in quantized:
+        for name, tensor in params.tensors().items():
+            if name != CODES:
+                parts[_part(name)] += _bytes(tensor)
+    original = sum(map(_bytes, stored))
     return ModelSize(
         weights=sum(q.num_weight_ranges * w.numel() * q.weight_bits / 8 for w, q in quantized) / MEGABYTE,
-        parameters=sum(map(_bytes, chain.from_iterable(_tables(q) for _, q in quantized))) / MEGABYTE,
+        scales=parts["scales"] / MEGABYTE,
+        branches=parts["branches"] / MEGABYTE,
+        tables=parts["tables"] / MEGABYTE,
         full_precision=(original - sum(_bytes(w) for w, _ in quantized)) / MEGABYTE,
         original=original / MEGABYTE,
+        half=sum(2 * tensor.numel() for tensor in stored) / MEGABYTE,
+        elements=sum(w.numel() for w, _ in quantized) / MEGABYTE,
     )
 
 
@@ -97,7 +123,7 @@ def _quantized(fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats
         act_ranges=params.num_act_ranges,
         weight_error=weight_error(weight, params),
         act_range_spread=act_range_spread(stats, params) if stats else None,
-        mean_act_bits=_mean_act_bits(params),
+        mean_act_bits=params.mean_act_bits,
         act_groups=params.num_act_groups,
         rotation=params.rotation,
     )
@@ -105,12 +131,8 @@ def _quantized(fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats
 
 def mean_act_bits(state: QuantState) -> float | None:
     """Activation bits over steps and quantized layers; None in full precision or if they are chosen while sampling."""
-    bits = [_mean_act_bits(params) for params in state.layers.values()]
+    bits = [params.mean_act_bits for params in state.layers.values()]
     return None if None in bits or not bits else mean(bits)
-
-
-def _mean_act_bits(params: LinearParams) -> float | None:
-    return None if params.high_bits is not None else mean(params.act_bits_of_steps())
 
 
 def _range_error(weight: Tensor, params: LinearParams, range_: int) -> float:
@@ -122,9 +144,11 @@ def _range_error(weight: Tensor, params: LinearParams, range_: int) -> float:
     return float((restored - weight).norm())
 
 
-def _tables(params: LinearParams) -> Iterator[Tensor]:
-    """Every tensor that is stored beside the codes."""
-    return (tensor for name, tensor in params.tensors().items() if name != CODES)
+def _part(name: str) -> str:
+    """The field of ModelSize that a tensor of LinearParams counts to."""
+    if name.startswith("low_rank"):
+        return "branches"
+    return "scales" if name.endswith(("_scale", "_zero_point")) or name.startswith("codebook") else "tables"
 
 
 def _bytes(tensor: torch.Tensor) -> int:

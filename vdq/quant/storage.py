@@ -12,11 +12,17 @@ from vdq.files import complete_or_nothing
 
 
 def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *, kind: str) -> None:
-    """Write under a temporary name in the same folder and rename, so that a reader never sees half a file."""
-    # Clones: safetensors refuses tensors that share memory, as the step indices of several layers do.
-    owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    """Write under a temporary name in the same folder and rename, so that a reader never sees half a file. A tensor
+    that has several names is written once.
+    """
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+    # Clones: safetensors refuses tensors that share memory, as views of one tensor do.
+    owned = {name: tensors[name].detach().cpu().clone().contiguous() for name in first.values()}
+    others = {name: owner for name, owner in names.items() if name != owner}
+    metadata = {"kind": kind, "header": json.dumps(header), "others": json.dumps(others)}
     with complete_or_nothing(Path(path)) as partial:
-        save_file(owned, partial, metadata={"kind": kind, "header": json.dumps(header)})
+        save_file(owned, partial, metadata=metadata)
 
 
 def load(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -25,4 +31,6 @@ def load(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, A
         metadata = file.metadata() or {}
         if metadata.get("kind") != kind:
             raise ValueError(f"{path} holds {metadata.get('kind') or 'no vdq data'}, must hold {kind}")
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["header"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    tensors |= {name: tensors[owner] for name, owner in json.loads(metadata.get("others", "{}")).items()}
+    return tensors, json.loads(metadata["header"])

@@ -4,6 +4,7 @@ x' = rotate((x - shift) / s) and W' = rotate(W s): x' W'^T + shift W^T = x W^T. 
 is known before sampling and added as a correction.
 """
 
+import torch
 from torch import Tensor
 
 from vdq.quant.rotation import hadamard
@@ -44,6 +45,14 @@ def rotate_output(weight: Tensor, rotation: int) -> Tensor:
 def shift_correction(weight: Tensor, shift: Tensor) -> Tensor:
     """shift W^T, what the shift takes from the output: weight [out, in], shift [Ka, in] -> fp32 [Ka, out]."""
     return (shift.double() @ weight.detach().double().T).float()
+
+
+def in_half(table: Tensor, name: str) -> Tensor:
+    """A table of shifts or corrections as it is stored, fp16. Raises ValueError for values beyond its range."""
+    half = table.half()
+    if not half.is_meta and not bool(torch.isfinite(half).all()):
+        raise ValueError(f"{name} reaches {float(table.abs().max()):g}, half precision holds at most 65504")
+    return half
 
 
 def video_rows(x: Tensor, rows: int) -> Tensor:

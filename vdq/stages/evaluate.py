@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from vdq.data.samples import video_path
 from vdq.files import write_json, write_text
+from vdq.quant.operations import call_rows, operations, total
 from vdq.quant.report import mean_act_bits, model_size
 from vdq.quant.state import QuantState
 from vdq.stages import calibrate, quantize, sample
@@ -75,7 +76,8 @@ def _finish(experiment: Experiment) -> dict:
     result = _identity(experiment)
     if execution.get("mean_act_bits") is not None:  # decided while sampling
         result["mean_act_bits"] = execution["mean_act_bits"]
-    result |= _cost(experiment) | _ran(execution) | scores["values"] | scores["notes"]
+    result |= _cost(experiment) | _operations(experiment, result["mean_act_bits"])
+    result |= _ran(execution) | scores["values"] | scores["notes"]
     result |= {
         "metrics": experiment.metrics_signature,
         "scored_on": scores["machine"]["processor"],
@@ -105,8 +107,9 @@ def _track(experiment: Experiment, result: dict) -> None:
 def _identity(experiment: Experiment) -> dict:
     """What the run is: the columns that tables and sweeps select by."""
     cfg, method, structure = experiment.cfg, experiment.method, experiment.model.structure
-    state = QuantState.load(experiment.state_path) if method.quantizes else QuantState({}, experiment.clock.num_steps)
+    state = _state(experiment)
     kinds = {"static" if params.static else "dynamic" for params in state.layers.values()}
+    size = model_size(structure, state)
     return {
         "name": experiment.name,
         "model": cfg.model.name,
@@ -123,10 +126,34 @@ def _identity(experiment: Experiment) -> dict:
         "seed": cfg.seed,
         "num_prompts": len(experiment.prompts.evaluation),
         "quantized_layers": len(state.layers),
-        "size_mb": model_size(structure, state).total,
+        "size_mb": size.total,
+        "size_mb_fp16": size.half,
+        "bits_per_weight": size.bits_per_weight,
         "signature": experiment.signature,
         "reference": (experiment.reference or experiment).signature,
         "stats": experiment.stats_signature if experiment.calibrates else None,
+    }
+
+
+def _state(experiment: Experiment) -> QuantState:
+    if experiment.method.quantizes:
+        return QuantState.load(experiment.state_path)
+    return QuantState({}, experiment.clock.num_steps)
+
+
+def _operations(experiment: Experiment, act_bits: float | None) -> dict:
+    """Of one call of the denoiser for one video (vdq.quant.operations), in 10^9 and 10^12; none where the model does
+    not say what a call gets.
+    """
+    structure = experiment.model.structure
+    if not hasattr(structure, "example_inputs"):
+        return {}
+    found = total(operations(structure, _state(experiment), call_rows(structure), act_bits))
+    return {
+        "integer_gmacs": found.integer_macs / 1e9,
+        "float_gmacs": found.float_macs / 1e9,
+        "rotation_gadds": found.rotation_adds / 1e9,
+        "bit_tops": None if found.bit_operations is None else found.bit_operations / 1e12,
     }
 
 

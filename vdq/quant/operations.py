@@ -1,0 +1,94 @@
+"""How many operations a call of the quantized denoiser takes, from its structure: what bit-widths alone do not tell."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vdq.quant.layers import linear_modules, projections
+from vdq.quant.params import LinearParams
+from vdq.quant.state import QuantState
+
+FLOAT_BITS = 16  # of a floating-point operand, whatever type a simulation computes in
+
+
+class Operations(NamedTuple):
+    """Of linear layers, in one call of the denoiser for one video; guidance makes two such calls a step.
+
+    integer_macs: multiply-adds of codes. float_macs: multiply-adds in floating point, of low-rank branches and of
+    layers in full precision. rotation_adds: additions of rotations at run time, log2(block) a channel. bit_operations:
+    multiply-adds times the bits of both operands, floats counted with 16, and additions times 16 (as in Bayesian Bits,
+    arXiv 2005.07093); None where activation bits are chosen while sampling and not given.
+
+    Not counted, since every recipe has them: products of attention, the patch convolution and elementwise operations,
+    among them what a quantizer does and what a dynamic one measures.
+    """
+
+    integer_macs: float = 0
+    float_macs: float = 0
+    rotation_adds: float = 0
+    bit_operations: float | None = 0
+
+    def plus(self, other: Operations) -> Operations:
+        known = self.bit_operations is not None and other.bit_operations is not None
+        sums = (a + b for a, b in zip(self[:3], other[:3], strict=True))
+        return Operations(*sums, self.bit_operations + other.bit_operations if known else None)
+
+
+def layer_operations(
+    params: LinearParams | None, shape: tuple[int, int], rows: int, act_bits: float | None = None
+) -> Operations:
+    """Of a layer [out, in] on so many rows, None for one in full precision; act_bits: the mean where it is chosen while
+    sampling.
+    """
+    out_features, in_features = shape
+    macs = rows * out_features * in_features
+    if params is None:
+        return Operations(float_macs=macs, bit_operations=macs * FLOAT_BITS**2)
+    rank = 0 if params.low_rank is None else len(params.low_rank.down)
+    branch = rows * rank * (out_features + in_features)
+    rotation = 0 if params.folded else params.rotation
+    adds = rows * in_features * math.log2(rotation) if rotation else 0
+    bits = act_bits if params.high_bits is not None else params.mean_act_bits
+    around = branch * FLOAT_BITS**2 + adds * FLOAT_BITS
+    return Operations(macs, branch, adds, None if bits is None else macs * params.weight_bits * bits + around)
+
+
+def operations(
+    denoiser: nn.Module, state: QuantState, rows: dict[str, int], act_bits: float | None = None
+) -> dict[str, Operations]:
+    """Of every linear projection by fqn: denoiser is the original, rows those of `call_rows`."""
+    return {
+        p.fqn: layer_operations(state.layers.get(p.fqn), tuple(p.weight.shape), rows[p.input_fqn], act_bits)
+        for p in projections(denoiser)
+    }
+
+
+def total(by_layer: dict[str, Operations]) -> Operations:
+    """Of all layers together."""
+    found = Operations()
+    for each in by_layer.values():
+        found = found.plus(each)
+    return found
+
+
+def call_rows(denoiser: nn.Module) -> dict[str, int]:
+    """Rows that every linear module gets in a call for one video, by fqn: from shapes alone, with all caption tokens.
+
+    The denoiser has to offer `example_inputs()`, its arguments for one video.
+    """
+    net = copy.deepcopy(denoiser).to("meta")
+    rows: dict[str, int] = {}
+
+    def count(fqn: str, x: Tensor) -> None:
+        rows[fqn] = x.shape[:-1].numel()
+
+    for fqn, linear in linear_modules(net):
+        linear.register_forward_pre_hook(lambda _, args, fqn=fqn: count(fqn, args[0]))
+    with torch.no_grad():
+        net(*net.example_inputs())
+    return rows
