@@ -9,13 +9,14 @@ from torch import Tensor
 pytest.importorskip("onnx", reason="needs the packages of vdq[export]")
 ort = pytest.importorskip("onnxruntime", reason="needs the packages of vdq[export]")
 
-from onnx import GraphProto, TensorProto, checker, helper, load_model, save_model  # noqa: E402
+from onnx import GraphProto, TensorProto, checker, load_model, save_model  # noqa: E402
 
 from vdq.backends import ReferenceBackend  # noqa: E402
 from vdq.diffusion.clock import StepClock  # noqa: E402
-from vdq.export.onnx_graph import DATA, Graph, TensorFile, step_groups  # noqa: E402
+from vdq.export.onnx_graph import DATA, Graph, TensorFile, layer_template, step_groups  # noqa: E402
 from vdq.export.onnx_kernels import check_integer  # noqa: E402
-from vdq.export.onnx_linear import DOMAIN, OPERATOR, OPSET, OnnxBackend  # noqa: E402
+from vdq.export.onnx_linear import OnnxBackend  # noqa: E402
+from vdq.export.onnx_session import open_session  # noqa: E402
 from vdq.methods import StaticMethod  # noqa: E402
 from vdq.quant.linear import LayerSpec, SampleRows  # noqa: E402
 from vdq.quant.stats import LayerStats  # noqa: E402
@@ -44,22 +45,23 @@ def inputs() -> Tensor:
     return x
 
 
-def write(layer: LayerSpec, steps: list[int], folder, *, zero_points: bool):
+def write(layer: LayerSpec, steps: list[int], folder, *, zero_points: bool, unsigned: bool = False):
     """The file of a graph with this layer alone."""
-    shapes = {"x": [2, 9, IN], "output": [2, 9, OUT]}
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
-    node = helper.make_node(OPERATOR, ["x"], ["output"], domain=DOMAIN, fqn=layer.fqn)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
-    template = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=10)
     with (folder / DATA).open("wb") as file:
-        model = Graph(template, TensorFile(file), steps).build({layer.fqn: layer}, zero_points=zero_points)
+        graph = Graph(layer_template(layer, [2, 9, IN]), TensorFile(file), steps)
+        model = graph.build({layer.fqn: layer}, zero_points=zero_points, unsigned=unsigned)
     save_model(model, folder / "layer.onnx")
     checker.check_model(folder / "layer.onnx", full_check=True)
     return folder / "layer.onnx"
 
 
-def run(path, x: Tensor, step: int) -> Tensor:
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+def any_session(path) -> ort.InferenceSession:
+    """As somebody opens it who read nothing."""
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def run(path, x: Tensor, step: int, *, opened=open_session) -> Tensor:
+    session = opened(path)
     feed = {"x": x.numpy(), "step": torch.tensor(step).numpy()}
     return torch.from_numpy(session.run(None, {entry.name: feed[entry.name] for entry in session.get_inputs()})[0])
 
@@ -85,6 +87,21 @@ def test_equals_the_integer_reference(weight_bits, act_bits, symmetric, zero_poi
             torch.testing.assert_close(run(path, x, step), reference(layer, x, step), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("weight_bits", "act_bits", "dtype"), [(8, 8, "UINT8"), (8, 7, "INT8"), (7, 8, "INT8")])
+def test_is_exact_in_a_session_that_sets_nothing(weight_bits, act_bits, dtype, symmetric, tmp_path):
+    """Also where sums of u8 x s8 products saturate, for inputs at the ends of their codes."""
+    bits = {"weight_bits": weight_bits, "act_bits": act_bits}
+    layer = make_layer(**bits, symmetric_weights=symmetric)
+    x = 100 * inputs()
+    for zero_points in (True, False):
+        path = write(layer, [0, 1, 2, 3], tmp_path, zero_points=zero_points, unsigned=True)
+        check_integer(path, [FQN])
+        codes = next(t for t in load_model(path).graph.initializer if t.name == f"{FQN}.weight_codes")
+        assert codes.data_type == TensorProto.DataType.Value(dtype)
+        torch.testing.assert_close(run(path, x, 3, opened=any_session), reference(layer, x, 3), rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("zero_points", [True, False])
 def test_smoothing_moves_few_codes_and_by_one(zero_points, tmp_path):
     """The graph rounds X / s before it divides by the scale; a code moves only where that crosses a half."""
@@ -103,7 +120,7 @@ def test_smoothing_moves_few_codes_and_by_one(zero_points, tmp_path):
 
 def test_nothing_is_gathered_that_does_not_change(tmp_path):
     path = write(make_layer(alpha=0.5, num_time_ranges=2), [2, 3], tmp_path, zero_points=True)
-    assert [entry.name for entry in ort.InferenceSession(path).get_inputs()] == ["x"]
+    assert [entry.name for entry in open_session(path).get_inputs()] == ["x"]
 
 
 def flat_bias(graph: GraphProto) -> None:

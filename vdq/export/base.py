@@ -44,6 +44,11 @@ class Exporter(ABC):
     def __init__(self, *, path: str | None = None) -> None:
         self.path = path
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Those entries of the manifest's contents that the options alone decide."""
+        return {}
+
     @abstractmethod
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         """Raise ValueError with the reason if such a run cannot be exported. Called before any model is built."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,12 +13,13 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from vdq.export.onnx_linear import DOMAIN, OPSET, expand
+from vdq.export.onnx_linear import DOMAIN, OPERATOR, OPSET, expand
 from vdq.models.stdit import STDiT
 from vdq.quant.convert import quantized_layers
 from vdq.quant.linear import LayerSpec
 
 INPUTS, OUTPUT, STEP = ("x", "timestep", "y", "mask"), "output", "step"
+IR_VERSION = 10  # the first with opset 21
 DATA = "denoiser.data"
 ROWS = 2  # of a batch: a prompt and the null caption
 EXTERNAL_BYTES = 1024  # smaller tensors are inside the graph
@@ -69,11 +70,23 @@ def step_groups(layers: Iterable[LayerSpec], *, constant: bool) -> list[list[int
     return list(groups.values())
 
 
-def write_graphs(template: ModelProto, layers: dict[str, LayerSpec], folder: Path, *, constant: bool) -> list[str]:
+def layer_template(layer: LayerSpec, shape: Sequence[int]) -> ModelProto:
+    """What `traced` would return of a network of this layer alone: x fp32 `shape` [..., in] -> output [..., out]."""
+    shapes = {"x": shape, OUTPUT: [*shape[:-1], len(layer.weight)]}
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in shapes.items())
+    node = helper.make_node(OPERATOR, ["x"], [OUTPUT], domain=DOMAIN, fqn=layer.fqn)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+    return helper.make_model(helper.make_graph([node], "layer", [x], [y]), opset_imports=opsets, ir_version=IR_VERSION)
+
+
+def write_graphs(
+    template: ModelProto, layers: dict[str, LayerSpec], folder: Path, *, constant: bool, unsigned: bool
+) -> list[str]:
     """Writes the graphs of all steps and their data file; returns the file name of the graph of every step.
 
-    `template` is what `traced` returns. Where `constant`, no graph takes the step and weights have no zero points; else
-    the graph of a time range gathers what changes in it by its input `step`, an int64 scalar.
+    `template` is what `traced` returns. Where `constant`, no graph takes the step and int8 weights have no zero points;
+    else the graph of a time range gathers what changes in it by its input `step`, an int64 scalar. Where `unsigned`,
+    weights that could saturate are uint8.
     """
     groups = step_groups(layers.values(), constant=constant)
     files = {}
@@ -81,7 +94,7 @@ def write_graphs(template: ModelProto, layers: dict[str, LayerSpec], folder: Pat
         tensors = TensorFile(file)
         for number, steps in enumerate(groups):
             name = "denoiser.onnx" if len(groups) == 1 else f"denoiser_{number:02d}.onnx"
-            model = Graph(template, tensors, steps).build(layers, zero_points=not constant)
+            model = Graph(template, tensors, steps).build(layers, zero_points=not constant, unsigned=unsigned)
             onnx.save_model(model, folder / name)
             files |= dict.fromkeys(steps, name)
     for name in dict.fromkeys(files.values()):
@@ -125,14 +138,14 @@ class Graph:
         self.initializers: dict[str, TensorProto] = {}
         self.gathers = False
 
-    def build(self, layers: dict[str, LayerSpec], *, zero_points: bool) -> ModelProto:
+    def build(self, layers: dict[str, LayerSpec], *, zero_points: bool, unsigned: bool) -> ModelProto:
         source = self.template.graph
         for tensor in source.initializer:
             self._add(tensor.name, None, lambda tensor=tensor: numpy_helper.from_array(numpy_helper.to_array(tensor)))
         for node in source.node:
             if node.domain == DOMAIN:
                 layer = layers[node.attribute[0].s.decode()]
-                expand(layer, self, node.input[0], node.output[0], zero_points=zero_points)
+                expand(layer, self, node.input[0], node.output[0], zero_points=zero_points, unsigned=unsigned)
             else:
                 self.nodes.append(node)
         inputs = list(source.input)

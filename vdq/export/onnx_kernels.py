@@ -9,7 +9,10 @@ from tempfile import TemporaryDirectory
 import onnx
 import onnxruntime
 
+from vdq.export.onnx_session import open_session
+
 INTEGER_PRODUCTS = {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "MatMulInteger"}
+MADE_UNSIGNED = "_s8_2_u8"  # ends the names of weights that session.x64quantprecision made unsigned
 
 
 def check_integer(path: Path, fqns: Iterable[str]) -> None:
@@ -17,7 +20,8 @@ def check_integer(path: Path, fqns: Iterable[str]) -> None:
 
     It does so without a word when a pattern of operators is not the one that it replaces by an integer kernel.
     """
-    integer = {name for node in optimized(path).graph.node if node.op_type in INTEGER_PRODUCTS for name in node.input}
+    products = [node for node in optimized(path).graph.node if node.op_type in INTEGER_PRODUCTS]
+    integer = {name.removesuffix(MADE_UNSIGNED) for node in products for name in node.input}
     for fqn in fqns:
         if f"{fqn}.weight_codes" not in integer:
             raise ValueError(
@@ -29,8 +33,6 @@ def check_integer(path: Path, fqns: Iterable[str]) -> None:
 def optimized(path: Path) -> onnx.ModelProto:
     """The graph as ONNX Runtime executes it on a CPU, without the tensors of data files."""
     with TemporaryDirectory(dir=path.parent, prefix=".optimized") as folder:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns that such a file fits this CPU only
-        options.optimized_model_filepath = str(Path(folder) / path.name)
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return onnx.load(options.optimized_model_filepath, load_external_data=False)
+        written = Path(folder) / path.name
+        open_session(path, optimized_model_filepath=str(written))
+        return onnx.load(written, load_external_data=False)

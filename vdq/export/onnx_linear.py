@@ -17,11 +17,19 @@ from vdq.backends.base import Backend
 from vdq.backends.integer import BITS, unsupported
 from vdq.quant.affine import code_range
 from vdq.quant.linear import LayerSpec
+from vdq.quant.params import LinearParams
 
 OPSET = 21  # the first whose DequantizeLinear and Cast know 4-bit integers
 DOMAIN, OPERATOR = "vdq", "StaticLinear"
 NIBBLE_BITS = 4
-MIDDLE = 2 ** (BITS - 1)
+CENTRED_BITS = 7  # from so many on, weights are stored around the middle of their codes
+
+
+def saturates(params: LinearParams) -> bool:
+    """Whether sums of two products of a layer, of its input's codes and int8 weights, can leave 16 bits: x86 without
+    VNNI adds so. Codes up to 127, or weights in -64..64, cannot.
+    """
+    return params.weight_bits == params.act_bits == BITS
 
 
 class OnnxBackend(Backend):
@@ -82,16 +90,17 @@ class Pieces(Protocol):
         """Name of what is row `step` of `values` [N, ...] at run time."""
 
 
-def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: bool) -> None:
+def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: bool, unsigned: bool) -> None:
     """Adds the operators of one layer, from the input named `x` to the output named `y`.
 
-    All steps of `pieces` have one weight range. Weight zero points stay in DequantizeLinear where `zero_points`, else
-    the weights are made symmetric and what is missing is added. The bias, a correction included, is fp32 and
-    three-dimensional, see OnnxLinear.
+    All steps of `pieces` have one weight range. Where `unsigned`, weights that could saturate are uint8 with a zero
+    point. Others are int8; their zero points stay in DequantizeLinear where `zero_points`, else the weights are made
+    symmetric and what is missing is added. The bias, a correction included, is fp32 and three-dimensional, see
+    OnnxLinear.
     """
     fqn, range_ = layer.fqn, int(layer.params.weight_range[pieces.steps[0]])
     x = _dequantized_input(layer, pieces, x, range_)
-    weight, offset = _dequantized_weight(layer, pieces, range_, zero_points=zero_points)
+    weight, offset = _dequantized_weight(layer, pieces, range_, zero_points=zero_points, unsigned=unsigned)
     terms = []
     if offset is not None:
         sums = pieces.node("MatMul", [x, _ones(layer, pieces)], f"{fqn}.sums")
@@ -130,7 +139,9 @@ def _dequantized_input(layer: LayerSpec, pieces: Pieces, x: str, range_: int) ->
     return pieces.node("DequantizeLinear", [codes, scale, zero_point], f"{fqn}.act")
 
 
-def _dequantized_weight(layer: LayerSpec, pieces: Pieces, range_: int, *, zero_points: bool) -> tuple[str, str | None]:
+def _dequantized_weight(
+    layer: LayerSpec, pieces: Pieces, range_: int, *, zero_points: bool, unsigned: bool
+) -> tuple[str, str | None]:
     """Names of the weight [in, out] and of a vector [out] that, times the sum of a token's inputs, is missing in their
     product; None if nothing is.
     """
@@ -138,23 +149,30 @@ def _dequantized_weight(layer: LayerSpec, pieces: Pieces, range_: int, *, zero_p
     first, _ = code_range(params.weight_bits, params.symmetric_weights)
     scale, zero_point = (values[:, 0] for values in params.weight_qparams(range_))
     zero_point = zero_point - first
-    # Codes of fewer than 8 bits less their zero point fit a signed byte; of 8 bits, what the middle leaves is missing.
-    middle = torch.full_like(zero_point, MIDDLE) if params.weight_bits == BITS else zero_point
-    offset = middle - zero_point
+    unsigned = unsigned and saturates(params)
+    middle = torch.zeros_like(zero_point) if unsigned else _middle(params.weight_bits, zero_point)
+    offset, dtype = middle - zero_point, torch.uint8 if unsigned else torch.int8
 
     def codes() -> Tensor:
         return params.weight_codes(layer.weight, range_).T - first
 
     if params.weight_bits <= NIBBLE_BITS:
-        signed = _unpacked(fqn, pieces, codes, middle, range_)
+        stored = _unpacked(fqn, pieces, codes, middle, range_)
     else:
-        signed = pieces.constant(f"{fqn}.weight_codes", lambda: (codes() - middle).to(torch.int8), key=range_)
-    inputs, missing = [signed, pieces.constant(f"{fqn}.weight_scale", lambda: scale, key=range_)], None
-    if offset.any() and zero_points:
-        inputs.append(pieces.constant(f"{fqn}.weight_zero_point", lambda: (-offset).to(torch.int8), key=range_))
+        stored = pieces.constant(f"{fqn}.weight_codes", lambda: (codes() - middle).to(dtype), key=range_)
+    inputs, missing = [stored, pieces.constant(f"{fqn}.weight_scale", lambda: scale, key=range_)], None
+    if offset.any() and (zero_points or unsigned):
+        inputs.append(pieces.constant(f"{fqn}.weight_zero_point", lambda: (-offset).to(dtype), key=range_))
     elif offset.any():
         missing = pieces.constant(f"{fqn}.weight_offset", lambda: offset * scale, key=range_)
     return pieces.node("DequantizeLinear", inputs, f"{fqn}.weight", axis=1), missing
+
+
+def _middle(bits: int, zero_point: Tensor) -> Tensor:
+    """What is taken from codes 0..2^bits - 1 so that they fit a signed byte, [out]: the zero point, which leaves no
+    offset. Less that, weights of 7 bits could be 127 large, and would saturate (see `saturates`).
+    """
+    return zero_point if bits < CENTRED_BITS else torch.full_like(zero_point, 2 ** (bits - 1))
 
 
 def _unpacked(fqn: str, pieces: Pieces, codes: Callable[[], Tensor], middle: Tensor, range_: int) -> str:

@@ -82,10 +82,13 @@ def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | Non
     """The model of an artefact of `export=onnx_qdq`. `sampler`: None is the one it was made for.
 
     Raises ValueError when the artefact is damaged, of another version or incomplete, when a graph and the step map do
-    not fit together, and for another sampler or step count.
+    not fit together, for another sampler or step count, and where ONNX Runtime does not multiply bytes exactly.
     """
     path = Path(path)
-    check_installed(("onnxruntime",))
+    check_installed(("onnx", "onnxruntime"))
+    from vdq.export.onnx_session import exact_entries
+
+    exact_entries()
     manifest = artefact.read(path, KIND, VERSION)
     contents = manifest["contents"]
     graphs, steps = contents["graphs"], contents["num_steps"]
@@ -104,12 +107,9 @@ def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | Non
 
 
 def _open(path: Path, threads: int | None) -> Any:
-    import onnxruntime
+    from vdq.export.onnx_session import open_session
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return open_session(path, intra_op_num_threads=threads or 0)
     except Exception as error:  # of several types that are no part of its interface
         raise ValueError(f"{path} cannot be loaded by onnxruntime: {str(error).splitlines()[0]}") from error
