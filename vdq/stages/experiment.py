@@ -85,7 +85,7 @@ class Experiment:
     def check(self, stages: list[str]) -> None:
         """Makes what these stages will need beside the model; raises ValueError if something is wrong with it."""
         if {"calibrate", "sample", "evaluate"} & set(stages):
-            self.trainer()
+            _tell_unused_gpu(self.trainer())
         _ = self.artefact
         if "export" in stages:
             self.exporter.check(self.method, self.sampler, self.backend)
@@ -321,6 +321,14 @@ class Experiment:
             "sampler": _plain(self.cfg.sampler),
             "seed": self.cfg.seed,
         }
+
+
+def _tell_unused_gpu(trainer: pl.Trainer) -> None:
+    from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
+
+    available = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    if available and isinstance(trainer.accelerator, CPUAccelerator):
+        log.warning("trainer: this machine has a GPU that is not used; trainer=gpu uses it")
 
 
 def changed_fields(cfg: DictConfig) -> str:
