@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from pytorch_lightning.accelerators import CUDAAccelerator
 from safetensors.torch import load_file
 
 from vdq import machine
@@ -130,6 +131,29 @@ def test_prints_a_table_of_both_runs(scored, capsys):
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row[0].strip() for row in rows[2:]] == ["fp16", "tsq_tsw"]
     assert rows[3][-1].strip(" `") == folder.name.rpartition("_")[2]
+
+
+@pytest.mark.slow
+def test_shows_progress_results_and_nothing_that_libraries_say_to_programmers(testbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb"))
+    process = testbed.start("quant=dynamic", "dataset.num_prompts=1", "logger=wandb", "logger.mode=offline")
+    output = process.communicate(timeout=550)[0]
+    assert process.returncode == 0, output
+    ours = r"(calibrat|sampl|scor)ing|(calibrate|quantize|sample|evaluate|trainer): |W&B: |metrics\.lpips is left|\|"
+    lines = [line for line in re.split(r"[\r\n]+", output) if line.strip()]
+    assert [line for line in lines[:-1] if not re.match(ours, line)] == []
+    assert Path(lines[-1]).parent == testbed.runs
+    assert "0 quantized layers" not in output
+
+
+def test_a_gpu_that_is_not_used_is_told_once(finished, monkeypatch, caplog):
+    """In words of this program's; Lightning's are silenced."""
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    with caplog.at_level(logging.INFO):
+        finished.run("quant=tsq_tsw")
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == ["trainer: this machine has a GPU that is not used; trainer=gpu uses it"]
+    assert {record.name.partition(".")[0] for record in caplog.records} == {"vdq"}
 
 
 def test_says_that_it_is_done(scored, caplog):

@@ -112,7 +112,7 @@ def convert(method: Method, denoiser: STDiT, stats: Stats | None) -> QuantState:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "fp16"])
 def test_every_tensor_of_a_layer_lies_in_memory_as_a_file_gives_it_back(denoiser, stats, name):
-    """A product of the same numbers in another layout may round differently, so a loaded layer would sample other bits."""
+    """A product of the same numbers in another layout may round differently, so a loaded layer might differ."""
     for fqn, params in convert(recipe(name), denoiser, stats).layers.items():
         strided = [tensor for tensor, values in params.tensors().items() if not values.is_contiguous()]
         assert not strided, (fqn, strided)

@@ -28,8 +28,7 @@ def run(cfg: DictConfig) -> str:
     for stage in cfg.stages:
         if stage not in names():
             raise ValueError(f"stages={list(cfg.stages)} has the unknown stage {stage}; allowed: {', '.join(names())}")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")  # its advice on loaders and its own deprecations
+    _quiet_lightning()
     _check_folder(cfg)
     experiment = Experiment(cfg)
     experiment.check(cfg.stages)
@@ -41,6 +40,15 @@ def run(cfg: DictConfig) -> str:
         for each in _with_yardstick(experiment, stage):
             importlib.import_module(f"vdq.stages.{stage}").run(each)
     return experiment.folder.name
+
+
+def _quiet_lightning() -> None:
+    """Silences what Lightning tells programmers: its greetings, offers, advice on loaders and own deprecations. That a
+    GPU is not used is told by `Experiment.check`.
+    """
+    # Not the package's own logger, whose level its import sets again, later than here.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
 
 
 def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:

@@ -92,7 +92,9 @@ class Experiment:
         Cheap things first: what the configuration alone can tell is told before anything is loaded or fetched.
         """
         if {"calibrate", "sample", "evaluate"} & set(stages):
-            self._check_devices()
+            trainer = self.trainer()
+            _tell_unused_gpu(trainer)
+            _tell_crowded_cores(trainer)
         _ = self.artefact
         if "export" in stages:
             self.exporter.check(self.method, self.sampler, self.backend)
@@ -124,14 +126,6 @@ class Experiment:
                 )
         if scores:
             _ = self.metrics
-
-    def _check_devices(self) -> None:
-        trainer, cores = self.trainer(), os.cpu_count() or 1
-        if trainer.strategy.root_device.type == "cpu" and trainer.world_size > cores:
-            log.warning(
-                "trainer.devices=%d starts as many processes, each with a model, on %d cores: more than one a core is slower",
-                *(trainer.world_size, cores),
-            )
 
     @cached_property
     def tracker(self) -> Any:
@@ -357,6 +351,20 @@ class Experiment:
             "sampler": _plain(self.cfg.sampler),
             "seed": self.cfg.seed,
         }
+
+
+def _tell_crowded_cores(trainer: pl.Trainer) -> None:
+    count, cores = trainer.world_size, os.cpu_count() or 1
+    if trainer.strategy.root_device.type == "cpu" and count > cores:
+        log.warning("trainer.devices=%d: so many processes, each with a model, share %d cores", count, cores)
+
+
+def _tell_unused_gpu(trainer: pl.Trainer) -> None:
+    from pytorch_lightning.accelerators import CPUAccelerator, CUDAAccelerator, MPSAccelerator
+
+    available = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    if available and isinstance(trainer.accelerator, CPUAccelerator):
+        log.warning("trainer: this machine has a GPU that is not used; trainer=gpu uses it")
 
 
 def changed_fields(cfg: DictConfig) -> str:

@@ -52,16 +52,16 @@ def run(experiment: Experiment) -> None:
         )
         experiment.predict(task)
         ran = _record(folder / EXECUTION)
+        layers = ran["quantized_layers"]
         log.info(
-            "sample: %s: %d videos in %.0f s; ran %s in %s on %s, %d quantized layers called %d times",
+            "sample: %s: %d videos in %.0f s; ran %s in %s on %s%s",
             folder,
             ran["videos"],
             ran["seconds"],
             ran["arithmetic"],
             ran["dtype"],
             ran["device"],
-            ran["quantized_layers"],
-            ran["quantized_calls"],
+            f", {layers} quantized layers called {ran['quantized_calls']} times" if layers else "",
         )
         if ran["mean_act_bits"] is not None:
             bits_figure(read_schedules(folder), folder / "act_bits.png")

@@ -44,20 +44,23 @@ class WandbTracker:
         self, folder: Path, config: dict, result: dict, metrics: dict, per_video: pd.DataFrame, report: pd.DataFrame
     ) -> None:
         """Sends everything at once, after the run's files are complete."""
-        logger = WandbLogger(
-            project=self.project,
-            entity=self.entity,
-            name=result["name"],
-            group=self.group or _group(result),
-            tags=list(filter(None, [result["quant"], result["bits"], result["model"], *self.tags])),
-            save_dir=folder,
-            mode=self.mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
         with _own_run(is_reference=result["signature"] == result["reference"]):
+            # Not made by WandbLogger, which passes an option that W&B warns of.
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                name=result["name"],
+                group=self.group or _group(result),
+                tags=list(filter(None, [result["quant"], result["bits"], result["model"], *self.tags])),
+                dir=folder,
+                resume="allow",
+                mode=self.mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+            logger = WandbLogger(experiment=run)
             logger.log_hyperparams(config)
             logger.log_metrics(metrics)
-            logger.experiment.summary.update({key: value for key, value in result.items() if key not in metrics})
+            run.summary.update({key: value for key, value in result.items() if key not in metrics})
             if len(report):
                 logger.log_table("quantization_report", dataframe=report)
             for path in sorted(folder.glob("*.csv")):
@@ -65,9 +68,8 @@ class WandbTracker:
                     logger.log_table(path.stem, dataframe=pd.read_csv(path))
             pictures = {path.stem: wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
             if pictures:
-                logger.experiment.log(pictures)
-            logger.experiment.log({"videos": _video_table(per_video)})
-            run = logger.experiment
+                run.log(pictures)
+            run.log({"videos": _video_table(per_video)})
         _say_where(run)
 
 
