@@ -1,14 +1,16 @@
 """What a user can get wrong ends in one sentence: the field, its value, what is allowed; before any model is built."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vdq import stages
-from vdq.cli import check_types, one_sentence
+from vdq.cli import check_types, flags_first, one_sentence, quoted
 from vdq.models.shapes import ShapesModel
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +45,63 @@ WRONG = {
     "batch_size=two": ("batch_size=two", "an integer"),
     "seed=1.5": ("seed=1.5", "an integer"),
     "force=maybe": ("force=maybe", "true or false"),
+    "bits.layers.blocks.act=16": ("bits.layers is not a field", "allowed: bits.act, bits.weight"),
+    "metrics.top.min=30": ("metrics.top is not a field", "metrics.retrieval"),
+    "metrics.latents.min=30": ("metrics.latents.min is not a field", "metrics.latents has no fields to set"),
+    "+fail_below.psnr=30": ("fail_below is not a field", "allowed: alpha", "yardstick"),
+    "+keep=[x]": ("keep is not a field",),
+    "+bits.layers.x=3": ("bits.layers is not a field", "bits.weight"),
+    "+metrics.foo=3": ("metrics.foo=3", "a mapping with _target_"),
+    "paths.runs=/dev/null": ("paths.runs=/dev/null", "a folder that can be written"),
+    "paths.runs=/proc/x": ("paths.runs=/proc/x", "a folder that can be written"),
+    "videos=/x/Müller": ("\"videos='/x/Müller'\"",),
+    "videos=/x/#1": ("\"videos='/x/#1'\"",),
+    "videos=/x/R&D": ("\"videos='/x/R&D'\"",),
+    "artefact=[1].mp4": ("\"artefact='[1].mp4'\"",),
+    "artefact=x(1)": ("\"artefact='x(1)'\"",),
+    "artefact=a=b": ("\"artefact='a=b'\"",),
+    "artefact=a,b": ("add -m", "\"artefact='a,b'\""),
     "logger.mode=sometimes": ("logger.mode=sometimes", "online, offline, disabled or null"),
 }
+
+
+TOGETHER = {
+    "sampler.guidance_channels=9": ("sampler.guidance_channels=9", "0..4", "model=shapes"),
+    "backend=int8_cpu bits=w8a16": ("bits=w8a16", "at most 8", "backend=int8_cpu"),
+    "model=opensora_v1_512 model.image_size=500": ("model.image_size=500", "a list"),
+    "model=opensora_v1_512 model.image_size=[500,500]": ("model.image_size=[500, 500]", "multiples of 16"),
+    "model=opensora_v1_512 model.weights.denoiser=/nope": ("model.weights.denoiser=/nope", "existing local file"),
+}
+
+
+@pytest.mark.parametrize("overrides", TOGETHER)
+def test_what_the_configuration_tells_is_told_before_anything_is_fetched(overrides, monkeypatch):
+    fetched = [f"vdq.models.opensora.find_{kind}" for kind in ("file", "folder")] + ["vdq.metrics.open_clip.find_file"]
+    for name in fetched:
+        monkeypatch.setattr(name, lambda *_: pytest.fail("something was fetched"))
+    with pytest.raises(Exception) as raised, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        stages.run(compose("config", overrides=["logger=csv", *overrides.split()]))
+    sentence = one_sentence(raised.value)
+    assert sentence and not [part for part in TOGETHER[overrides] if part not in sentence], sentence
+
+
+@pytest.mark.parametrize(
+    "value", ["/x/Müller", "/x/it's", '/x/"a"', "/x/$HOME", "/x/`a`", "/x\\", "'\"", "a\\'b", "!x"]
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_suggested_quoting_gives_the_value_back(value, shell):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    command = f"printf %s {quoted('videos', value)}"
+    pasted = subprocess.run([shell, "-c", command], capture_output=True, text=True, check=True).stdout
+    assert OverridesParser.create().parse_override(pasted).value() == value
+
+
+def test_flags_may_stand_anywhere():
+    assert flags_first(["quant=tsw", "-m", "bits=w8a8,w4a8"]) == ["-m", "quant=tsw", "bits=w8a8,w4a8"]
+    assert flags_first(["quant=tsw", "--cfg", "job", "~metrics.clip"]) == ["--cfg", "job", "quant=tsw", "~metrics.clip"]
+    with pytest.raises(ValueError, match="--cfg shows the configuration of one run; leave out -m"):
+        flags_first(["-m", "quant=tsw", "--cfg", "job"])
 
 
 @pytest.mark.parametrize("override", WRONG)
@@ -83,9 +140,9 @@ def test_trainer_that_cannot_be_made_is_named(trainer):
 
 
 def test_types_are_checked_where_they_are_plain():
-    hints = {"steps": int, "scale": float, "name": str | None, "tags": list[str], "absent": int}
-    check_types("group.", {"steps": 3, "scale": 2, "name": None, "tags": 5}, hints)
-    for name, value in {"steps": True, "scale": "2", "name": 1}.items():
+    hints = {"steps": int, "scale": float, "name": str | None, "tags": list[str], "absent": int, "net": object}
+    check_types("group.", {"steps": 3, "scale": 2, "name": None, "tags": ["a"], "net": 5}, hints)
+    for name, value in {"steps": True, "scale": "2", "name": 1, "tags": 5}.items():
         with pytest.raises(ValueError, match=f"^group.{name}={value} must be "):
             check_types("group.", {name: value}, hints)
 

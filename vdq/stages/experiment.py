@@ -388,7 +388,9 @@ def check_known(cfg: DictConfig) -> None:
     Objects check the arguments that they are made of themselves; here are the top level and groups of plain values.
     """
     groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
-    top = {*OmegaConf.load(CONF / "config.yaml"), *groups} - {"defaults", "hydra", "experiment", "debug"}
+    written = [CONF / "config.yaml", *groups["experiment"].glob("*.yaml")]  # experiments may name parts of their sweeps
+    top = {str(key) for path in written for key in OmegaConf.load(path)} | set(groups)
+    top -= {"defaults", "hydra", "experiment", "debug"}
     for name in cfg:
         if name not in top:
             raise ValueError(unknown_field(str(name), [], sorted(top)))
