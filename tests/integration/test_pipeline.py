@@ -72,6 +72,9 @@ def test_full_precision_run_quantizes_nothing(folder, scored):
     reference = next(scored.runs.glob("fp16_*"))
     execution = read(reference / "manifest.json")["execution"]
     assert (execution["quantized_layers"], execution["quantized_calls"]) == (0, 0)
+    result = read(reference / "result.json")
+    assert result["integer_gmacs"] == 0 < result["float_gmacs"] and result["bits_per_weight"] is None
+    assert result["size_mb_fp16"] == result["size_mb"] / 2
     assert execution["arithmetic"] == "full precision" and execution["dtype"] == "float32"
     assert read(folder / "result.json")["reference"] == read(reference / "result.json")["signature"]
     assert not (reference / "quant_state.safetensors").exists()
@@ -118,6 +121,12 @@ def test_result_holds_identity_and_scores(folder):
     result = read(folder / "result.json")
     assert (result["quant"], result["bits"], result["kind"], result["alpha"]) == ("tsq_tsw", "w8a8", "static", 0.5)
     assert (result["weight_bits"], result["act_bits"], result["quantized_layers"]) == (8, 8, 78)
+    # 6 blocks of width 128; 16 frames of 16 tokens pass 18 times 128 x 128 weights, 24 of a caption two
+    assert result["integer_gmacs"] == 6 * 128**2 * (18 * 16 * 16 + 2 * 24) / 1e9
+    assert 0 < result["float_gmacs"] < 0.1 * result["integer_gmacs"] and result["rotation_gadds"] == 0
+    operations = 64 * result["integer_gmacs"] + 256 * result["float_gmacs"]
+    assert result["bit_tops"] == pytest.approx(operations / 1e3)
+    assert 8 < result["bits_per_weight"] < 20 and result["size_mb_fp16"] < result["size_mb"]
     assert result["assets"].keys() == {"shapes-clip", "shapes-dover"} and len(result["assets"]["shapes-clip"]) == 64
     assert read(folder / "metrics.json")["values"].items() <= result.items()
 

@@ -231,6 +231,10 @@ def test_model_size_counts_every_copy(net, stats):
     assert size.parameters * 1e6 == pytest.approx(scales + smoothing + acts + indices)
     assert size.full_precision * 1e6 == pytest.approx(kept)
     assert size.original * 1e6 == pytest.approx(sum(4 * p.numel() for p in net.parameters()))
+    assert size.half * 1e6 == pytest.approx(sum(2 * p.numel() for p in net.parameters()))
+    stored = codes + scales + smoothing + acts + indices
+    assert size.bits_per_weight == pytest.approx(8 * stored / (4 * 6 + 4 * 6 + 5 * 4))
+    assert model_size(net, QuantState({}, STEPS)).bits_per_weight is None
     assert size.total == pytest.approx(size.weights + size.parameters + size.full_precision)
 
 
@@ -246,6 +250,11 @@ def test_sizes_count_stored_codes_once_and_every_table(net, stats, extended):
     branches = 2 * 3 * (2 * (6 + 4) + 4 + 5)  # of rank 3, in half precision
     assert (size.parameters - before.parameters) * 1e6 == pytest.approx(shifts + corrections + groups + bits + branches)
     assert (size.weights, size.full_precision) == (before.weights, before.full_precision)
+    assert size.branches * 1e6 == pytest.approx(branches) and before.branches == 0
+    report = layer_reports(net, layers, stats, reason="")
+    kinds = {"attn.q": 24, "attn.k": 24, "fc": 20}
+    bits = sum(row.bits_per_weight * kinds[row.fqn] for row in report if row.fqn in kinds)
+    assert bits == pytest.approx(8e6 * (size.weights + size.parameters))
 
 
 @pytest.mark.parametrize("parts", ["shift rotation", "bits groups"])

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from vdq import stages
+from vdq.quant.operations import Operations
 from vdq.quant.state import LayerReport, QuantState
 from vdq.stages import tabulate
 from vdq.stages.experiment import Experiment, intact
@@ -113,10 +114,11 @@ def test_artefact_is_intact_damaged_or_missing(caplog):
 def test_report_is_one_row_a_layer():
     quantized = LayerReport("a", (4, 2), "static", 8, 6, 2, 3, 0.5, 1.5)
     kept = LayerReport("b", (3,), "full_precision", reason="why")
-    table = report_table(QuantState({}, 2, (quantized, kept)))
+    table = report_table(QuantState({}, 2, (quantized, kept)), {"a": Operations(8, 2, 1, 50)})
     assert table["fqn"].tolist() == ["a", "b"] and table["shape"].tolist() == ["4x2", "3"]
     assert table.loc[0, ["weight_bits", "act_bits", "weight_error"]].tolist() == [8, 6, 0.5]
     assert table.loc[1, "reason"] == "why" and pd.isna(table.loc[1, "weight_bits"])
+    assert table.loc[0, ["integer_macs", "float_macs", "rotation_adds", "bit_operations"]].tolist() == [8, 2, 1, 50]
 
 
 def test_tables_are_built_without_what_only_computing_needs():

@@ -53,24 +53,19 @@ class ModelSize:
 
 def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
     """Size of `denoiser` (the original) when stored quantized as `state` says."""
-    quantized = [(p.weight, state.layers[p.fqn]) for p in projections(denoiser) if p.fqn in state.layers]
-    stored = list(denoiser.state_dict().values())
+    quantized = {p.fqn: p.weight for p in projections(denoiser) if p.fqn in state.layers}
     owners = shift_owners(denoiser, state.layers)
-    parts = Counter({"tables": -sum(_bytes(state.layers[fqn].shift) for fqn, own in owners.items() if fqn != own)})
-    for _, params in quantized:
-        for name, tensor in params.tensors().items():
-            if name != CODES:
-                parts[_part(name)] += _bytes(tensor)
+    parts: Counter[str] = Counter()
+    for fqn, weight in quantized.items():
+        parts.update(_layer_bytes(state.layers[fqn], weight, owners.get(fqn, fqn) == fqn))
+    stored = list(denoiser.state_dict().values())
     original = sum(map(_bytes, stored))
     return ModelSize(
-        weights=sum(q.num_weight_ranges * w.numel() * q.weight_bits / 8 for w, q in quantized) / MEGABYTE,
-        scales=parts["scales"] / MEGABYTE,
-        branches=parts["branches"] / MEGABYTE,
-        tables=parts["tables"] / MEGABYTE,
-        full_precision=(original - sum(_bytes(w) for w, _ in quantized)) / MEGABYTE,
+        **{part: parts[part] / MEGABYTE for part in ("weights", "scales", "branches", "tables")},
+        full_precision=(original - sum(map(_bytes, quantized.values()))) / MEGABYTE,
         original=original / MEGABYTE,
         half=sum(2 * tensor.numel() for tensor in stored) / MEGABYTE,
-        elements=sum(w.numel() for w, _ in quantized) / MEGABYTE,
+        elements=sum(weight.numel() for weight in quantized.values()) / MEGABYTE,
     )
 
 
@@ -78,14 +73,16 @@ def layer_reports(
     denoiser: nn.Module, layers: dict[str, LinearParams], stats: Stats | None, *, reason: str
 ) -> tuple[LayerReport, ...]:
     """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left."""
-    rows, inside = [], set()
+    rows, inside, owners = [], set(), shift_owners(denoiser, layers)
     for p in projections(denoiser):
         inside.add(p.input_fqn)
         params = layers.get(p.fqn)
         if params is None:
             rows.append(LayerReport(p.fqn, tuple(p.weight.shape), "full_precision", reason=reason))
         else:
-            rows.append(_quantized(p.fqn, p.weight, params, stats.layers.get(p.input_fqn) if stats else None))
+            seen = stats.layers.get(p.input_fqn) if stats else None
+            size = sum(_layer_bytes(params, p.weight, owners.get(p.fqn, p.fqn) == p.fqn).values())
+            rows.append(_quantized(p.fqn, p.weight, params, seen, 8 * size / p.weight.numel()))
     for fqn, module in denoiser.named_modules():
         weight = getattr(module, "weight", None)
         if fqn not in inside and isinstance(weight, Tensor) and weight.dim() > 1:
@@ -112,7 +109,9 @@ def act_range_spread(stats: LayerStats, params: LinearParams) -> float:
     return float(width.max() / width.min()) if width.max() > 0 else 1.0
 
 
-def _quantized(fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats | None) -> LayerReport:
+def _quantized(
+    fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats | None, bits_per_weight: float
+) -> LayerReport:
     return LayerReport(
         fqn,
         tuple(weight.shape),
@@ -126,6 +125,7 @@ def _quantized(fqn: str, weight: Tensor, params: LinearParams, stats: LayerStats
         mean_act_bits=params.mean_act_bits,
         act_groups=params.num_act_groups,
         rotation=params.rotation,
+        bits_per_weight=bits_per_weight,
     )
 
 
@@ -142,6 +142,15 @@ def _range_error(weight: Tensor, params: LinearParams, range_: int) -> float:
         transformed += params.low_rank.weight
     restored = restore_weight(transformed, params.range_smoothing(range_), params.rotation, params.out_rotation)
     return float((restored - weight).norm())
+
+
+def _layer_bytes(params: LinearParams, weight: Tensor, stores_shift: bool) -> Counter[str]:
+    """By fields of ModelSize; a shift that another layer stores is not counted."""
+    parts = Counter(weights=params.num_weight_ranges * weight.numel() * params.weight_bits / 8)
+    for name, tensor in params.tensors().items():
+        if name != CODES and (name != "shift" or stores_shift):
+            parts[_part(name)] += _bytes(tensor)
+    return parts
 
 
 def _part(name: str) -> str:

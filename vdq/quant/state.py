@@ -17,6 +17,7 @@ class LayerReport:
     quantized weight, rotation and smoothing undone, over all ranges. act_range_spread: widest range of one step /
     narrowest, after shift and smoothing; 1 is constant in time. Both are None where unknown. reason: why the layer
     stays in full precision. mean_act_bits: over the steps. act_groups: of tokens, 0 if dynamic. rotation: block size.
+    bits_per_weight: codes with all that the layer needs beside them.
     """
 
     fqn: str
@@ -32,6 +33,7 @@ class LayerReport:
     mean_act_bits: float | None = None
     act_groups: int = 0
     rotation: int = 0
+    bits_per_weight: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

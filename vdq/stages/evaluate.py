@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from vdq.data.samples import video_path
 from vdq.files import write_json, write_text
-from vdq.quant.operations import call_rows, operations, total
+from vdq.quant.operations import total
 from vdq.quant.report import mean_act_bits, model_size
 from vdq.quant.state import QuantState
 from vdq.stages import calibrate, quantize, sample
@@ -142,13 +142,8 @@ def _state(experiment: Experiment) -> QuantState:
 
 
 def _operations(experiment: Experiment, act_bits: float | None) -> dict:
-    """Of one call of the denoiser for one video (vdq.quant.operations), in 10^9 and 10^12; none where the model does
-    not say what a call gets.
-    """
-    structure = experiment.model.structure
-    if not hasattr(structure, "example_inputs"):
-        return {}
-    found = total(operations(structure, _state(experiment), call_rows(structure), act_bits))
+    """Of all layers together, in 10^9 and 10^12; act_bits: their mean."""
+    found = total(quantize.call_operations(experiment, _state(experiment), act_bits))
     return {
         "integer_gmacs": found.integer_macs / 1e9,
         "float_gmacs": found.float_macs / 1e9,

@@ -11,6 +11,7 @@ import pandas as pd
 from vdq.export import packed
 from vdq.files import write_json, write_text
 from vdq.memory import PeakMemory
+from vdq.quant.operations import Operations, call_rows, operations
 from vdq.quant.report import model_size
 from vdq.quant.state import QuantState
 from vdq.stages import calibrate
@@ -44,7 +45,7 @@ def run(experiment: Experiment) -> None:
             timesteps=schedule.timesteps,
         )
     write_json(folder / COST, {"seconds": round(time.monotonic() - start, 2)})
-    report = report_table(state)
+    report = report_table(state, call_operations(experiment, state))
     write_text(folder / "report.csv", report.to_csv(index=False))
     for name, table in method.tables(denoiser, stats, state, schedule.timesteps).items():
         write_text(folder / f"{name}.csv", pd.DataFrame(table.rows).to_csv(index=False))
@@ -52,12 +53,14 @@ def run(experiment: Experiment) -> None:
     state.save(experiment.state_path)
     size = model_size(denoiser, state)
     log.info(
-        "quantize: %d of %d layers, weight error %.4f (mean), model %.2f MB instead of %.2f MB; peak memory %s",
+        "quantize: %d of %d layers, weight error %.4f (mean), model %.2f MB instead of %.2f MB (%.2f MB in fp16); "
+        "peak memory %s",
         len(state.layers),
         len(report),
         report["weight_error"].mean(),
         size.total,
         size.original,
+        size.half,
         peak,
     )
 
@@ -70,7 +73,17 @@ def load_artefact(experiment: Experiment) -> packed.PackedModel:
     return model
 
 
-def report_table(state: QuantState) -> pd.DataFrame:
-    """One row a layer, also for those kept in full precision and why."""
-    rows = [asdict(row) for row in state.report]
+def call_operations(experiment: Experiment, state: QuantState, act_bits: float | None = None) -> dict[str, Operations]:
+    """Of every layer in one call of the denoiser for one video (vdq.quant.operations); none where the model does not
+    say what a call gets.
+    """
+    structure = experiment.model.structure
+    if not hasattr(structure, "example_inputs"):
+        return {}
+    return operations(structure, state, call_rows(structure), act_bits)
+
+
+def report_table(state: QuantState, counted: dict[str, Operations]) -> pd.DataFrame:
+    """One row a layer, also for those kept in full precision and why; `counted` of each as further columns."""
+    rows = [asdict(row) | (counted[row.fqn]._asdict() if row.fqn in counted else {}) for row in state.report]
     return pd.DataFrame(rows).assign(shape=["x".join(map(str, row["shape"])) for row in rows])
