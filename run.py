@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vdq.cli import flags_first, one_sentence
+from vdq.processes import end_on_sigterm
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 failed: list[str] = []  # sentences of the runs of a sweep that were refused
@@ -43,6 +44,7 @@ def leave(error: Exception) -> None:
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration reach us instead of being printed by Hydra
     try:
+        end_on_sigterm()
         sys.argv[1:] = flags_first(sys.argv[1:])
         main()
         sys.exit(1 if failed else 0)

@@ -14,13 +14,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from vdq.cli import one_sentence
+from vdq.processes import end_on_sigterm, end_with_parent
 
 if TYPE_CHECKING:
     from vdq.stages.experiment import Experiment
@@ -78,7 +79,7 @@ def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # of the jobs
     refused, told = 0, set()
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
         futures = [pool.submit(compute, cfg) for cfg in configurations]
         try:
             for future in tqdm(as_completed(futures), desc="runs", total=len(futures), unit="run"):
@@ -92,6 +93,8 @@ def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
                     tqdm.write(f"error: {message}", file=sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():  # their runs would be waited for
+                worker.terminate()
             raise
     return refused
 
@@ -126,6 +129,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

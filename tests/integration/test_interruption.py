@@ -136,22 +136,22 @@ def copied(bed, folder: Path):
     return replace(bed, runs=folder / "runs")
 
 
-def test_tracker_that_fails_loses_nothing_but_leaves_the_run_unfinished(finished, tmp_path, work, monkeypatch):
-    """Local files are the truth and are written before anything is sent."""
+def test_a_run_that_cannot_be_logged_is_finished_and_logged_by_the_same_command(
+    finished, tmp_path, caplog, monkeypatch
+):
+    """Results come first: a tracker without a network costs neither the result nor the end of the command."""
     bed = copied(finished, tmp_path)
     folder = next(bed.runs.glob("tsq_tsw_w8a8_*"))
-    names = ("config.yaml", "manifest.json", "metrics.json", "per_video.csv", "result.json")
-    for name in names:
-        (folder / name).unlink()
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "csv")
 
     def log(*_, **__):
         raise ConnectionError("no network")
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="vdq"):
         patch.setattr(CsvTracker, "log", log)
-        with pytest.raises(ConnectionError):
-            bed.run("quant=tsq_tsw")
-    assert [name for name in names if (folder / name).exists()] == list(names[:-1])
-    work.clear()
+        bed.run("quant=tsq_tsw")
+    assert (folder / "result.json").exists() and "could not be logged (ConnectionError: no network)" in caplog.text
+    assert not (folder / "csv").exists()
     bed.run("quant=tsq_tsw")
-    assert work == ["scoring"] and (folder / "result.json").exists()
+    assert (folder / "csv" / "metrics.csv").exists() and not (folder / "not_logged.txt").exists()

@@ -112,14 +112,6 @@ RESULT = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps what waits to be uploaded out of the user's home."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_DATA_DIR", str(tmp_path_factory.mktemp("wandb")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
@@ -183,6 +175,36 @@ def test_full_precision_has_neither_report_nor_references(tmp_path, per_video, c
     assert "wandb leet " in caplog.text and "wandb sync " in caplog.text
     where = caplog.text.partition("wandb sync ")[2].split("`")[0]
     assert Path(where).resolve() == logged.folder.resolve()  # what can be pasted into a shell
+
+
+def test_an_offline_run_can_be_moved_with_its_videos(logged, folder, per_video):
+    """Nothing waits outside of the run folder, and plain media have names relative to it."""
+    assert all(path.is_relative_to(folder.resolve()) for path in logged.staged.values())
+    for column in ("video", "reference"):
+        names = logged.values[f"{column}_files.filenames"]
+        assert [(logged.folder / "files" / name).read_bytes() for name in names] == [
+            Path(path).read_bytes() for path in per_video[column]
+        ]
+        assert logged.values[f"{column}_files.captions"] == ["a red square", "a blue circle"]
+
+
+def test_what_cannot_be_logged_is_told_before_anything_is_computed(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(ValueError, match="WANDB_MODE=sometimes must be one of online, offline, disabled"):
+        WandbTracker().check()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandbTracker().check()
+    monkeypatch.setattr("vdq.tracking.wandb.wandb.login", lambda **_: False)
+    with pytest.raises(ValueError, match="logger.mode=online needs an account: run `wandb login`"):
+        WandbTracker(mode="online").check()
+
+
+def test_home_need_not_be_writable(tmp_path, per_video, monkeypatch):
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.delenv(f"WANDB_{name}_DIR", raising=False)
+    monkeypatch.setenv("HOME", "/proc")  # where nobody can write, not even root
+    WandbTracker(mode="offline").log(tmp_path, {}, RESULT, {}, per_video, pd.DataFrame())
+    assert len(eventually(tmp_path).table("videos")) == 2
 
 
 def test_unknown_mode_is_refused():

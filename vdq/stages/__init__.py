@@ -11,6 +11,7 @@ import warnings
 
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.processes import end_with_parent
 from vdq.stages.experiment import Experiment
 
 NO_STAGES = {"experiment", "folder"}
@@ -23,6 +24,7 @@ def names() -> list[str]:
 
 def run(cfg: DictConfig) -> str:
     """Runs ``cfg.stages`` in their order; returns the name of the run folder. Raises ValueError on an unknown stage."""
+    end_with_parent()  # one run of a sweep may be a worker's
     if not OmegaConf.is_list(cfg.stages) or not cfg.stages:
         raise ValueError(f"stages={cfg.stages} must be a list of stages, such as [sample,evaluate]")
     for stage in cfg.stages:

@@ -1,6 +1,7 @@
 """videos -> metrics: scores the run and its reference, finishes the run folder and logs it.
 
-Order matters: local files first, then the tracker, ``result.json`` last. What is interrupted before that is done again.
+Order matters: ``result.json`` is the last file of a run, and what is interrupted before that is done again. The tracker
+comes after it: whatever becomes of logging, the result is there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vdq.stages import calibrate, quantize, sample
 from vdq.stages.experiment import Experiment
 from vdq.tasks.evaluation import Evaluation, SampleDataset
 from vdq.tasks.generation import EXECUTION
+from vdq.tracking.finished import log_finished, wants_logging
 from vdq.tracking.manifest import manifest
 from vdq.tracking.registry import RESULT, read_result
 from vdq.tracking.tables import comparison
@@ -47,7 +49,8 @@ def _evaluate(experiment: Experiment) -> dict:
     folder = experiment.folder
     if result := _done(experiment):
         log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
-        if SWEEP in os.environ and experiment.reference is not None:  # whose agent waits for this run's values
+        waited_for = SWEEP in os.environ and experiment.reference is not None  # by the sweep's agent
+        if waited_for or wants_logging(folder):
             _track(experiment, result)
         return result
     if not sample.complete(experiment):
@@ -87,14 +90,15 @@ def _finish(experiment: Experiment) -> dict:
     }
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config())))
     write_json(folder / "manifest.json", manifest(result, execution))
-    _track(experiment, result)
     write_json(folder / RESULT, result)
+    _track(experiment, result)
     return result
 
 
 def _track(experiment: Experiment, result: dict) -> None:
     report = experiment.folder / "report.csv"
-    experiment.tracker.log(
+    log_finished(
+        experiment.tracker,
         experiment.folder,
         experiment.config(),
         result,

@@ -113,7 +113,7 @@ class Experiment:
         random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
         scores = "evaluate" in stages and (self.cfg.videos is not None or not random)
         if scores:
-            _ = self.tracker
+            self.tracker.check()
         check_folder("paths.runs", self.cfg.paths.runs)
         if "tabulate" in stages or self.cfg.tabulate:
             check_folder("paths.results", self.cfg.paths.results)

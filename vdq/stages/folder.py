@@ -22,6 +22,7 @@ from vdq.metrics.base import VideoMetric
 from vdq.sources import sha256
 from vdq.stages.experiment import Experiment, signature_of
 from vdq.tasks.evaluation import ClipDataset, Evaluation, usable
+from vdq.tracking.finished import log_finished
 from vdq.tracking.registry import RESULT, read_result
 from vdq.tracking.tables import comparison
 
@@ -114,8 +115,10 @@ def _finish(experiment: Experiment, clips: list[Clip], excluded: dict[str, str],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment.config())))
+    write_json(folder / RESULT, result)
     table = pd.read_csv(folder / "per_video.csv")
-    experiment.tracker.log(
+    log_finished(
+        experiment.tracker,
         folder,
         experiment.config(),
         result,
@@ -123,7 +126,6 @@ def _finish(experiment: Experiment, clips: list[Clip], excluded: dict[str, str],
         per_video=table.assign(**_watchable(clips)),
         report=pd.DataFrame(),
     )
-    write_json(folder / RESULT, result)
     return result
 
 

@@ -17,6 +17,7 @@ from vdq.data.folder import Clip, read_clip
 from vdq.data.samples import read_sample
 from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
+from vdq.processes import end_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,9 @@ class Evaluation(pl.LightningModule):
         super().__init__()
         self.data, self.folder, self.batch_size = data, folder, batch_size
         self.metrics = nn.ModuleDict(usable(metrics, data.inputs))
+
+    def setup(self, stage: str) -> None:
+        end_with_parent()  # this may be one of several processes
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.data, batch_size=self.batch_size)

@@ -25,6 +25,7 @@ from vdq.diffusion.samplers import Sampler
 from vdq.files import write_json
 from vdq.memory import PeakMemory
 from vdq.models.base import VideoModel
+from vdq.processes import end_with_parent
 from vdq.quant.calls import CallCounter
 from vdq.quant.convert import quantized_layers
 
@@ -65,6 +66,9 @@ class Generation(pl.LightningModule):
     def most_devices(self) -> int:
         """Lightning refuses a process without a prompt."""
         return len(self.indices)
+
+    def setup(self, stage: str) -> None:
+        end_with_parent()  # this may be one of several processes
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(Subset(PromptDataset(self.prompts), self.indices), batch_size=self.batch_size)

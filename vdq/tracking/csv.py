@@ -12,6 +12,9 @@ from pytorch_lightning.loggers import CSVLogger
 class CsvTracker:
     """Logs the configuration and the metrics of a finished run to ``<run folder>/csv``."""
 
+    def check(self) -> None:
+        """Nothing can be wrong: the run folder is written by others as well."""
+
     def log(
         self, folder: Path, config: dict, result: dict, metrics: dict, per_video: pd.DataFrame, report: pd.DataFrame
     ) -> None:

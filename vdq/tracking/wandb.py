@@ -16,8 +16,7 @@ import wandb
 from pytorch_lightning.loggers import WandbLogger
 
 log = logging.getLogger(__name__)
-
-
+MODES = ("online", "offline", "disabled")
 OWN_TABLES = {"per_video.csv", "report.csv"}  # of a run folder, logged with videos and under a name of their own
 
 
@@ -26,6 +25,8 @@ class WandbTracker:
     quantization report, and the tables and pictures that its recipe left in the run folder, such as the bits of steps.
 
     Runs that can be compared have one group: prompt set, number of prompts and seed. Tags are recipe, bits and model.
+    Everything lies inside the run folder, also what waits to be uploaded. What tables hold is remembered by its
+    absolute path, so an offline run has its videos a second time as plain media, which can be moved with it.
     """
 
     def __init__(
@@ -36,15 +37,26 @@ class WandbTracker:
         tags: list[str] | None = None,
         mode: str | None = None,
     ) -> None:
-        if mode not in (None, "online", "offline", "disabled"):
-            raise ValueError(f"logger.mode={mode} must be online, offline, disabled or null (online if logged in)")
+        if mode not in (None, *MODES):
+            raise ValueError(f"logger.mode={mode} must be {', '.join(MODES)} or null (online if logged in)")
         self.project, self.entity, self.group, self.tags, self.mode = project, entity, group, list(tags or []), mode
+
+    def check(self) -> None:
+        """Raises ValueError when nothing could be logged, before anything is computed."""
+        mode = os.environ.get("WANDB_MODE")
+        if self.mode is None and mode not in (None, *MODES):
+            raise ValueError(f"WANDB_MODE={mode} must be one of {', '.join(MODES)}")
+        if self._mode() == "online" and not _logged_in():
+            raise ValueError("logger.mode=online needs an account: run `wandb login`, or take logger.mode=offline")
+
+    def _mode(self) -> str:
+        return self.mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
 
     def log(
         self, folder: Path, config: dict, result: dict, metrics: dict, per_video: pd.DataFrame, report: pd.DataFrame
     ) -> None:
         """Sends everything at once, after the run's files are complete."""
-        with _own_run(is_reference=result["signature"] == result["reference"]):
+        with _own_run(folder, is_reference=result["signature"] == result["reference"]):
             # Not made by WandbLogger, which passes an option that W&B warns of.
             run = wandb.init(
                 project=self.project,
@@ -54,7 +66,7 @@ class WandbTracker:
                 tags=list(filter(None, [result["quant"], result["bits"], result["model"], *self.tags])),
                 dir=folder,
                 resume="allow",
-                mode=self.mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),
+                mode=self._mode(),
                 settings=wandb.Settings(silent=True, console="off"),
             )
             logger = WandbLogger(experiment=run)
@@ -69,20 +81,26 @@ class WandbTracker:
             pictures = {path.stem: wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
             if pictures:
                 run.log(pictures)
-            run.log({"videos": _video_table(per_video)})
+            run.log({"videos": _video_table(per_video)} | (_media(per_video) if run.offline else {}))
         _say_where(run)
 
 
 @contextmanager
-def _own_run(is_reference: bool) -> Iterator[None]:
-    """Closes the W&B run whatever happens, and keeps a reference out of the run that a sweep's agent prepared."""
-    names = ("WANDB_RUN_ID", "WANDB_SWEEP_ID") if is_reference else ()
-    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+def _own_run(folder: Path, is_reference: bool) -> Iterator[None]:
+    """Closes the W&B run whatever happens, has all its files in the run folder, and keeps a reference out of the run
+    that a sweep's agent prepared.
+    """
+    before = dict(os.environ)
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID") if is_reference else ():
+        os.environ.pop(name, None)
+    for kind in ("DATA", "CACHE", "CONFIG"):  # else in the user's home, which need not be writable
+        os.environ.setdefault(f"WANDB_{kind}_DIR", str((folder / "wandb" / kind.lower()).resolve()))
     try:
         yield
     finally:
         wandb.finish()
-        os.environ.update(hidden)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _group(result: dict) -> str:
@@ -106,6 +124,18 @@ def _video_table(per_video: pd.DataFrame) -> wandb.Table:
     for column in {"video", "reference"} & set(table.columns):
         table[column] = [wandb.Video(path, format="mp4") if path else None for path in table[column]]
     return wandb.Table(dataframe=table)
+
+
+def _media(per_video: pd.DataFrame) -> dict[str, list[wandb.Video]]:
+    """Videos with their prompts, by column."""
+    captions = per_video.get("prompt", per_video["index"]).astype(str)
+    return {
+        f"{column}_files": [
+            wandb.Video(path, caption=text, format="mp4") for path, text in zip(paths, captions, strict=True) if path
+        ]
+        for column, paths in per_video.items()
+        if column in ("video", "reference")
+    }
 
 
 def _logged_in() -> bool:
