@@ -36,9 +36,9 @@ TEXT = """# Ablation of {recipe}, {prompts} prompts
 {body}
 
 `{recipe}` is the recipe as `conf/quant/{recipe}.yaml` has it: {parts}. *plain* has no part. In brackets the difference
-to `{recipe}` with the same noise; ~ before it says that it may be chance: its {confidence:.0%} interval, paired over
+to `{recipe}` with the same noise; `~` before it says that it may be chance: its {confidence:.0%} interval, paired over
 prompts, holds zero, or another processor changes as much. Bold is the best of a column, if it beats every other by
-more than that; otherwise = marks the best and all that it does not beat. {measured} Seeds: {seeds}. `runs` are the
+more than that; otherwise `=` marks the best and all that it does not beat. {measured} Seeds: {seeds}. `runs` are the
 signatures in the columns' order.
 
 **The testbed's numbers**: model {model}. {processors} Written by `python run.py stages=[tabulate]` from

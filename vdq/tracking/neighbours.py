@@ -31,7 +31,7 @@ MARKERS = {"static": "o", "dynamic": "^"}
 NOTE = """Values are means over all prompts and seeds; a seed's reference is its own full-precision run. Bold is the
 best quantized model of a bit-width, if it beats every other by more than chance: the {confidence:.0%} interval of their
 difference, paired over prompts, each with its videos of all seeds, leaves out zero (of top-1: a sign test over prompts
-rejects), and the difference is larger than what another processor changes. Otherwise = marks the best and all that it
+rejects), and the difference is larger than what another processor changes. Otherwise `=` marks the best and all that it
 does not beat. In brackets the {confidence:.0%} interval of the difference to full precision (of PSNR: of the mean):
 Student's, widened for skewness; of top-1 that of the share itself (Clopper and Pearson), with the prompts as trials.
 {measured} *act bits* is the mean over layers and steps, *MB* the quantized denoiser. *Calibration* is what is done with

@@ -31,10 +31,10 @@ OTHER = (
 )
 LEGEND = """Bold is the best quantized model of a bit-width, if it beats every other by more than chance: the
 {confidence:.0%} interval of their difference, paired over prompts, leaves out zero, and the difference is larger than
-that of `{yardstick}` and than what another processor changes. Otherwise = marks the best and all that it does not beat.
-In brackets the {confidence:.0%} interval of the difference to full precision (of PSNR: of the mean): Student's, widened
-for skewness. `{yardstick}` is full precision sampled again with the next seed: what chance alone does. {measured}
-`run` is the run's signature."""
+that of `{yardstick}` and than what another processor changes. Otherwise `=` marks the best and all that it does not
+beat. In brackets the {confidence:.0%} interval of the difference to full precision (of PSNR: of the mean): Student's,
+widened for skewness. `{yardstick}` is full precision sampled again with the next seed: what chance alone does.
+{measured} `run` is the run's signature."""
 CLAIMED = """**What the paper says of it.** It holds here if every difference that it is about says so by more than
 chance, as for bold, and does not if one says the opposite by more than chance; else the answer is *within noise*."""
 TESTBED_MODEL = "shapes"
