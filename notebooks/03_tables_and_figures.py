@@ -32,6 +32,7 @@ import vdq.tracking
 from vdq.stages.experiment import CONF
 from vdq.tracking import paper_report, paper_tables
 from vdq.tracking.tables import METRICS, comparison
+from vdq.tracking.uncertainty import Noise
 
 # %% [markdown]
 # Parameters. The tests set them through the environment.
@@ -75,7 +76,8 @@ if len(known):
 # ## A table of the paper
 #
 # Rows are the paper's. Each is one run, or empty. In brackets is the 95 % interval of the difference to full precision,
-# by a bootstrap over prompts; with few prompts it says little. The yardstick is full precision with the next seed.
+# paired over prompts; with few prompts it is wide. The yardstick is full precision with the next seed. Bold is what
+# beats every other model of its bit-width by more than chance, = marks ties.
 
 # %%
 display(pd.Series(paper_tables.TITLES, name="title").to_frame())
@@ -87,7 +89,8 @@ for _, full in group[group["quant"] == "fp16"].iterrows() if len(group) else ():
     other_noise = (known[same] == full[same].tolist()).all(axis=1) & (known["seed"] == full["seed"] + 1)
     for _, row in known[other_noise].iterrows():
         found[wanted, paper_tables.YARDSTICK, 16, 16] = row
-table = paper_tables.fill(TABLE, lambda *key: found.get(key))
+noise = Noise.read(CONF.parent / "results" / (group["model"].iloc[0] if len(group) else "shapes"))
+table = paper_tables.fill(TABLE, lambda *key: found.get(key), noise)
 models = ", ".join(group["model"].unique()) if len(group) else "none"
 display(Markdown(f"**{paper_tables.TITLES[TABLE]}.** Model of the runs: {models}."))
 display(Markdown(paper_report.cells(table, paper_report.MARKDOWN).to_markdown(index=False, disable_numparse=True)))
@@ -97,7 +100,7 @@ display(Markdown(paper_report.cells(table, paper_report.MARKDOWN).to_markdown(in
 # own model.
 
 # %%
-display(paper_report.claims_of(TABLE, table).style.hide(axis="index"))
+display(paper_report.claims_of(TABLE, table, noise).style.hide(axis="index"))
 
 # %% [markdown]
 # ## Quality against bits

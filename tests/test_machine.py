@@ -30,7 +30,7 @@ def test_the_cpu_its_instructions_and_their_limits(cpuinfo, monkeypatch):
     assert found["processor"] == "A CPU @ 2 GHz, AVX512, VNNI"
     assert (found["cpu_family"], found["cpu_model"], found["limits"]) == ("25", "1", {})
     assert found["instructions"] == ["avx2", "avx512f", "avx512_vnni"] and found["threads"] >= 1
-    assert found["device_name"] == Machine().describe()["device"] == "A CPU @ 2 GHz"
+    assert found["device_name"] == "A CPU @ 2 GHz" and Machine().describe()["device"] == found["processor"]
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert machine.processor("cpu") == "A CPU @ 2 GHz, AVX512, VNNI, ONEDNN_MAX_CPU_ISA=AVX2"
     assert machine.describe("cpu")["limits"] == {"ONEDNN_MAX_CPU_ISA": "AVX2"}

@@ -15,6 +15,7 @@ from PIL import Image
 from vdq.tracking import ablation
 from vdq.tracking.claims import GOALS, seeds_of, verdict
 from vdq.tracking.neighbours import by_seed, goals, summary, write_neighbours
+from vdq.tracking.uncertainty import Noise, mean_interval, share_interval
 
 CONF = Path(__file__).parents[2] / "conf"
 PROMPTS, SEEDS, BITS = 12, (42, 43, 44), ("w6a6", "w4a8", "w4a4")
@@ -64,14 +65,14 @@ def test_means_intervals_and_every_seed(seeds):
     assert row["psnr"] == pytest.approx(np.mean([table["psnr"] for table in videos]))
     assert [row[f"psnr_{seed}"] for seed in SEEDS] == pytest.approx([table["psnr"].mean() for table in videos])
     prompts = np.mean([table["psnr"] for table in videos], axis=0)  # the prompt is what is drawn, with all its seeds
-    means = prompts[np.random.default_rng(5).integers(0, PROMPTS, (20_000, PROMPTS))].mean(1)
-    assert [row["psnr_low"], row["psnr_high"]] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
+    assert [row["psnr_low"], row["psnr_high"]] == pytest.approx(mean_interval(prompts))
     full = [f"{folder}/per_video.csv" for folder in seeds[seeds["method"] == "fp16"].sort_values("seed")["folder"]]
     base = [pd.read_csv(path).set_index("index").sort_index()["clipsim"] for path in full]
     paired = np.mean([table["clipsim"] - each for table, each in zip(videos, base, strict=True)], axis=0)
     assert row["clipsim_low"] <= paired.mean() <= row["clipsim_high"]
-    spread = paired[np.random.default_rng(6).integers(0, PROMPTS, (20_000, PROMPTS))].mean(1)
-    assert [row["clipsim_low"], row["clipsim_high"]] == pytest.approx(np.quantile(spread, [0.025, 0.975]), abs=4e-4)
+    assert [row["clipsim_low"], row["clipsim_high"]] == pytest.approx(mean_interval(paired))
+    shares = np.mean([table["top1"] for table in videos], axis=0)  # of top-1 the share itself, not its difference
+    assert [row["top1_low"], row["top1_high"]] == pytest.approx(share_interval(shares))
     assert (row["seeds"], len(row["runs"].split())) == (3, 3)
     assert (row["calibration_seconds"], row["calibration_prompts"]) == (pytest.approx(63.0), 10)
 
@@ -84,7 +85,9 @@ def test_written_for_people_programs_and_papers(seeds, tmp_path):
     rows = {tuple(cell.strip() for cell in line.split("|")[1:3]): line for line in lines}
     assert [key[1] for key in list(rows)[2:17:5]] == ["w6a6", "w4a8", "w4a4"]
     for bits in BITS:  # of every bit-width
-        assert "**" in rows["static_plus", bits] and "_" in rows["dvd_quant", bits].split("|")[6]
+        psnr = {method: rows[method, bits].split("|")[6] for method in PSNR}
+        assert [method for method, cell in psnr.items() if "**" in cell] == ["static_plus"] and "=" not in psnr["asq"]
+        assert all("=" in rows[method, bits].split("|")[5] for method in PSNR)  # top-1, which is the same for all
     assert "| none" in rows["dynamic", "w4a4"] and "10 prompts, 63.0 s" in rows["asq", "w4a4"]
     assert (
         "6.25" in rows["dvd_quant", "w4a4"]
@@ -99,16 +102,26 @@ def test_written_for_people_programs_and_papers(seeds, tmp_path):
         assert figure.convert("L").getextrema()[0] < 200
 
 
-def test_goals_tell_every_seed(seeds):
+def change(run: str, tmp_path, column: str, values) -> None:
+    """Adds these values to a run's scores."""
+    path = tmp_path / run / "per_video.csv"
+    scores = pd.read_csv(path).sort_values("index")
+    scores[column] += values
+    scores.to_csv(path, index=False)
+
+
+def test_goals_tell_every_seed(seeds, tmp_path):
     rows = goals(seeds)
     assert rows["here"].tolist() == ["holds"] * 3
     assert rows["of each seed"][0].count("seed") == 3 and "tsq_tsw" in rows["of each seed"][0]
-    own = (seeds["method"] == "static_plus") & (seeds["bits"] == "w4a8")
-    worse = seeds.assign(psnr=seeds["psnr"].where(~(own & (seeds["seed"] == 43)), seeds["psnr"] - 1.1))
-    assert goals(worse)["here"].tolist() == ["does not hold", "holds", "holds"]  # one seed is enough
-    assert "(+2.90)" in goals(worse)["of each seed"][0]
-    tied = seeds.assign(clipsim=0.5)
-    assert goals(tied)["here"].tolist() == ["holds", "holds", "does not hold"]
+    change("static_plus_w4a8_43_", tmp_path, "psnr", -1.1)  # from 4 dB above tsq_tsw to 2.9 with every prompt
+    assert goals(seeds)["here"].tolist() == ["does not hold", "holds", "holds"]  # one seed is enough
+    assert "(+2.90)" in goals(seeds)["of each seed"][0]
+    alternating = np.where(np.arange(PROMPTS) % 2, 1.0, -1.0)
+    change("static_plus_w4a8_43_", tmp_path, "psnr", alternating)
+    assert goals(seeds)["here"][0] == "within noise"
+    noise = Noise(pd.DataFrame({"metric": ["clipsim"], "bits": "w4a4", "per_video": 1.0}))
+    assert goals(seeds, noise)["here"].tolist() == ["within noise", "holds", "within noise"]
 
 
 @pytest.mark.parametrize("missing", ["static_plus", "tsq_tsw", "dvd_quant"])
@@ -170,9 +183,24 @@ def test_ablation_compares_runs_of_the_same_noise(variant, tmp_path):
                 values.at[(name, bits), "psnr_gain"]
             )
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
-    assert lines["shift mean"].count("** (+0.50)") == len(BITS)  # each the best of its column
+    assert lines["shift mean"].count("** (+0.50)") == len(BITS)  # each the best of its column, with every prompt
     assert "Seeds: 42." in text
     assert len(pd.read_csv(tmp_path / "out" / "ablation.csv")) == 15
+
+
+def test_effects_that_may_be_chance_are_marked(variant, tmp_path):
+    """Of equal parts one has the same effect with every prompt, one an effect that half of the prompts contradict."""
+    fields = [({}, 36.0), ({"rounding": "nearest"}, 35.0), ({"shift": "mean"}, 35.0)]
+    rows = [variant("w4a4", 42, psnr, **changed) for changed, psnr in fields]
+    change("static_plus_w4a4_42_shift-mean", tmp_path, "psnr", np.where(np.arange(PROMPTS) % 2, 2.0, -2.0))
+
+    def psnr(noise=None):
+        table = ablation.cells(ablation.variants(by_seed(pd.DataFrame(rows)), noise))
+        return table.set_index("variant")["PSNR dB w4a4"].str.replace(r"^\**\d\d\.\d\d", "", regex=True).to_dict()
+
+    assert psnr() == {"static_plus": "=", "without rounding": " (-1.00)", "shift mean": "= (~-1.00)"}
+    noise = Noise(pd.DataFrame({"metric": ["psnr"], "bits": "w4a4", "per_video": 2.0}))  # 4 / sqrt(12) = 1.15
+    assert psnr(noise) == {"static_plus": "=", "without rounding": "= (~-1.00)", "shift mean": "= (~-1.00)"}
 
 
 def test_runs_of_an_earlier_version_of_the_recipe_are_left_out(variant):

@@ -42,11 +42,27 @@ def test_metric_without_a_title_keeps_its_name(tmp_path, finish):
     assert row[header.index("dover ↑")] == "0.7500"
 
 
+def test_processor_is_named_below_and_beside_the_runs_where_there_are_several(tmp_path, finish):
+    finish("asq", processor="A, AVX2", scored_on="A, AVX2")
+    assert comparison(runs(tmp_path)).endswith("|\n\nProcessor: A, AVX2.")
+    finish("tsw", processor="B, AVX512", scored_on="A, AVX2", finished="2026-01-02")
+    text = comparison(runs(tmp_path))
+    told = "A, AVX2 (1 of 2 runs); B, AVX512, scored on A, AVX2 (1 of 2 runs)"
+    assert text.endswith(f"**Processors differ**, and last digits with them: {told}.")
+    header, first, second = cells(text)
+    assert (first[-1], second[-1]) == ("A, AVX2", "B, AVX512, scored on A, AVX2") and header[-1] == "processor"
+
+
+def test_videos_that_were_only_scored_tell_where(tmp_path, finish):
+    finish("videos", scored_on="A, AVX2")
+    assert comparison(runs(tmp_path)).endswith("Processor: scored on A, AVX2.")
+
+
 def test_written_for_people_and_for_programs(tmp_path, finish):
     finish("asq", seed=42, alpha=0.5)
     write(runs(tmp_path), tmp_path / "results" / "table", "# Title")
     text = (tmp_path / "results" / "table.md").read_text(encoding="utf-8")
-    assert text.startswith("# Title\n\n| method") and text.endswith("|\n")
+    assert text.startswith("# Title\n\n| method") and text.endswith("|\n\nProcessor: not recorded.\n")
     table = pd.read_csv(tmp_path / "results" / "table.csv")
     assert table.loc[0, ["quant", "clipsim", "seed", "alpha"]].tolist() == ["asq", 0.25, 42, 0.5]
     assert "folder" not in table  # a path of this machine

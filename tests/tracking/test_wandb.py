@@ -181,7 +181,7 @@ def test_an_offline_run_can_be_moved_with_its_videos(logged, folder, per_video):
     """Nothing waits outside of the run folder, and plain media have names relative to it."""
     assert all(path.is_relative_to(folder.resolve()) for path in logged.staged.values())
     for column in ("video", "reference"):
-        names = logged.values[f"{column}_files.filenames"]
+        names = [video["path"] for video in logged.values[f"{column}_files.videos"]]
         assert [(logged.folder / "files" / name).read_bytes() for name in names] == [
             Path(path).read_bytes() for path in per_video[column]
         ]

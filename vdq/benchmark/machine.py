@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vdq.machine import device_name
+from vdq.machine import processor
 
 STAT = Path("/proc/stat")
 IDLE = (3, 4)  # idle and iowait among the columns of /proc/stat
@@ -58,7 +58,7 @@ class Machine:
     def describe(self) -> dict[str, Any]:
         """What a result depends on beside the program."""
         return {
-            "device": device_name(self.device),
+            "device": processor(self.device),
             "device_type": self.device.type,
             "dtype": self.full,
             "cpus": len(_cpus()),

@@ -26,6 +26,7 @@ from vdq.tracking.frames import FIGURES, frames_figure
 from vdq.tracking.gallery import write_gallery
 from vdq.tracking.registry import read_config, runs
 from vdq.tracking.tables import comparison, write
+from vdq.tracking.uncertainty import Noise
 
 log = logging.getLogger(__name__)
 GRID_VIDEOS, GRID_FRAMES, GRID_COLUMNS = 48, 4, 4
@@ -46,7 +47,7 @@ def _run(experiment: Experiment) -> None:
     folder = Path(experiment.cfg.paths.results) / experiment.cfg.model.name
     measured = _write_benchmarks(experiment, folder)
     registry = _compared(runs(experiment.cfg.paths.runs))
-    find = _finder(experiment, registry)
+    find, noise = _finder(experiment, registry), Noise.read(folder)
     main_set = experiment.prompts.name == experiment.model.prompt_sets[0]
     figures = _write_figures(experiment, find, folder) if main_set else []
     table = _finished(experiment, registry)
@@ -56,11 +57,11 @@ def _run(experiment: Experiment) -> None:
         )
     if len(table):
         _write_all_runs(experiment, table, folder)
-        _write_paper(find, folder)
+        _write_paper(find, folder, noise)
         if main_set:
             _write_gallery(experiment, table, folder)
     if main_set and len(registry):
-        _write_neighbours(experiment, registry, folder)
+        _write_neighbours(experiment, registry, folder, noise)
     log.info("tabulate: %d runs and %d figures written to %s", len(table), len(figures), folder)
 
 
@@ -104,15 +105,15 @@ def _write_benchmarks(experiment: Experiment, folder: Path) -> bool:
     return bool(benchmarks)
 
 
-def _write_paper(find: paper_tables.Find, folder: Path) -> None:
+def _write_paper(find: paper_tables.Find, folder: Path, noise: Noise) -> None:
     """Tables of which at least one quantized run is there."""
     for name in tqdm(paper_tables.TITLES, desc="tables", unit="table", delay=2):
-        filled = paper_tables.fill(name, find)
+        filled = paper_tables.fill(name, find, noise)
         if "run" in filled and filled.loc[~filled["method"].str.startswith("fp16"), "run"].notna().any():
-            paper_report.write_table(name, filled, folder)
+            paper_report.write_table(name, filled, folder, noise)
 
 
-def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Path) -> None:
+def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Path, noise: Noise) -> None:
     """Every seed's simulated runs of as many prompts as conf/experiment/neighbours.yaml has, or as are asked for."""
     full = experiment.variant(quant="fp16")
     plan = OmegaConf.load(CONF / "experiment" / "neighbours.yaml")
@@ -126,10 +127,10 @@ def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Pa
     changed = found["changed"] != ""
     if found.loc[~changed, "seed"].nunique() > 1:
         table = neighbours.by_seed(found[~changed])
-        neighbours.write_neighbours(table, fields["dataset.num_prompts"], folder)
+        neighbours.write_neighbours(table, fields["dataset.num_prompts"], folder, noise)
     own = found["quant"] == ablation.RECIPE
     if (own & changed).any() and (own & ~changed).any():
-        ablation.write_ablation(neighbours.by_seed(found[own]), fields["dataset.num_prompts"], folder)
+        ablation.write_ablation(neighbours.by_seed(found[own]), fields["dataset.num_prompts"], folder, noise)
 
 
 def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path) -> list[Path]:

@@ -15,10 +15,12 @@ from tabulate import tabulate
 
 from vdq.files import write_text
 from vdq.tracking.claims import GOALS, seeds_of, verdict
-from vdq.tracking.paper_report import LATEX, MARKDOWN, Mark, escaped
-from vdq.tracking.paper_tables import CONFIDENCE, interval, key_of, per_video
+from vdq.tracking.paper_report import LATEX, MARKDOWN, Marks, bracketed, escaped, marked
+from vdq.tracking.paper_tables import key_of, per_video
 from vdq.tracking.pictures import panels, save
+from vdq.tracking.registry import processor_of, processors_told
 from vdq.tracking.tables import METRICS as NAMES
+from vdq.tracking.uncertainty import CONFIDENCE, SHARES, Noise, mean_interval, share_interval, with_marks
 
 TITLE = "The neighbouring systems: every recipe, {prompts} prompts, {seeds} noises"
 METRICS = ("clipsim", "clip_temp", "top1", "psnr")
@@ -26,22 +28,30 @@ DIGITS = {"clipsim": 4, "clip_temp": 4, "top1": 3, "psnr": 2}
 COSTS = ("size_mb", "mean_act_bits", "calibration_prompts", "calibration_seconds", "quantize_seconds")
 FULL = "fp16"
 MARKERS = {"static": "o", "dynamic": "^"}
-NOTE = """Bold is the best quantized model of a bit-width, italic the second best. Values are means over all prompts and
-seeds; a seed's reference is its own full-precision run. In brackets the {confidence:.0%} interval of the difference to
-full precision (of PSNR: of the mean), by a paired bootstrap over prompts, each with its videos of all seeds. *act bits*
-is the mean over layers and steps, *MB* the quantized denoiser. *Calibration* is what is done with the calibration
-prompts: a pass in full precision and, where a recipe wants recorded inputs, a second one with samplings that probe
-every step. *Parameters* is what the recipe then computes. Wall-clock seconds on whatever machine made the runs, – where
-it was not recorded.
+NOTE = """Values are means over all prompts and seeds; a seed's reference is its own full-precision run. Bold is the
+best quantized model of a bit-width, if it beats every other by more than chance: the {confidence:.0%} interval of their
+difference, paired over prompts, each with its videos of all seeds, leaves out zero (of top-1: a sign test over prompts
+rejects), and the difference is larger than what another processor changes. Otherwise `=` marks the best and all that it
+does not beat. In brackets the {confidence:.0%} interval of the difference to full precision (of PSNR: of the mean):
+Student's, widened for skewness; of top-1 that of the share itself (Clopper and Pearson), with the prompts as trials.
+{measured} *act bits* is the mean over layers and steps, *MB* the quantized denoiser. *Calibration* is what is done with
+the calibration prompts: a pass in full precision and, where a recipe wants recorded inputs, a second one with samplings
+that probe every step. *Parameters* is what the recipe then computes. Wall-clock seconds on whatever machine made the
+runs, – where it was not recorded.
 
 **The testbed's numbers**: model {model}, its own small CLIP. They compare methods with each other and nothing else.
+{processors}
 
 Written by `python run.py stages=[tabulate]` from `python run.py -m experiment=neighbours`."""
+
+GOALS_TITLE = """**The goals of static_plus.** One holds if every seed's difference says so by more than chance, and
+does not if one says the opposite by more than chance; else the answer is *within noise*."""
 
 
 def by_seed(runs: pd.DataFrame) -> pd.DataFrame:
     """Finished runs of the same prompts -> one row a run: method, bits, seed, changed, the means of METRICS over its
-    videos as far as it has them, COSTS, kind, model and run. A run that was made twice counts once, the newer.
+    videos as far as it has them, COSTS, kind, model, processor and run. A run that was made twice counts once, the
+    newer.
     """
     runs = runs.drop_duplicates("signature", keep="last")
     rows = []
@@ -53,18 +63,26 @@ def by_seed(runs: pd.DataFrame) -> pd.DataFrame:
         row["mean_act_bits"] = run["act_bits"] if pd.isna(row["mean_act_bits"]) else row["mean_act_bits"]
         if pd.isna(run["stats"]):
             row["calibration_prompts"] = 0
+        row["processor"] = processor_of(run)
         rows.append(row | {"run": run["signature"], "reference": run["reference"], "folder": run["folder"]})
     table = pd.DataFrame(rows)
     return table.sort_values(["bits", "method", "changed", "seed"], ignore_index=True)
 
 
-def summary(seeds: pd.DataFrame) -> pd.DataFrame:
+def summary(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
     """One row a recipe and bit-width, full precision first, then by bits and PSNR: the means over seeds, `<metric>_low`
-    and `_high` of the interval, `<metric>_<seed>`, `seeds` and `runs`.
+    and `_high` of the interval, `<metric>_mark` among the quantized models of the bit-width, `<metric>_<seed>`, `seeds`
+    and `runs`.
     """
-    videos = {row.run: per_video({"folder": row.folder}).set_index("index") for row in seeds.itertuples()}
+    videos = videos_of(seeds)
     rows = [_row(group, videos) for _, group in seeds.groupby(["method", "bits"], sort=False)]
-    table = pd.DataFrame(rows)
+    table, noise = pd.DataFrame(rows), noise or Noise()
+
+    def limit(metric: str, group: pd.DataFrame) -> float:
+        return noise(metric, group["bits"].iloc[0], int((group["seeds"] * group["prompts"]).min()))
+
+    quantized = table[table["method"] != FULL]
+    table = with_marks(table, quantized, ["bits"], METRICS, limit).drop(columns=["scores", "prompts"])
     widths = table["bits"].map(lambda bits: tuple(-n for n in numbers(bits)))
     return (
         table.assign(width=widths)
@@ -83,54 +101,70 @@ def numbers(bits: str) -> tuple[int, int]:
 def _row(runs: pd.DataFrame, videos: dict[str, pd.DataFrame]) -> dict:
     first = runs.iloc[0]
     row = {"method": first["method"], "bits": first["bits"], "kind": first["kind"], "model": first["model"]}
+    row |= {"scores": {}, "prompts": len(videos[first["run"]])}
     for metric in METRICS:
         if metric not in runs or runs[metric].isna().any():
             continue
         row[metric] = runs[metric].mean()
         row |= {f"{metric}_{run.seed}": getattr(run, metric) for run in runs.itertuples()}
-        values = [_difference(metric, run, videos) for run in runs.itertuples()]
-        if all(value is not None for value in values):
-            row |= interval(metric, np.mean(values, axis=0))
+        own = row["scores"][metric] = over_seeds(metric, runs["run"], videos)
+        if limits := _limits(metric, own, runs, videos):
+            row[f"{metric}_low"], row[f"{metric}_high"] = limits
     row |= {cost: runs[cost].mean() for cost in COSTS}
     return row | {"seeds": len(runs), "runs": " ".join(runs["run"])}
 
 
-def _difference(metric: str, run: tuple, videos: dict[str, pd.DataFrame]) -> np.ndarray | None:
-    """Of every prompt, the run's value less its reference's; PSNR is a difference already."""
-    own, base = videos[run.run], videos.get(run.reference)
+def videos_of(seeds: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Scores of every video, in the order of the prompts, by run."""
+    return {row.run: per_video({"folder": row.folder}) for row in seeds.itertuples()}
+
+
+def over_seeds(metric: str, runs: pd.Series, videos: dict[str, pd.DataFrame]) -> np.ndarray:
+    """A score a prompt, its mean over these runs."""
+    tables = [videos[run] for run in runs]
+    return np.mean([table[key_of(metric, table.columns)] for table in tables], axis=0)
+
+
+def _limits(metric: str, own: np.ndarray, runs: pd.DataFrame, videos: dict) -> tuple[float, float] | None:
+    """Of the interval: of the value where it compares with the reference already or is a share, else of the difference
+    to the references, if they are there.
+    """
+    if metric in SHARES:
+        return share_interval(own)
     if metric == "psnr":
-        return own[metric].to_numpy()
-    if run.run == run.reference or base is None:
+        return mean_interval(own)
+    if (runs["run"] == runs["reference"]).all() or not set(runs["reference"]) <= set(videos):
         return None
-    key = key_of(metric, own.columns)
-    return (own[key] - base[key]).to_numpy()
+    return mean_interval(own - over_seeds(metric, runs["reference"], videos))
 
 
-def goals(seeds: pd.DataFrame) -> pd.DataFrame:
+def goals(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
     """One row for each goal: whether our runs reach it, and the numbers of every seed."""
-    rows = []
+    noise, rows = noise or Noise(), []
+    prompts = len(per_video({"folder": seeds["folder"].iloc[0]}))
     for claim in GOALS:
-        result, found = verdict(claim, seeds_of(seeds))
+        result, found = verdict(claim, seeds_of(seeds), lambda metric, bits: noise(metric, bits, prompts))
         rows.append({"goal": claim.words, "here": result, "of each seed": found})
     return pd.DataFrame(rows)
 
 
-def write_neighbours(seeds: pd.DataFrame, prompts: int, folder: Path) -> None:
+def write_neighbours(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noise | None = None) -> None:
     """Writes ``folder``/neighbours as .md, .csv, .tex and .png."""
-    table = summary(seeds)
+    noise = noise or Noise()
+    table = summary(seeds, noise)
     title = TITLE.format(prompts=prompts, seeds=seeds["seed"].nunique())
-    note = NOTE.format(confidence=CONFIDENCE, model=", ".join(sorted(set(table["model"]))))
+    facts = {"model": ", ".join(sorted(set(table["model"]))), "processors": processors_told(seeds["processor"])}
+    note = NOTE.format(confidence=CONFIDENCE, measured=noise.words, **facts)
     body = cells(table, MARKDOWN).to_markdown(index=False, disable_numparse=True)
-    reached = goals(seeds).to_markdown(index=False, disable_numparse=True)
-    write_text(
-        folder / "neighbours.md", f"# {title}\n\n{body}\n\n{note}\n\n**The goals of static_plus**\n\n{reached}\n"
-    )
+    reached = goals(seeds, noise).to_markdown(index=False, disable_numparse=True)
+    parts = [f"# {title}", body, note, GOALS_TITLE, reached]
+    write_text(folder / "neighbours.md", "\n\n".join(parts) + "\n")
     write_text(folder / "neighbours.csv", table.to_csv(index=False))
-    write_text(folder / "neighbours.tex", _latex(table, title))
+    write_text(folder / "neighbours.tex", _latex(table, f"{title}\n{note}"))
     quality_figure(table, folder / "neighbours.png")
 
 
-def cells(table: pd.DataFrame, marks: tuple[Mark, Mark]) -> pd.DataFrame:
+def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
     """What is printed of a summary."""
     shown = {"method": table["method"], "bits": table["bits"], "activations": table["kind"]}
     for metric in METRICS:
@@ -145,22 +179,9 @@ def cells(table: pd.DataFrame, marks: tuple[Mark, Mark]) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def _column(table: pd.DataFrame, metric: str, marks: tuple[Mark, Mark]) -> list[str]:
-    quantized = table[table["method"] != FULL]
-    best = {
-        bits: rows.dropna().drop_duplicates().nlargest(2).tolist() for bits, rows in quantized.groupby("bits")[metric]
-    }
-    texts = []
-    for _, row in table.iterrows():
-        text, ranked = _number(row[metric], DIGITS[metric]), best.get(row["bits"], [])
-        if row[metric] in ranked:
-            text = marks[ranked.index(row[metric])](text)
-        low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
-        if low is not None and not pd.isna(low):
-            sign = "" if metric == "psnr" else "+"
-            text += f" [{_number(low, DIGITS[metric], sign)}, {_number(high, DIGITS[metric], sign)}]"
-        texts.append(text)
-    return texts
+def _column(table: pd.DataFrame, metric: str, marks: Marks) -> list[str]:
+    sign, digits = "" if metric in ("psnr", *SHARES) else "+", DIGITS[metric]
+    return [marked(row, metric, digits, marks) + bracketed(row, metric, digits, sign) for _, row in table.iterrows()]
 
 
 def _listed(row: pd.Series, metric: str) -> str:
@@ -185,11 +206,12 @@ def _number(value: float, digits: int, sign: str = "") -> str:
     return "–" if pd.isna(value) else f"{value:{sign}.{digits}f}"
 
 
-def _latex(table: pd.DataFrame, title: str) -> str:
+def _latex(table: pd.DataFrame, notes: str) -> str:
     shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--").replace("_", r"\_"))
     shown.columns = [escaped(name) for name in shown.columns]
     body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
-    return f"% {title}. Written by python run.py stages=[tabulate]\n{body}\n"
+    comment = notes.replace("*", "").replace("\n", "\n% ")
+    return f"% {comment}\n{body}\n"
 
 
 def quality_figure(table: pd.DataFrame, path: Path) -> None:

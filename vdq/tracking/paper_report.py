@@ -9,9 +9,11 @@ import pandas as pd
 from tabulate import tabulate
 
 from vdq.files import write_text
-from vdq.tracking.claims import CLAIMS, values_of, verdict
-from vdq.tracking.paper_tables import CONFIDENCE, FIDELITY, METRICS, TITLES, YARDSTICK
+from vdq.tracking.claims import CLAIMS, paper_values_of, values_of, verdict
+from vdq.tracking.paper_tables import FIDELITY, METRICS, TITLES, YARDSTICK, limits
+from vdq.tracking.registry import processors_told
 from vdq.tracking.tables import METRICS as NAMES
+from vdq.tracking.uncertainty import BEST, CONFIDENCE, TIED, Noise
 
 DIGITS = {"clipsim": 4, "clip_temp": 4, "vqa_a": 2, "vqa_t": 2, "psnr": 2}
 COMMAND = "python run.py stages=[tabulate]"
@@ -27,56 +29,62 @@ OTHER = (
     "**Not the paper's setting**, in model, metric networks, prompts, steps or guidance: these numbers compare methods "
     "with each other, and differences to the paper are not shown."
 )
-CLAIMED = "**What the paper says of it**, asked of the values alone: a difference within the intervals may be chance."
+LEGEND = """Bold is the best quantized model of a bit-width, if it beats every other by more than chance: the
+{confidence:.0%} interval of their difference, paired over prompts, leaves out zero, and the difference is larger than
+that of `{yardstick}` and than what another processor changes. Otherwise `=` marks the best and all that it does not
+beat. In brackets the {confidence:.0%} interval of the difference to full precision (of PSNR: of the mean): Student's,
+widened for skewness. `{yardstick}` is full precision sampled again with the next seed: what chance alone does.
+{measured} `run` is the run's signature."""
+CLAIMED = """**What the paper says of it.** It holds here if every difference that it is about says so by more than
+chance, as for bold, and does not if one says the opposite by more than chance; else the answer is *within noise*."""
 TESTBED_MODEL = "shapes"
 MADE_WITH = ("model", "prompts", "seed", "steps", "guidance_scale")
-Mark = Callable[[str], str]
-MARKDOWN: tuple[Mark, Mark] = (lambda text: f"**{text}**", lambda text: f"_{text}_")
-LATEX: tuple[Mark, Mark] = (lambda text: rf"\textbf{{{text}}}", lambda text: rf"\underline{{{text}}}")
+Marks = dict[str, Callable[[str], str]]
+MARKDOWN: Marks = {BEST: lambda text: f"**{text}**", TIED: lambda text: f"{text}="}
+LATEX: Marks = {BEST: lambda text: rf"\textbf{{{text}}}", TIED: lambda text: f"{text}$^=$"}
 
 
-def write_table(name: str, table: pd.DataFrame, folder: Path, command: str = COMMAND) -> str:
-    """Writes ``folder/name`` as .md, .csv and .tex and returns the Markdown."""
-    text = _markdown(name, table, command)
+def write_table(
+    name: str, table: pd.DataFrame, folder: Path, noise: Noise | None = None, command: str = COMMAND
+) -> str:
+    """Writes ``folder/name`` as .md, .csv and .tex and returns the Markdown; ``noise`` as the table was filled with."""
+    noise = noise or Noise()
+    text = _markdown(name, table, noise, command)
     write_text(folder / f"{name}.md", text)
-    write_text(folder / f"{name}.csv", table.to_csv(index=False))
-    write_text(folder / f"{name}.tex", _latex(name, table, command))
+    write_text(folder / f"{name}.csv", table.drop(columns="scores", errors="ignore").to_csv(index=False))
+    write_text(folder / f"{name}.tex", _latex(name, table, noise, command))
     return text
 
 
-def claims_of(name: str, table: pd.DataFrame) -> pd.DataFrame:
+def claims_of(name: str, table: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
     """One row for each of the paper's claims about this table: what our runs and the paper's own numbers say."""
-    ours, paper = values_of(table), values_of(table, "paper_")
+    ours, paper, limit = values_of(table), paper_values_of(table), limits(table, noise or Noise())
     rows = []
     for claim in CLAIMS:
         if name not in claim.tables:
             continue
-        result, numbers = verdict(claim, ours)
+        result, numbers = verdict(claim, ours, limit)
         rows.append(
             {"claim": claim.words, "here": result, "numbers": numbers, "paper's numbers": verdict(claim, paper)[1]}
         )
     return pd.DataFrame(rows)
 
 
-def _markdown(name: str, table: pd.DataFrame, command: str) -> str:
+def _markdown(name: str, table: pd.DataFrame, noise: Noise, command: str) -> str:
     shown = cells(table, MARKDOWN)
     body = shown.to_markdown(index=False, disable_numparse=True)
-    claims = claims_of(name, table).to_markdown(index=False, disable_numparse=True)
-    notes = [
-        f"Bold is the best quantized model of a bit-width, italic the second best. In brackets the {CONFIDENCE:.0%} "
-        f"interval of the difference to full precision (of PSNR: of the mean), by a paired bootstrap over prompts. "
-        f"`{YARDSTICK}` is full precision sampled again with the next seed: what chance alone does. `run` is the run's "
-        f"signature."
-    ]
-    notes += [_setting(name, table), f"Written by `{command}`."]
-    paragraphs = "\n\n".join(notes)
+    claims = claims_of(name, table, noise).to_markdown(index=False, disable_numparse=True)
     heading = f"# Table {name.removeprefix('table')}: {TITLES[name]}"
-    parts = [heading, body, paragraphs, CLAIMED, claims]
+    parts = [heading, body, _legend(noise), _setting(name, table), f"Written by `{command}`.", CLAIMED, claims]
     return "\n\n".join(parts) + "\n"
 
 
+def _legend(noise: Noise) -> str:
+    return LEGEND.format(confidence=CONFIDENCE, yardstick=YARDSTICK, measured=noise.words)
+
+
 def _setting(name: str, table: pd.DataFrame) -> str:
-    """What the runs were made with, and what follows for the paper's numbers; the yardstick's seed is another."""
+    """What the runs were made with and on, and what follows for the paper's numbers; the yardstick has another seed."""
     own = table[table["method"] != YARDSTICK]
     known = [column for column in MADE_WITH if column in own and own[column].notna().any()]
     made = [f"{column.replace('_scale', '')} {_listed(own[column])}" for column in known]
@@ -84,18 +92,19 @@ def _setting(name: str, table: pd.DataFrame) -> str:
         meaning = TYPO if name == "table3" else ""
     else:
         meaning = TESTBED if set(own.get("model", pd.Series(dtype=str)).dropna()) == {TESTBED_MODEL} else OTHER
-    return f"Runs: {', '.join(made) or 'none'}. {meaning}"
+    processors = processors_told(table["processor"].dropna()) if "processor" in table else ""
+    return f"Runs: {', '.join(made) or 'none'}. {processors} {meaning}"
 
 
 def _listed(values: pd.Series) -> str:
     return " and ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna().unique())
 
 
-def _latex(name: str, table: pd.DataFrame, command: str) -> str:
+def _latex(name: str, table: pd.DataFrame, noise: Noise, command: str) -> str:
     shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--").replace("_", r"\_"))
     shown.columns = [escaped(title) for title in shown.columns]
     body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
-    notes = _setting(name, table).replace("*", "")
+    notes = f"{_legend(noise)}\n{_setting(name, table)}".replace("*", "").replace("\n", "\n% ")
     return f"% {TITLES[name]}. Written by {command}\n% {notes}\n{body}\n"
 
 
@@ -103,7 +112,7 @@ def escaped(title: str) -> str:
     return title.replace("↑", r"$\uparrow$").replace("Δ", r"$\Delta$")
 
 
-def cells(table: pd.DataFrame, marks: tuple[Mark, Mark]) -> pd.DataFrame:
+def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
     """What is printed: method, bits, the metrics that any run has, and the run."""
     shown = pd.DataFrame({"method": table["method"], "bits": [_bits(row) for _, row in table.iterrows()]})
     for metric in (*METRICS, *FIDELITY):
@@ -125,28 +134,23 @@ def _compared(table: pd.DataFrame) -> bool:
     return "comparable" in table and bool(table["comparable"].dropna().all())
 
 
-def _column(table: pd.DataFrame, metric: str, marks: tuple[Mark, Mark]) -> list[str]:
-    quantized = table[~table["method"].str.startswith("fp16") & (table["w_bits"] != "average")]
-    best = {
-        bits: rows.dropna().drop_duplicates().nlargest(2).tolist()
-        for bits, rows in quantized.groupby(["w_bits", "a_bits"])[metric]
-    }
-    texts = []
-    for _, row in table.iterrows():
-        text = _number(row[metric], DIGITS[metric])
-        ranked = best.get((row["w_bits"], row["a_bits"]), [])
-        if row[metric] in ranked and not row["method"].startswith("fp16"):
-            text = marks[ranked.index(row[metric])](text)
-        texts.append(text + _interval(row, metric))
-    return texts
+def _column(table: pd.DataFrame, metric: str, marks: Marks) -> list[str]:
+    sign, digits = "" if metric in FIDELITY else "+", DIGITS[metric]
+    return [marked(row, metric, digits, marks) + bracketed(row, metric, digits, sign) for _, row in table.iterrows()]
 
 
-def _interval(row: pd.Series, metric: str) -> str:
+def marked(row: pd.Series, metric: str, digits: int, marks: Marks) -> str:
+    """The value with its mark."""
+    text = _number(row[metric], digits)
+    return marks[row[f"{metric}_mark"]](text) if row[f"{metric}_mark"] else text
+
+
+def bracketed(row: pd.Series, metric: str, digits: int, sign: str) -> str:
+    """The interval, if there is one."""
     low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
     if low is None or pd.isna(low):
         return ""
-    sign = "" if metric in FIDELITY else "+"
-    return f" [{_number(low, DIGITS[metric], sign)}, {_number(high, DIGITS[metric], sign)}]"
+    return f" [{_number(low, digits, sign)}, {_number(high, digits, sign)}]"
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:

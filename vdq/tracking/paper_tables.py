@@ -1,5 +1,5 @@
-"""The paper's tables 1 to 5 with our runs in them: values, bootstrap intervals, and the paper's own numbers where they
-can be compared.
+"""The paper's tables 1 to 5 with our runs in them: values, intervals, marks, and the paper's own numbers where they can
+be compared.
 
 A table is the paper's CSV file; each of its rows is one run, found by its signature. A row without a finished run stays
 empty.
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
-from vdq.tracking.registry import read_config
+from vdq.tracking.registry import processor_of, read_config
+from vdq.tracking.uncertainty import Noise, mean_interval, with_marks
 
 PAPER = Path(__file__).parent / "paper"
 TITLES = {
@@ -30,10 +30,9 @@ PROMPTS = {"table1": 48, "table2": 101, "table3": 48, "table4": 48, "table5": 10
 SAMPLER = {"steps": 20, "guidance_scale": 7.0}  # of the paper
 OURS = {"table1": ["asq_tsw"], "table2": ["asq_tsw"]}  # recipes of ours, beside the paper's methods
 YARDSTICK = "fp16, other noise"
-RESAMPLES = 9_999
-CONFIDENCE = 0.95
 
 Find = Callable[[str, str, int, int], pd.Series | None]  # data set, method, weight bits, activation bits -> run
+Limit = Callable[[str, str], float]  # metric, bits such as w8a8 -> what a difference of two means has to exceed
 
 
 def paper_rows(name: str) -> pd.DataFrame:
@@ -54,10 +53,11 @@ def wanted(name: str) -> pd.DataFrame:
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
-def fill(name: str, find: Find) -> pd.DataFrame:
+def fill(name: str, find: Find, noise: Noise | None = None) -> pd.DataFrame:
     """One row a method and bit-width: `<metric>` of our run, `<metric>_low` and `_high` of its difference to full
-    precision (paired bootstrap over prompts, 95 %; of the value itself for PSNR), `paper_<metric>`, `run`, and what it
-    was made with: `model`, `prompts`, `seed`, `steps`, `guidance_scale`, and whether that is `comparable` to the paper.
+    precision (paired over prompts, 95 %; of the value itself for PSNR), `<metric>_mark` among the quantized models of
+    the bit-width, `paper_<metric>`, `run`, what it was made with: `model`, `prompts`, `seed`, `steps`,
+    `guidance_scale`, `processor`, whether that is `comparable` to the paper, and `scores`, by metric a value a prompt.
     """
     rows = wanted(name).rename(columns={metric: f"paper_{metric}" for metric in METRICS})
     dataset = rows["dataset"].iloc[0]
@@ -70,7 +70,31 @@ def fill(name: str, find: Find) -> pd.DataFrame:
         run = find(dataset, row["method"], int(row["w_bits"]), int(row["a_bits"]))
         values = {} if run is None else _values(run, reference) | {"comparable": comparable(run, PROMPTS[name])}
         filled.append(row.to_dict() | values)
-    return _averaged(pd.DataFrame(filled))
+    table = _averaged(pd.DataFrame(filled))
+    return _marked(table, limits(table, noise or Noise())) if "scores" in table else table
+
+
+def limits(table: pd.DataFrame, noise: Noise) -> Limit:
+    """The larger one of what another processor changes and of the yardstick's difference to full precision."""
+    full, other = (table[table["method"] == method].iloc[0] for method in ("fp16", YARDSTICK))
+
+    def limit(metric: str, bits: str) -> float:
+        seed = abs(other.get(metric, np.nan) - full.get(metric, np.nan))
+        return np.nanmax([noise(metric, bits, full.get("prompts", 1)), seed])
+
+    return limit
+
+
+def _marked(table: pd.DataFrame, limit: Limit) -> pd.DataFrame:
+    """Marks among the quantized models of a bit-width."""
+    quantized = table["scores"].map(bool) & table["scores"].notna() & (table["w_bits"] != "average")
+    rows = table[quantized & ~table["method"].str.startswith("fp16")]
+
+    def of_rows(metric: str, group: pd.DataFrame) -> float:
+        first = group.iloc[0]
+        return limit(metric, f"w{first['w_bits']}a{first['a_bits']}")
+
+    return with_marks(table, rows, ["w_bits", "a_bits"], (*METRICS, *FIDELITY), of_rows)
 
 
 def key_of(metric: str, columns: object) -> str:
@@ -82,17 +106,18 @@ def key_of(metric: str, columns: object) -> str:
 def _values(run: pd.Series, reference: pd.Series | None) -> dict:
     scores = per_video(run)
     values = {"run": run["signature"], "kind": run["kind"], "model": run["model"], "prompts": len(scores)}
-    values |= {"seed": run.get("seed")} | sampler_of(run)
+    values |= {"seed": run.get("seed"), "processor": processor_of(run), "scores": {}} | sampler_of(run)
     base = None if reference is None or reference["signature"] == run["signature"] else per_video(reference)
     for metric in (*METRICS, *FIDELITY):
         key = key_of(metric, scores.columns)
         if key not in scores or scores[key].isna().any():
             continue
-        values[metric] = scores[key].mean()
+        own = values["scores"][metric] = scores[key].to_numpy()
+        values[metric] = own.mean()
         if metric in FIDELITY:
-            values |= interval(metric, scores[key].to_numpy())
+            values |= interval(metric, own)
         elif base is not None and key in base:
-            values |= interval(metric, scores[key].to_numpy() - base[key].to_numpy())
+            values |= interval(metric, own - base[key].to_numpy())
     return values
 
 
@@ -115,13 +140,9 @@ def per_video(run: pd.Series | dict) -> pd.DataFrame:
 
 
 def interval(metric: str, values: np.ndarray) -> dict[str, float]:
-    """Percentile interval of the mean over prompts; a constant has none to estimate."""
-    if len(values) < 2 or np.ptp(values) == 0:
-        return {f"{metric}_low": values.mean(), f"{metric}_high": values.mean()}
-    found = bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=0
-    ).confidence_interval
-    return {f"{metric}_low": found.low, f"{metric}_high": found.high}
+    """Of the mean over prompts, as columns."""
+    low, high = mean_interval(values)
+    return {f"{metric}_low": low, f"{metric}_high": high}
 
 
 def _averaged(table: pd.DataFrame) -> pd.DataFrame:
@@ -130,8 +151,12 @@ def _averaged(table: pd.DataFrame) -> pd.DataFrame:
         parts = table[(table["method"] == table.at[index, "method"]) & (table["w_bits"] != "average")]
         if "run" not in parts or parts["run"].isna().any():
             continue
-        for metric in (*METRICS, *FIDELITY):
-            if metric in parts:
-                table.at[index, metric] = parts[metric].mean()
-        table.at[index, "run"] = f"{len(parts)} runs above"
+        scores = {
+            metric: np.mean([scores[metric] for scores in parts["scores"]], axis=0)
+            for metric in (*METRICS, *FIDELITY)
+            if all(metric in scores for scores in parts["scores"])
+        }
+        for metric, values in scores.items():
+            table.at[index, metric] = values.mean()
+        table.at[index, "scores"], table.at[index, "run"] = scores, f"{len(parts)} runs above"
     return table

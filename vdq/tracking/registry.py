@@ -73,3 +73,21 @@ def runs(root: str | Path = "runs") -> pd.DataFrame:
     rows = [{**result, "folder": str(folder)} for folder in folders if (result := read_result(folder))]
     table = pd.DataFrame(rows)
     return table.sort_values("finished", ignore_index=True) if len(table) else table
+
+
+def processor_of(run: pd.Series | dict) -> str:
+    """What sampled a run, and what scored it if that is another; results of earlier versions do not tell."""
+    sampled, scored = run.get("processor"), run.get("scored_on")
+    told = [sampled] if isinstance(sampled, str) else []
+    if isinstance(scored, str) and scored != sampled:
+        told.append(f"scored on {scored}")
+    return ", ".join(told) or "not recorded"
+
+
+def processors_told(processors: pd.Series) -> str:
+    """For notes below tables: the processor of all runs, or how many runs each has."""
+    counts = processors.value_counts(sort=False)
+    if len(counts) == 1:
+        return f"Processor: {counts.index[0]}."
+    listed = "; ".join(f"{name} ({count} of {counts.sum()} runs)" for name, count in counts.items())
+    return f"**Processors differ**, and last digits with them: {listed}."

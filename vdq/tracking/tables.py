@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from vdq.files import write_text
+from vdq.tracking.registry import processor_of, processors_told
 
 BEFORE = {"quant": "method", "bits": "bits", "kind": "activations", "backend": "integers by", "changed": "changed"}
 AFTER = {"size_mb": "MB", "signature": "run"}
@@ -31,14 +32,19 @@ DIGITS = {"top1": 3, "psnr": 2, "vqa_a": 2, "vqa_t": 2, "fvd": 1, "fvd_fp16": 1,
 
 
 def comparison(table: pd.DataFrame) -> str:
-    """Markdown with one row a run: what it is, the metrics of all runs ('–' where one does not apply), its size."""
+    """Markdown with one row a run: what it is, the metrics of all runs ('–' where one does not apply), its size; below
+    it their processor, which is a column if there are several.
+    """
     arrows = {key: up for row in table["higher_is_better"] for key, up in row.items()}
     metrics = {key: f"{METRICS.get(key, key)} {'↑' if up else '↓'}" for key, up in arrows.items()}
     shown = pd.DataFrame(index=table.index)
     for field, title in (BEFORE | metrics | AFTER).items():
         if field in table and (table[field].notna() & (table[field] != "")).any():
             shown[title] = [_cell(field, value) for value in table[field]]
-    return shown.to_markdown(index=False, disable_numparse=True)
+    processors = table.apply(processor_of, axis=1)
+    if processors.nunique() > 1:
+        shown["processor"] = processors
+    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{processors_told(processors)}"
 
 
 def write(table: pd.DataFrame, path: Path, heading: str) -> None:
