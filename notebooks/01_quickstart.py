@@ -29,8 +29,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from IPython.display import Image, Markdown, Video, display
 
+from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
-from vdq.data.video import contact_sheet, write_mp4
+from vdq.data.video import write_mp4
 from vdq.stages import run
 from vdq.stages.experiment import CONF, Experiment
 from vdq.tracking import runs

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio
 
 import vdq.data.video as video_module
-from vdq.data.video import contact_sheet, read_video, to_uint8, write_mp4
+from vdq.data.video import read_video, to_uint8, write_mp4
 
 
 def sample(fixtures: Path, name: str) -> Path:
@@ -156,52 +156,3 @@ def test_read_video_refuses_missing_and_broken_files(tmp_path: Path) -> None:
 def test_read_video_refuses_a_file_that_breaks_off(fixtures: Path) -> None:
     with pytest.raises(ValueError, match="corrupted.mp4 cannot be decoded"):
         read_video(sample(fixtures, "corrupted.mp4"))
-
-
-def test_contact_sheet_shows_first_to_last_frame_under_each_caption(tmp_path: Path) -> None:
-    videos = [torch.tensor([red, 0, 200], dtype=torch.uint8).repeat(5, 20, 30, 1) for red in (100, 50)]
-    for video in videos:
-        video[..., 0] += torch.arange(5, dtype=torch.uint8)[:, None, None]
-    contact_sheet(videos, ["first", "second"], 3, tmp_path / "sheet.png")
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    first_frames = np.isin(sheet[..., 0], [100, 50]) & (sheet[..., 1] == 0)
-    rows, columns = (np.flatnonzero(first_frames.any(axis)) for axis in (1, 0))
-    assert len(columns) == 30 and len(rows) == 2 * 20, "frame 0 once in each row"
-    for red, top in ((100, rows[0]), (50, rows[20])):
-        blocks = [sheet[top + 10, columns[0] + 15 + step * (30 + video_module.MARGIN)] for step in range(3)]
-        assert [block.tolist() for block in blocks] == [[red + step, 0, 200] for step in (0, 2, 4)]
-    assert (sheet[: rows[0]] < 128).any() and (sheet[rows[19] + 1 : rows[20]] < 128).any(), "captions are drawn"
-
-
-def test_contact_sheet_wraps_captions_and_shows_short_videos(tmp_path: Path) -> None:
-    video = moving_ramp(frames=2, height=64, width=64)
-    for name, caption in {"short": "one", "long": "many words " * 12}.items():
-        contact_sheet([video], [caption], 4, tmp_path / name)
-    short, long = (Image.open(tmp_path / name).size for name in ("short", "long"))
-    assert short[0] == long[0] == 2 * 64 + 3 * video_module.MARGIN and long[1] > short[1] + 2 * video_module.FONT_SIZE
-
-
-def test_contact_sheet_refuses_bad_input(tmp_path: Path) -> None:
-    video = moving_ramp()
-    bad = {
-        r"sizes \[\(16, 48\), \(32, 48\)\]": ([video, video[:, :16]], ["a", "b"], 2),
-        r"sizes \[\]": ([], [], 2),
-        "captions has 1": ([video, video], ["a"], 2),
-        "frames_per_video is 0": ([video], ["a"], 0),
-        "float32": ([video.float()], ["a"], 2),
-    }
-    for message, (videos, captions, count) in bad.items():
-        with pytest.raises(ValueError, match=message):
-            contact_sheet(videos, captions, count, tmp_path / "sheet.png")
-
-
-def test_contact_sheet_fills_columns_one_after_the_other(tmp_path):
-    videos = [torch.full((1, 32, 32, 3), 40 * number, dtype=torch.uint8) for number in range(1, 4)]
-    contact_sheet(videos, ["a", "b", "c"], 1, tmp_path / "one.png")
-    contact_sheet(videos, ["a", "b", "c"], 1, tmp_path / "two.png", columns=2)
-    one, two = (np.asarray(Image.open(tmp_path / name)) for name in ("one.png", "two.png"))
-    assert two.shape[1] == 2 * one.shape[1] and two.shape[0] < one.shape[0]
-    middle = one.shape[1] // 2
-    left, right = two[:, middle, 0], two[:, one.shape[1] + middle, 0]
-    assert {40, 80} <= set(left) and 120 not in left
-    assert 120 in right and 40 not in right

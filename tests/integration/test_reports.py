@@ -5,6 +5,7 @@ import shutil
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -122,6 +123,8 @@ def test_tabulate_writes_table_grid_and_cost(bed, capsys, caplog):
     with Image.open(results / "samples_shapes.png") as grid:
         assert grid.width >= 2 * GRID_FRAMES * 64 and grid.height >= 64  # the two videos side by side
         assert grid.convert("L").getextrema()[0] < 200  # not blank
+        colors = np.asarray(grid.convert("RGB")).astype(int)
+    assert ((colors[..., 0] == 255) & (colors[..., 1:] == 0).all(-1)).any()  # random weights follow no prompt
     assert "tsq_tsw" in (results / "table6.md").read_text() and "2259" in (results / "table6.md").read_text()
     row = pd.read_csv(results / "table1.csv").set_index("method").loc["tsq_tsw"]
     assert row["run"] == result["signature"] and row["clipsim"] == pytest.approx(result["clipsim"])

@@ -2,9 +2,10 @@
 
 import random
 from collections import Counter
+from dataclasses import asdict
 from itertools import combinations
 
-from vdq.shapes.scenes import COLORS, MOTIONS, SHAPES, caption, label, prompts, short_prompts, split
+from vdq.shapes.scenes import COLORS, MOTIONS, SHAPES, attributes, caption, label, prompts, short_prompts, split
 from vdq.shapes.tokenizer import MAX_LENGTH, build_tokenizer
 
 
@@ -35,6 +36,16 @@ def test_a_caption_names_every_attribute():
     for scene in split()["validation"]:
         text = caption(scene, random.Random(0))
         assert scene.shape in text and scene.color in text and scene.background in text
+
+
+def test_attributes_are_read_from_every_wording():
+    rng = random.Random(2)
+    for scene in split()["training"]:
+        assert attributes(caption(scene, rng)) == asdict(scene)
+        assert attributes(label(scene, rng)).items() <= asdict(scene).items()
+    assert attributes("A small red square moves around in a circle.")["shape"] == "square"
+    assert attributes("cyan ring growing") == {"color": "cyan", "shape": "ring", "motion": "grow"}
+    assert attributes("A zebra.") == {}
 
 
 def test_the_tokenizer_knows_every_word_and_closes_with_its_highest_id():

@@ -1,11 +1,10 @@
-"""Videos on disk: float output to uint8 frames, frames to MP4 and back, and contact sheets.
+"""Videos on disk: float output to uint8 frames, frames to MP4 and back.
 
 Encoding is part of an evaluation's protocol (spec of the paper's metrics): the codec is H.264 4:2:0 at a fixed CRF with
 one encoder thread, so that equal frames give equal files on any number of cores.
 """
 
 import logging
-from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from os import PathLike
@@ -14,7 +13,6 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vdq.files import complete_or_nothing
@@ -25,9 +23,6 @@ except ImportError:  # no wheel for this platform
     decord = None
 
 logger = logging.getLogger(__name__)
-
-MARGIN = 8
-FONT_SIZE = 14
 
 
 def to_uint8(video: Tensor) -> Tensor:
@@ -61,7 +56,7 @@ def write_mp4(path: str | PathLike[str], frames: Tensor, fps: float, *, crf: int
     Raises:
         ValueError: on another dtype or shape, an odd size, or fps or crf out of range.
     """
-    _check_frames("frames", frames)
+    check_frames("frames", frames)
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"frames have size {height}x{width}; only even heights and widths are allowed by yuv420p")
@@ -98,47 +93,8 @@ def read_video(path: str | PathLike[str]) -> Tensor:
     return torch.from_numpy(frames)
 
 
-def contact_sheet(
-    videos: Sequence[Tensor],
-    captions: Sequence[str],
-    frames_per_video: int,
-    path: str | PathLike[str],
-    columns: int = 1,
-) -> None:
-    """Write a PNG with one row a video: its caption, and below it frames evenly spaced from the first to the last.
-
-    The rows fill `columns` columns, one after the other.
-
-    Args:
-        videos: uint8 [T,H,W,3] each, all with the same H and W; T may differ.
-        captions: one for each video, wrapped to the width of the row.
-        frames_per_video: frames in a row; a video with fewer shows all it has.
-        path: file to write or replace; its folder is created.
-
-    Raises:
-        ValueError: on no videos, another dtype, shape or number of captions, or frame sizes that differ.
-    """
-    for video in videos:
-        _check_frames("videos", video)
-    sizes = {tuple(video.shape[1:3]) for video in videos}
-    if len(sizes) != 1:
-        raise ValueError(f"videos have the frame sizes {sorted(sizes)}; exactly one size is allowed")
-    if len(captions) != len(videos):
-        raise ValueError(f"captions has {len(captions)} entries; one for each of the {len(videos)} videos is allowed")
-    if frames_per_video < 1:
-        raise ValueError(f"frames_per_video is {frames_per_video}; an integer >= 1 is allowed")
-    rows = [_row(video, frames_per_video) for video in videos]
-    width = max(row.width for row in rows)
-    font = ImageFont.load_default(FONT_SIZE)
-    texts = [_wrap(caption, font, width) for caption in captions]
-    height = -(-len(rows) // columns)
-    starts = range(0, len(rows), height)
-    sheets = [_column(rows[start : start + height], texts[start : start + height], font, width) for start in starts]
-    with complete_or_nothing(Path(path)) as partial:
-        _side_by_side(sheets).save(partial, format="PNG")
-
-
-def _check_frames(name: str, frames: Tensor) -> None:
+def check_frames(name: str, frames: Tensor) -> None:
+    """Raises ValueError, with ``name``, unless frames are uint8 [T,H,W,3] with at least one."""
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < 1:
         raise ValueError(f"{name} is {frames.dtype} {tuple(frames.shape)}; only uint8 [T,H,W,3] with T >= 1 is allowed")
 
@@ -170,52 +126,3 @@ def _read_with_pyav(path: Path) -> np.ndarray:
     if not frames:
         raise ValueError(f"video {path} holds no frames; a complete video file is allowed")
     return np.stack(frames)
-
-
-def _row(video: Tensor, count: int) -> Image.Image:
-    """`count` frames of a video side by side, with a margin between them."""
-    steps = np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)
-    height, width = video.shape[1:3]
-    row = Image.new("RGB", (len(steps) * (width + MARGIN) - MARGIN, height), "white")
-    for column, step in enumerate(steps):
-        row.paste(Image.fromarray(video[step].cpu().numpy()), (column * (width + MARGIN), 0))
-    return row
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines of `text` that fit `width` pixels where words allow."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-def _column(rows: list[Image.Image], texts: list[list[str]], font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
-    """Caption and frames of every row, one below the other."""
-    line_height = sum(font.getmetrics()) + 2
-    height = MARGIN + sum(
-        row.height + len(lines) * line_height + MARGIN for row, lines in zip(rows, texts, strict=True)
-    )
-    sheet = Image.new("RGB", (width + 2 * MARGIN, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    top = MARGIN
-    for row, lines in zip(rows, texts, strict=True):
-        for line in lines:
-            draw.text((MARGIN, top), line, fill="black", font=font)
-            top += line_height
-        sheet.paste(row, (MARGIN, top))
-        top += row.height + MARGIN
-    return sheet
-
-
-def _side_by_side(sheets: list[Image.Image]) -> Image.Image:
-    whole = Image.new("RGB", (sum(sheet.width for sheet in sheets), max(sheet.height for sheet in sheets)), "white")
-    left = 0
-    for sheet in sheets:
-        whole.paste(sheet, (left, 0))
-        left += sheet.width
-    return whole

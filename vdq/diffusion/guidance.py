@@ -10,9 +10,9 @@ from vdq.models.base import Conditions
 
 class Reusing:
     """Stands for a denoiser that samples many steps and batches, and lets it compute once what does not change: what
-    it makes of the captions once per batch, of the timesteps once per schedule and batch size. Not a bit of the output
-    changes. STDiT keeps about 12 n C numbers a block and step for batches of n prompts (XL/2: 8 M for 20 steps of n =
-    1) and 4 n L C a block for the last batch's captions.
+    it makes of the captions once per batch, of the timesteps once per schedule and batch size. On one machine, with the
+    same threads, this changes no bit of the output. STDiT keeps about 12 n C numbers a block and step for batches of n
+    prompts (XL/2: 8 M for 20 steps of n = 1) and 4 n L C a block for the last batch's captions.
 
     It has to offer `prepare(y, mask)` and `prepare_timestep(timestep)`, whose results stand for these inputs, as STDiT
     does; of another one every call is the plain call. Layers are not called in every step, so observers need the

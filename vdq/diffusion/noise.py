@@ -1,4 +1,4 @@
-"""One random stream per prompt, so that a video does not depend on what else is in its batch."""
+"""One random stream per prompt, so that a video's noise does not depend on what else is in its batch."""
 
 import hashlib
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 from vdq.export import packed
 model = packed.load("PATH")     # needs no calibration and no full-precision weights
 videos = model.video_model()    # text encoder and autoencoder, which are not in this folder
-latents = model.sample(videos.encode(["a prompt"]), noise)    # the same bits as the run's model
+latents = model.sample(videos.encode(["a prompt"]), noise)    # on one machine, the bits of the run's model
 ```
 
 `manifest.json` holds the configuration and the size and SHA-256 of every file.{random}

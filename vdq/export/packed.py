@@ -100,8 +100,9 @@ class PackedModel(ArtefactModel):
 
 
 def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock | None = None) -> PackedModel:
-    """The model that a packed artefact was made from, to the bit, on the CPU; needs no calibration and no
-    full-precision weights. `backend`: None is the run's own. `clock`: None is a new one.
+    """The model that a packed artefact was made from, on the CPU; needs no calibration and no full-precision weights.
+    With the machine, threads and batches of the run it samples the same bits. `backend`: None is the run's own.
+    `clock`: None is a new one.
 
     Codes stay memory-mapped where the backend does not unpack them: the files must not be changed meanwhile. Raises
     ValueError when the artefact is damaged, of another version, or not made of the tensors that its layers need.

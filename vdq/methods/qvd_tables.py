@@ -55,10 +55,10 @@ def timestep_table(table: dict[str, Any]) -> Table:
         "weights_not_needed_mb": table["weights"] * FLOAT_BYTES / MEGABYTE,
     }
     summary = (
-        "what depends on the step alone is computed once a schedule, bit for bit: {table_mb:.2f} MB in fp32, or "
-        "{reused_mb_a_row:.2f} MB a batch row with all blocks' modulation, as sampling keeps it; beside it "
-        "no step needs {layers_not_needed} ({weights_not_needed_mb:.2f} MB). HTDQ is then moot: temporal_bits=null has "
-        "the exact table at the same cost"
+        "what depends on the step alone is computed once a schedule, with the same bits on one machine: "
+        "{table_mb:.2f} MB in fp32, or {reused_mb_a_row:.2f} MB a batch row with all blocks' modulation, as sampling "
+        "keeps it; beside it no step needs {layers_not_needed} ({weights_not_needed_mb:.2f} MB). HTDQ is then moot: "
+        "temporal_bits=null has the exact table at the same cost"
     )
     return Table([row], summary.format(**row))
 

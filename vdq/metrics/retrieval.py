@@ -13,7 +13,8 @@ from vdq.metrics.clip import ClipEncoder, refused_size
 class PromptRetrieval(VideoMetric):
     """Share of videos whose own prompt has the highest CLIPSIM of all candidates (`top1`), 0..1.
 
-    Depends on the set of candidates: values of sets of different sizes cannot be compared.
+    Depends on the set of candidates: values of sets of different sizes cannot be compared. CLIPSIM is an average over
+    frames, so a motion in the wrong direction is not seen.
     """
 
     keys = ("top1",)

@@ -29,14 +29,17 @@ def render(scene: Scene, rng: np.random.Generator, frames: slice | list[int] = s
     ``rng`` draws position, size and colour within the limits of the scene's attributes.
     """
     center_x, center_y, radius = (track[frames] for track in _trajectory(scene, rng))
-    x = _X[None] - center_x[:, None, None]
-    y = _Y[None] - center_y[:, None, None]
-    distance = _DISTANCE[scene.shape](x, y, radius[:, None, None])
-    coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
+    coverage = np.clip(0.5 - outside(scene.shape, center_x, center_y, radius), 0.0, 1.0)[..., None]
     color = np.clip(np.array(PALETTE[scene.color]) + rng.uniform(-10, 10, 3), 0, 255).astype(np.float32)
-    background = _background(scene.background) + rng.uniform(-6, 6)
-    video = coverage * color + (1 - coverage) * np.clip(background, 0, 255)[None]
+    levels = background(scene.background) + rng.uniform(-6, 6)
+    video = coverage * color + (1 - coverage) * np.clip(levels, 0, 255)[None]
     return (video + 0.5).astype(np.uint8)
+
+
+def outside(shape: str, center_x: np.ndarray, center_y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """How far every pixel lies outside a shape, in pixels and negative inside, [F, 64, 64] of centres and radii [F]."""
+    x, y = _X - center_x[:, None, None], _Y - center_y[:, None, None]
+    return _DISTANCE[shape](x, y, radius[:, None, None])
 
 
 def _trajectory(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -65,7 +68,7 @@ def _trajectory(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.
     return x, y, radius
 
 
-def _background(name: str) -> np.ndarray:
+def background(name: str) -> np.ndarray:
     """Grey levels [64, 64, 1] of a background; patterns have cells of 16 pixels."""
     if name == "striped":
         level = np.where((_Y // 8) % 2 == 0, 60.0, 110.0)

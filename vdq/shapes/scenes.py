@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -117,6 +118,22 @@ def label(scene: Scene, rng: random.Random) -> str:
         background=scene.background,
         motion=MOTION_LABELS[scene.motion],
     )
+
+
+def attributes(text: str) -> dict[str, str]:
+    """The attributes that a caption or label names, such as ``{"shape": "circle", "motion": "left"}``; what it leaves
+    open, or says in other words, is missing.
+    """
+    text, found = text.lower(), {}
+    for motion, phrases in MOTION_PHRASES.items():
+        for phrase in (*phrases, MOTION_LABELS[motion]):
+            if phrase in text:
+                found["motion"] = motion
+                text = text.replace(phrase, "")  # "moves around in a circle" names no shape
+    known = {"shape": SHAPES, "color": COLORS, "background": BACKGROUNDS}
+    meanings = {word: (field, word) for field, names in known.items() for word in names}
+    meanings |= {word: ("size", size) for size, names in SIZE_WORDS.items() for word in names}
+    return found | dict(meanings[word] for word in re.findall(r"\w+", text) if word in meanings)
 
 
 def prompts(part: str) -> list[str]:

@@ -14,10 +14,12 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
-from vdq.data.video import contact_sheet
 from vdq.files import write_text
+from vdq.models.shapes import ShapesModel
 from vdq.quant.stats import Stats
+from vdq.shapes.measure import departures
 from vdq.stages.experiment import CONF, Experiment, changed_fields, intact
 from vdq.tracking import ablation, neighbours, paper_report, paper_tables
 from vdq.tracking.execution import latex, read_benchmarks, rows_of, summary, table6, times_figure
@@ -34,6 +36,11 @@ SETS = ("opensora", "ucf101")  # the paper's first and second prompt set
 HEADING = """# {name}: {prompts} prompts, model {model}
 
 Every row is a finished run and `run` is its signature. Written by `python run.py stages=[tabulate]`."""
+
+FOLLOWING = (
+    "{following} of {of} samples follow their prompt in shape, color, size, background and motion, measured from the "
+    "pixels of all their frames. Red: what a sample shows instead."
+)
 
 
 def run(experiment: Experiment) -> None:
@@ -88,9 +95,19 @@ def _write_all_runs(experiment: Experiment, table: pd.DataFrame, folder: Path) -
     print(comparison(table))
     this = table[table["signature"].isin([reference.signature, experiment.signature])]
     write_text(folder / f"run_{name}.md", comparison(this) + "\n")
+    _write_grid(reference, folder / f"samples_{name}.png")
+
+
+def _write_grid(reference: Experiment, path: Path) -> None:
+    """The first samples in full precision; those of the testbed with what they show otherwise than their prompts."""
     prompts = reference.prompts.evaluation[:GRID_VIDEOS]
     samples = [read_sample(reference.folder, index)["frames"] for index in range(len(prompts))]
-    contact_sheet(samples, prompts, GRID_FRAMES, folder / f"samples_{name}.png", GRID_COLUMNS)
+    judged = {}
+    if isinstance(reference.model, ShapesModel):
+        wrong = [departures(prompt, frames.numpy()) for prompt, frames in zip(prompts, samples, strict=True)]
+        judged["heading"] = FOLLOWING.format(following=wrong.count({}), of=len(wrong))
+        judged["remarks"] = [", ".join(f"{name}: {shown}" for name, shown in each.items()) for each in wrong]
+    contact_sheet(samples, prompts, GRID_FRAMES, path, GRID_COLUMNS, **judged)
 
 
 def _write_benchmarks(experiment: Experiment, folder: Path) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
-from vdq.data.video import contact_sheet
 
 FRAMES = 8
 
