@@ -74,3 +74,16 @@ def test_another_kind_is_refused(folder, tmp_path):
     (tmp_path / artefact.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(SystemExit, match="^error: .*kind=zip cannot be loaded; packed is allowed$"):
         main([str(tmp_path), "--prompt", PROMPT])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--threads", "0"], "--threads=0 must be at least 1"),
+        (["--out", "/proc/nowhere/a.mp4"], "--out: its folder=/proc/nowhere must be a folder that can be written"),
+    ],
+)
+def test_what_cannot_work_is_told_before_anything_is_sampled(folder, monkeypatch, arguments, sentence):
+    monkeypatch.setattr("vdq.export.sample.load", lambda *_, **__: pytest.fail("an artefact was loaded"))
+    with pytest.raises(SystemExit, match=f"^error: {sentence}"):
+        main([str(folder), "--prompt", PROMPT, *arguments])

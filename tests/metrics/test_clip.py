@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vdq.metrics.clip import ClipMetric
+from vdq.metrics.retrieval import PromptRetrieval
 
 PROMPTS = ["a red circle", "two blue squares move", "a red circle"]
 
@@ -190,3 +191,13 @@ def test_an_encoder_of_one_size_refuses_others() -> None:
 def test_refuses_an_empty_batch_size() -> None:
     with pytest.raises(ValueError, match="frames_per_batch is 0"):
         ClipMetric(encoder=SmallClip(), frames_per_batch=0)
+
+
+def test_damaged_weights_are_an_error_and_no_missing_number() -> None:
+    encoder = SmallClip()
+    encode = encoder.encode_images
+    encoder.encode_images = lambda frames: encode(frames).index_fill(1, torch.tensor([0]), torch.nan)
+    with pytest.raises(ValueError, match=f"clipsim has NaN or infinite values; the weights of {encoder.name} may be"):
+        ClipMetric(encoder=encoder).update(random_videos(), PROMPTS)
+    with pytest.raises(ValueError, match="similarity of top1 has NaN or infinite values"):
+        PromptRetrieval(encoder=encoder).update(random_videos(), PROMPTS, PROMPTS)

@@ -1,6 +1,7 @@
 """Checkpoints as they are released, and everything that can be wrong with one."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -124,6 +125,59 @@ def test_fp32_safetensors_is_not_copied(state, tmp_path, cache, monkeypatch):
     for name, value in given[path].items():
         assert net.state_dict()[name].data_ptr() == value.data_ptr()
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.diffusion_model.", "model."])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_prefix_of_every_name_is_taken_away_and_told(state, tmp_path, cache, caplog, prefix, suffix):
+    path = saved({prefix + key: value for key, value in state.items()}, tmp_path / f"file.{suffix}")
+    with caplog.at_level(logging.INFO, logger="vdq"):
+        assert_holds(load_denoiser(build(), path, cache), state)
+    assert f"every name begins with {prefix}, which is taken away" in caplog.text
+
+
+def test_a_prefix_of_some_names_is_refused(state, tmp_path, cache):
+    first = next(iter(state))
+    path = saved({f"module.{key}" if key == first else key: value for key, value in state.items()}, tmp_path / "a.pth")
+    assert f"1 missing ({first}), 1 unexpected (module.{first})" in refusal(path, cache)
+
+
+@pytest.mark.parametrize("keys", [["state_dict"], ["model"], ["module"], ["model", "ema"], ["state_dict", "model"]])
+def test_weights_are_found_where_trainers_put_them(state, tmp_path, cache, keys):
+    content = state
+    for key in reversed(keys):
+        content = {key: content, "epoch": 3}
+    assert_holds(load_denoiser(build(), saved(content, tmp_path / "file.pth"), cache), state)
+
+
+def sharded(state, folder):
+    """As transformers and diffusers write a large model."""
+    names, half = list(state), len(state) // 2
+    shards = {"model-00001-of-00002.safetensors": names[:half], "model-00002-of-00002.safetensors": names[half:]}
+    for file, keys in shards.items():
+        save_file({key: state[key] for key in keys}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {key: file for file, keys in shards.items() for key in keys}}))
+    return index, sorted(shards)
+
+
+def test_shards_are_read_through_their_index(state, tmp_path, cache):
+    index, shards = sharded(state, tmp_path)
+    assert_holds(load_denoiser(build(), index, cache), state)
+    assert checkpoint.files(index) == [index, *(tmp_path / name for name in shards)]
+    (tmp_path / shards[1]).unlink()
+    with pytest.raises(ValueError, match=f"{index.name} names {shards[1]}, which is not beside it"):
+        load_denoiser(build(), index, cache)
+    index.write_text("[]")
+    with pytest.raises(ValueError, match="must be an index of safetensors files"):
+        load_denoiser(build(), index, cache)
+
+
+def test_a_file_of_another_format_than_its_name_is_named(state, tmp_path, cache):
+    save_file(state, tmp_path / "a.pth")
+    assert "is a safetensors file: name it .safetensors" in refusal(tmp_path / "a.pth", cache)
+    torch.save(state, tmp_path / "b.safetensors")
+    assert "is one of torch.save: name it .pth" in refusal(tmp_path / "b.safetensors", cache)
 
 
 def test_conversion_happens_once(state, tmp_path, cache, monkeypatch):
@@ -255,13 +309,13 @@ def test_files_that_are_no_zip(state, tmp_path, cache):
     assert "must be a whole zip file of torch.save" in refusal(path, cache)
     assert "must be a whole zip file of torch.save" in refusal(saved(state, path, **LEGACY), cache)
     text = saved(state, path).rename(tmp_path / "file.safetensors")
-    assert "must be a whole safetensors file" in refusal(text, cache)
+    assert "is one of torch.save: name it .pth" in refusal(text, cache)
 
 
 def test_other_endings_and_folders(state, tmp_path, cache):
     (tmp_path / "folder.pth").mkdir()
     for path in (saved(state, tmp_path / "file.bin"), tmp_path / "folder.pth", tmp_path / "missing.safetensors"):
-        assert refusal(path, cache).endswith("must be a file that ends in .safetensors, .pth or .pt")
+        assert refusal(path, cache).endswith("ends in .safetensors, .safetensors.index.json, .pth or .pt")
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -19,7 +19,7 @@ from vdq.data.video import write_mp4
 from vdq.diffusion.noise import PromptNoise
 from vdq.export import artefact, onnx_runtime, packed
 from vdq.export.model import ArtefactModel
-from vdq.files import complete_or_nothing
+from vdq.files import check_folder, complete_or_nothing
 
 ENDINGS = (".mp4", ".gif")
 
@@ -31,6 +31,11 @@ def main(arguments: list[str] | None = None) -> Path:
             raise ValueError(f"--out={args.out} must end in {' or '.join(ENDINGS)}")
         if not args.prompt.strip():
             raise ValueError("--prompt is empty, must say what the video shall show")
+        if args.threads is not None and args.threads < 1:
+            raise ValueError(f"--threads={args.threads} must be at least 1")
+        check_folder("--out: its folder", args.out.parent)
+        if args.out.is_dir():
+            raise ValueError(f"--out={args.out} is a folder, must be a file")
         model = load(args.artefact, threads=args.threads)
         seed = model.contents["seed"] if args.seed is None else args.seed
         frames, fps = sample(model, args.prompt, seed=seed, weights=args.weights)

@@ -91,7 +91,13 @@ class VideoMetric(Metric):
             raise ValueError(reason)
 
     def _record(self, index: Sequence[int] | Tensor | None, count: int, values: Mapping[str, Sequence[float]]) -> None:
-        """Keep the values of `count` videos, one list per key; `index` None leaves them unnumbered."""
+        """Keep the values of `count` videos, one list per key; `index` None leaves them unnumbered.
+
+        Raises:
+            ValueError: for a value that is NaN or infinite, of which no mean could be told.
+        """
+        for key in self.keys:
+            check_finite(key, torch.as_tensor(values[key]), self.assets)
         self._append([UNNUMBERED] * count if index is None else [int(i) for i in index], values)
 
     def _append(self, index: list[int], values: Mapping[str, Sequence[float]]) -> None:
@@ -128,6 +134,13 @@ def check_videos(name: str, videos: Tensor) -> None:
         raise ValueError(f"{name} has type {found}; only a tensor of torch.uint8 is allowed")
     if videos.ndim != 5 or videos.shape[-1] != 3 or min(videos.shape[:2]) < 1:
         raise ValueError(f"{name} has shape {tuple(videos.shape)}; only [B,T,H,W,3] with B >= 1 and T >= 1 is allowed")
+
+
+def check_finite(name: str, values: Tensor, assets: Mapping[str, str]) -> None:
+    """ValueError that names the networks in `assets` unless all values are finite numbers."""
+    if not bool(torch.isfinite(values).all()):
+        by = f"; the weights of {' or '.join(assets)} may be damaged" if assets else ""
+        raise ValueError(f"{name} has NaN or infinite values{by}")
 
 
 def check_index(index: Sequence[int] | Tensor | None, count: int) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdq.metrics.base import VideoMetric
+from vdq.metrics.base import VideoMetric, check_finite
 from vdq.metrics.clip import ClipEncoder, refused_size
 
 
@@ -49,7 +50,9 @@ class PromptRetrieval(VideoMetric):
         if unknown := set(prompts) - set(candidates):
             raise ValueError(f"prompts has {min(unknown)!r}, which is not one of the {len(candidates)} candidates")
         texts = F.normalize(self.encoder.encode_text(list(candidates)).double(), dim=-1)
-        best = [candidates[self._similarity(video, texts).argmax()] for video in videos]
+        similarities = torch.stack([self._similarity(video, texts) for video in videos])
+        check_finite("the similarity of top1", similarities, self.assets)  # NaN would be the largest
+        best = [candidates[number] for number in similarities.argmax(1).tolist()]
         self._record(index, len(videos), {"top1": [float(a == b) for a, b in zip(best, prompts, strict=True)]})
 
     def _similarity(self, video: Tensor, texts: Tensor) -> Tensor:

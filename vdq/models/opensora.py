@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vdq.data.video import to_uint8
 from vdq.models.base import RANDOM, Conditions, VideoModel
 from vdq.models.captions import CaptionEncoder
-from vdq.models.checkpoint import load_denoiser
+from vdq.models.checkpoint import files, load_denoiser
 from vdq.models.stdit import STDiT
 from vdq.sources import Source, find_file, find_folder, named_file, named_folder, sha256
 
@@ -145,7 +145,8 @@ class OpenSoraModel(VideoModel):
 
     @cached_property
     def weights_sha256(self) -> str:
-        parts = [RANDOM if path is None else sha256(path, self.cache) for path in self._paths.values()]
+        found = [[] if path is None else files(path) for path in self._paths.values()]
+        parts = [" ".join(sha256(path, self.cache) for path in paths) or RANDOM for paths in found]
         return hashlib.sha256(" ".join([*parts, self.captions.identity]).encode()).hexdigest()
 
     @cached_property

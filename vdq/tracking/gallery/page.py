@@ -110,7 +110,7 @@ def html_page(content: Mapping, tables: Mapping[str, str], title: str, note: str
         script=script,
         script_hash=_hash(script),
         filters="\n".join(_amplifier(gain) for gain in GAINS),
-        data=json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        data=json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )
 
 
