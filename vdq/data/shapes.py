@@ -1,25 +1,43 @@
-"""The prompt sets of the built-in testbed."""
+"""The prompt sets of the built-in testbed, and the user's own prompts for it."""
 
 from __future__ import annotations
 
-from vdq.data.prompts import PromptSet
-from vdq.shapes.scenes import prompts, short_prompts
+from pathlib import Path
+
+from vdq.data.prompts import PromptSet, load_prompts
+from vdq.shapes import scenes
 
 
-def sentences(num_prompts: int | None = None) -> PromptSet:
-    """10 calibration and 48 evaluation captions, disjoint combinations."""
-    return _prompt_set("shapes", prompts("evaluation")).first(num_prompts)
+def sentences(
+    prompts: str | None = None, calibration_prompts: str | None = None, num_prompts: int | None = None
+) -> PromptSet:
+    """10 calibration and 48 evaluation captions, disjoint combinations.
+
+    ``prompts`` and ``calibration_prompts`` are files that take their place, one prompt a line; ``num_prompts`` keeps
+    the first n of the evaluation. Raises ValueError for a file that cannot be read, or n out of range.
+    """
+    return _prompt_set("shapes", scenes.prompts("evaluation"), prompts, calibration_prompts, num_prompts)
 
 
-def labels(num_prompts: int | None = None) -> PromptSet:
-    """101 short labels for evaluation; calibration captions as in ``sentences``."""
-    return _prompt_set("shapes_short", short_prompts()).first(num_prompts)
+def labels(
+    prompts: str | None = None, calibration_prompts: str | None = None, num_prompts: int | None = None
+) -> PromptSet:
+    """101 short labels for evaluation; otherwise as ``sentences``."""
+    return _prompt_set("shapes_short", scenes.short_prompts(), prompts, calibration_prompts, num_prompts)
 
 
-def tuning(num_prompts: int | None = None) -> PromptSet:
-    """192 captions to choose settings by, none of them in the other sets; calibration captions as in ``sentences``."""
-    return _prompt_set("shapes_tuning", prompts("validation")).first(num_prompts)
+def tuning(
+    prompts: str | None = None, calibration_prompts: str | None = None, num_prompts: int | None = None
+) -> PromptSet:
+    """192 captions to choose settings by, none of them in the other sets; otherwise as ``sentences``."""
+    return _prompt_set("shapes_tuning", scenes.prompts("validation"), prompts, calibration_prompts, num_prompts)
 
 
-def _prompt_set(name: str, evaluation: list[str]) -> PromptSet:
-    return PromptSet(name=name, calibration=prompts("calibration"), evaluation=evaluation)
+def _prompt_set(
+    name: str, own: list[str], prompts: str | None, calibration_prompts: str | None, num_prompts: int | None
+) -> PromptSet:
+    return PromptSet(
+        name=Path(prompts).stem if prompts else name,
+        calibration=load_prompts(calibration_prompts) if calibration_prompts else scenes.prompts("calibration"),
+        evaluation=load_prompts(prompts) if prompts else own,
+    ).first(num_prompts)

@@ -66,6 +66,8 @@ def sample(model: ArtefactModel, prompt: str, *, seed: int, weights: str | None 
     are missing or others than the run's.
     """
     videos = model.video_model(**({} if weights is None else {"weights": weights}))
+    for remark in videos.remarks([prompt]):
+        print(f"warning: {remark}", file=sys.stderr)
     videos.prepare([prompt], "cpu")
     noise = PromptNoise(seed, [0], model.latent_shape)
     with tqdm(total=model.clock.num_steps, desc="denoising", unit="step") as bar:

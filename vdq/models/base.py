@@ -70,6 +70,10 @@ class VideoModel(ABC):
         """Does on `device` what `encode` needs for these prompts beside the denoiser; returns how many were new."""
         return 0
 
+    def remarks(self, prompts: list[str]) -> list[str]:
+        """What the model cannot make of these prompts, in sentences; told before they are sampled."""
+        return []
+
     @abstractmethod
     def encode(self, prompts: list[str]) -> Conditions:
         """Conditions for n prepared prompts."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from vdq.data.video import to_uint8
 from vdq.models.base import Conditions, VideoModel
 from vdq.shapes.nets import build_autoencoder, build_denoiser, build_text_encoder
-from vdq.shapes.tokenizer import build_tokenizer
+from vdq.shapes.tokenizer import MAX_LENGTH, build_tokenizer, unknown_words
 from vdq.sources import digest
 
+SHOWN = 10  # unknown words that are listed
 WEIGHTS = Path(__file__).parents[1] / "shapes" / "weights"
 
 
@@ -39,6 +40,21 @@ class ShapesModel(nn.Module, VideoModel):
         self.text_encoder = self._load(build_text_encoder(len(self.tokenizer)), "text_encoder")
         self.autoencoder = self._load(build_autoencoder(), "autoencoder")
         self.denoiser = self._load(build_denoiser(), "denoiser") if net is None else net
+
+    def remarks(self, prompts: list[str]) -> list[str]:
+        """Of words that it does not know, and of prompts that are longer than it reads."""
+        unknown = {prompt: words for prompt in prompts if (words := unknown_words(self.tokenizer, prompt))}
+        cut = [prompt for prompt in prompts if len(self.tokenizer(prompt, verbose=False).input_ids) > MAX_LENGTH]
+        found = []
+        if unknown:
+            words = sorted(set().union(*unknown.values()))
+            found.append(
+                f"{len(unknown)} of {len(prompts)} prompts have words that the testbed does not know and reads as "
+                f"nothing: {', '.join(words[:SHOWN])}{', ...' if len(words) > SHOWN else ''}"
+            )
+        if cut:
+            found.append(f"{len(cut)} of {len(prompts)} prompts are cut to {MAX_LENGTH} words and marks: {cut[0]!r}")
+        return found
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> Conditions:

@@ -25,3 +25,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, eos_token=END, model_max_length=MAX_LENGTH
     )
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[str]:
+    """The words and marks of a prompt that are not in the vocabulary, as they stand there."""
+    encoded = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+    pairs = zip(encoded.input_ids, encoded.offset_mapping, strict=True)
+    return [prompt[first:last] for token, (first, last) in pairs if token == tokenizer.unk_token_id]

@@ -295,7 +295,9 @@ class Experiment:
         return self.model.denoiser
 
     def encode(self) -> None:
-        """Encodes the prompts of both sets that are new."""
+        """Encodes the prompts of both sets that are new, and tells what the model cannot make of them."""
+        for remark in self.model.remarks([*self.prompts.calibration, *self.prompts.evaluation]):
+            log.warning("prompts: %s", remark)
         device = self.trainer().strategy.root_device
         start = time.monotonic()
         with PeakMemory(device) as peak:
