@@ -12,7 +12,7 @@ from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
 from vdq.export import artefact, packed
 from vdq.export.base import QuantizedRun
-from vdq.export.sample import main, sample
+from vdq.export.sample import main, places, sample
 from vdq.methods.dynamic import DynamicMethod
 from vdq.models.shapes import ShapesModel
 from vdq.quant.convert import apply
@@ -74,6 +74,31 @@ def test_another_kind_is_refused(folder, tmp_path):
     (tmp_path / artefact.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(SystemExit, match="^error: .*kind=zip cannot be loaded; packed is allowed$"):
         main([str(tmp_path), "--prompt", PROMPT])
+
+
+LARGE = {"weights": {"denoiser": "/a/x.pth", "autoencoder": "/a/vae", "text_encoder": "/a/t5"}, "cache": "/root/a"}
+
+
+def test_parts_of_a_large_model_are_told_one_by_one_and_its_cache_is_here(tmp_path):
+    changes = places(LARGE, ["text_encoder=/b/t5=1"], str(tmp_path / "cache"))
+    assert changes["weights"] == LARGE["weights"] | {"text_encoder": "/b/t5=1"}
+    assert changes["cache"] == str(tmp_path / "cache")
+    assert places({"weights": None}, ["folder"], None) == {"weights": "folder"}
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "cache", "sentence"),
+    [
+        (LARGE, ["/b"], None, "--weights=/b must be PART=PATH, with PART one of autoencoder, text_encoder"),
+        (LARGE, ["denoiser=/b"], None, "--weights=denoiser=/b must be PART=PATH"),
+        (LARGE, [], "/proc/x", "--cache=/proc/x must be a folder that can be written"),
+        ({"weights": None}, ["a", "b"], None, "--weights is given 2 times"),
+        ({"weights": None}, [], "x", "--cache=x has no use"),
+    ],
+)
+def test_places_that_fit_no_model_are_refused(config, weights, cache, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        places(config, weights, cache)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The path of a user with Open-Sora's files, on files of the same kinds and small sizes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from vdq.data.video import read_video
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
-from vdq.export import packed
+from vdq.export import artefact, packed
+from vdq.export.sample import main as sample_artefact
 from vdq.models.base import Conditions
 from vdq.models.captions import clean
 from vdq.models.stdit import STDiT
@@ -28,6 +30,7 @@ from vdq.stages import run
 from vdq.tracking.registry import runs as registry
 
 ROOT = Path(__file__).parents[2]
+PARTS = ("autoencoder", "text_encoder")
 SETTINGS = ("sampler.steps=2", "logger=csv", "metrics=fidelity")  # the others need published weights
 
 
@@ -194,3 +197,26 @@ def test_packed_artefact_samples_the_run_without_the_checkpoint(start, folder, f
     assert videos.decode(latents).shape == (1, 4, 32, 48, 3)
     with pytest.raises(ValueError, match="^model: autoencoder random must be the artefact's, [0-9a-f]{64}$"):
         model.video_model(weights=weights | {"autoencoder": "random"})
+
+
+def test_a_moved_artefact_makes_videos_when_it_is_told_where_the_parts_are(
+    start, folder, finished, tiny_opensora, tmp_path, monkeypatch
+):
+    """On another machine: what the run had stands elsewhere, and its cache cannot be made."""
+    start(folder, "quant=tsq_tsw", "bits=w6a8", "stages=[export]", "export=packed")
+    moved = shutil.copytree(finished / "export" / "packed", tmp_path / "artefact")
+    parts = {part: shutil.copytree(tiny_opensora.folder / part, tmp_path / part) for part in PARTS}
+    manifest = json.loads((moved / "manifest.json").read_text())
+    config = manifest["contents"]["config"]["model"]
+    config["weights"] = {part: f"/nowhere/{part}" for part in config["weights"]}
+    config["cache"] = "/proc/nowhere"
+    manifest["sha256"] = artefact._own_digest(manifest)
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir(tmp_path)
+    prompt = load_prompts(tiny_opensora.prompts)[0]
+    command = [str(moved), "--prompt", prompt, "--out", "a.mp4"]
+    with pytest.raises(SystemExit, match="model.weights.autoencoder=/nowhere/autoencoder must be .*; --weights says"):
+        sample_artefact(command)
+    sample_artefact([*command, *(f"--weights={part}={path}" for part, path in parts.items())])
+    assert read_video(tmp_path / "a.mp4").shape == (4, 32, 48, 3)
+    assert (tmp_path / "runs" / "cache").is_dir()

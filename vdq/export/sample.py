@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from vdq.export import artefact, onnx_runtime, packed
 from vdq.export.model import ArtefactModel
 from vdq.files import check_folder, complete_or_nothing
 
+DEFAULT_CACHE = "runs/cache"
 ENDINGS = (".mp4", ".gif")
 
 
@@ -38,7 +40,8 @@ def main(arguments: list[str] | None = None) -> Path:
             raise ValueError(f"--out={args.out} is a folder, must be a file")
         model = load(args.artefact, threads=args.threads)
         seed = model.contents["seed"] if args.seed is None else args.seed
-        frames, fps = sample(model, args.prompt, seed=seed, weights=args.weights)
+        changes = places(model.contents["config"]["model"], args.weights, args.cache)
+        frames, fps = sample(model, args.prompt, seed=seed, changes=changes)
         write_video(args.out, frames, fps, comment=args.prompt)
     except ValueError as error:
         sys.exit(f"error: {error}")
@@ -59,13 +62,18 @@ def load(path: Path, *, threads: int | None = None) -> ArtefactModel:
 
 
 @torch.inference_mode()
-def sample(model: ArtefactModel, prompt: str, *, seed: int, weights: str | None = None) -> tuple[Tensor, float]:
+def sample(
+    model: ArtefactModel, prompt: str, *, seed: int, changes: dict[str, Any] | None = None
+) -> tuple[Tensor, float]:
     """Frames uint8 [T, H, W, 3] and their rate per second. The noise is that of a run's first prompt with this seed.
 
-    `weights`: where the text encoder and the autoencoder are, None: where the run had them. Raises ValueError when they
-    are missing or others than the run's.
+    `changes`: arguments of the video model in place of the run's, as `places` makes them. Raises ValueError when the
+    text encoder or the autoencoder are missing or others than the run's.
     """
-    videos = model.video_model(**({} if weights is None else {"weights": weights}))
+    try:
+        videos = model.video_model(**(changes or {}))
+    except ValueError as error:
+        raise ValueError(f"{error}; --weights says where they are on this machine") from error
     for remark in videos.remarks([prompt]):
         print(f"warning: {remark}", file=sys.stderr)
     videos.prepare([prompt], "cpu")
@@ -73,6 +81,31 @@ def sample(model: ArtefactModel, prompt: str, *, seed: int, weights: str | None 
     with tqdm(total=model.clock.num_steps, desc="denoising", unit="step") as bar:
         latents = model.sample(videos.encode([prompt]), noise, lambda *_: bar.update())
     return videos.decode(latents)[0], videos.fps
+
+
+def places(config: dict[str, Any], weights: list[str], cache: str | None) -> dict[str, Any]:
+    """What the command line changes of a model's configuration: where its weights are, and where it may keep files.
+
+    Raises ValueError for parts that the model does not have.
+    """
+    changes: dict[str, Any] = {}
+    known = config.get("weights")
+    if weights and isinstance(known, dict):
+        parts = dict(text.partition("=")[::2] for text in weights)
+        allowed = [part for part in known if part != "denoiser"]  # which the artefact has
+        if wrong := [text for text in weights if text.partition("=")[0] not in allowed or "=" not in text]:
+            raise ValueError(f"--weights={wrong[0]} must be PART=PATH, with PART one of {', '.join(allowed)}")
+        changes["weights"] = known | parts
+    elif weights:
+        if len(weights) > 1:
+            raise ValueError(f"--weights is given {len(weights)} times, this model has one folder of weights")
+        changes["weights"] = weights[0]
+    if "cache" in config:
+        changes["cache"] = cache or DEFAULT_CACHE
+        check_folder("--cache", changes["cache"])
+    elif cache is not None:
+        raise ValueError(f"--cache={cache} has no use: this model keeps no files")
+    return changes
 
 
 def write_video(path: Path, frames: Tensor, fps: float, *, comment: str) -> None:
@@ -91,7 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", required=True, help="what the video shall show")
     parser.add_argument("--seed", type=int, help="of the noise; the run's own if not given")
     parser.add_argument("--out", type=Path, default=Path("video.mp4"), help="file to write, .mp4 or .gif (%(default)s)")
-    parser.add_argument("--weights", help="folder of text encoder and autoencoder, if it is not where the run had it")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="PATH or PART=PATH",
+        help="folder of text encoder and autoencoder, if they are not where the run had them; of a model with a place "
+        "for each part once a part, such as text_encoder=PATH",
+    )
+    parser.add_argument("--cache", help=f"folder for encoded prompts of large models ({DEFAULT_CACHE})")
     parser.add_argument("--threads", type=int, help="that compute; all cores if not given")
     return parser
 
