@@ -35,18 +35,18 @@ tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables a
 		rm -f $(CHOSEN) && $(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) alpha || exit 1 ;; \
 	esac; \
 	if [ ! -f $(CHOSEN) ]; then \
-		$(BIN)/python run.py stages=[choose_alpha,search_alpha] experiment=alpha && todo=again || exit 1; \
+		$(BIN)/python run.py 'stages=[choose_alpha,search_alpha]' experiment=alpha && todo=again || exit 1; \
 	fi; \
 	if [ -n "$$todo" ]; then $(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) $(EXPERIMENTS); fi
 	ls $(addprefix runs/benchmarks/,linear_*.json block_*.json sampler_*.json) > /dev/null 2>&1 || \
-		$(BIN)/python run.py experiment=table6 stages=[benchmark]
-	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
+		$(BIN)/python run.py experiment=table6 'stages=[benchmark]'
+	$(BIN)/python run.py 'stages=[tabulate]' quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
 	$(BIN)/python -m vdq.tracking.readme
 
 neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take static_plus apart (about an hour)
 	$(BIN)/python -m vdq.complete $(SIDE_BY_SIDE) neighbours ablation
-	$(BIN)/python run.py stages=[tabulate] quant=tsq_tsw bits=w6a8
+	$(BIN)/python run.py 'stages=[tabulate]' quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.tracking.readme
 
 results/sizes_opensora.md: vdq/tracking/sizes.py vdq/quant/report.py | $(INSTALLED)

@@ -9,7 +9,7 @@ from vdq.export.base import QuantizedRun
 CARD = """# {run}
 
 The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-bit weights. Made by vdq
-(`python run.py stages=[export] export=packed`).
+(`python run.py 'stages=[export]' export=packed`).
 
 | | |
 |---|---|

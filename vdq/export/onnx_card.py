@@ -12,7 +12,7 @@ CARD = """# {run}
 
 The denoiser of `{model}`, quantized statically: `quant={quant}`, {weight_bits}-bit weights per output channel,
 {act_bits}-bit activations per tensor. Made by vdq:
-`python run.py stages=[export] export=onnx_qdq export.steps={steps} export.weight_type={weight_type}`.
+`python run.py 'stages=[export]' export=onnx_qdq export.steps={steps} export.weight_type={weight_type}`.
 
 ONNX opset 21, IR version 10. One prompt a call: `x` fp32 {x}, its two rows are the same latents; `timestep` int64 [2];
 `y` fp32 {y}, the features of the caption and the null caption (`{null}`); `mask` int64 {mask}, 1 where a token of the

@@ -120,7 +120,7 @@ def write_video(path: Path, frames: Tensor, fps: float, *, comment: str) -> None
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vdq.export.sample", description=__doc__.splitlines()[0])
-    parser.add_argument("artefact", type=Path, help="the folder that stages=[export] wrote")
+    parser.add_argument("artefact", type=Path, help="the folder that 'stages=[export]' wrote")
     parser.add_argument("--prompt", required=True, help="what the video shall show")
     parser.add_argument("--seed", type=int, help="of the noise; the run's own if not given")
     parser.add_argument("--out", type=Path, default=Path("video.mp4"), help="file to write, .mp4 or .gif (%(default)s)")

@@ -62,7 +62,7 @@ def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:
 def _check_folder(cfg: DictConfig) -> None:
     """Fields that belong together: a folder of videos is scored and nothing else."""
     if cfg.videos is not None and list(cfg.stages) != ["evaluate"]:
-        raise ValueError(f"videos={cfg.videos} can only be scored: add stages=[evaluate]")
+        raise ValueError(f"videos={cfg.videos} can only be scored: add 'stages=[evaluate]'")
     for field in ("prompts", "reference", "skip_bad"):
         if cfg.videos is None and cfg[field]:
             raise ValueError(f"{field}={cfg[field]} belongs to a folder of videos; add videos=FOLDER")

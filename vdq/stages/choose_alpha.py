@@ -1,4 +1,4 @@
-"""runs of the alpha grid -> conf/alpha/<model>.yaml: ``experiment=alpha stages=[choose_alpha]``.
+"""runs of the alpha grid -> conf/alpha/<model>.yaml: ``experiment=alpha 'stages=[choose_alpha]'``.
 
 The alpha of a recipe is chosen by CLIPSIM, as in the paper, averaged over the grid's bit-widths; where CLIPSIM of some
 prompts cannot tell alphas apart, by PSNR among those that tie.
@@ -21,7 +21,7 @@ from vdq.tracking.registry import runs
 log = logging.getLogger(__name__)
 HEADER = (
     "# By CLIPSIM, ties by PSNR, over {widths} and {prompts} prompts of {dataset}:\n"
-    "# python run.py experiment=alpha stages=[choose_alpha]\n"
+    "# python run.py experiment=alpha 'stages=[choose_alpha]'\n"
 )
 TEXT = """# Which alpha? Model {model}, {prompts} prompts of {dataset}, seed {seed}
 
@@ -29,7 +29,7 @@ Chosen: **{chosen}**. The paper takes the alpha with the highest CLIPSIM; averag
 {by_clipsim}. But these a paired t-test (5 %) over {prompts} prompts cannot tell from the best: {ties}.
 Among those that tie the one with the highest PSNR is chosen; over all alphas PSNR would choose {by_psnr}.
 `quant.alpha=0.7` or another `alpha=` option overrides the choice. Written by
-`python run.py experiment=alpha stages=[choose_alpha]` after `python run.py -m experiment=alpha`.
+`python run.py experiment=alpha 'stages=[choose_alpha]'` after `python run.py -m experiment=alpha`.
 
 ## CLIPSIM
 

@@ -143,7 +143,7 @@ class Experiment:
     def exporter(self) -> Exporter:
         if self.cfg.get("export") is None:
             allowed = sorted(path.stem for path in (CONF / "export").glob("*.yaml"))
-            raise ValueError(f"export=null must say what stages=[export] shall write; allowed: {', '.join(allowed)}")
+            raise ValueError(f"export=null must say what 'stages=[export]' shall write; allowed: {', '.join(allowed)}")
         return _made("export", self.cfg.export)
 
     @cached_property

@@ -32,7 +32,7 @@ TEXT = """# Alpha without sampling
 
 Model {model}: mean over {layers} layers of the relative squared error of the output, on {rows} recorded rows of
 {prompts} calibration prompts at {steps} steps (lower is better; shown is -10 log10, in dB, higher is better). Ranked in
-{seconds:.0f} s. Written by `python run.py experiment=alpha stages=[search_alpha]`.
+{seconds:.0f} s. Written by `python run.py experiment=alpha 'stages=[search_alpha]'`.
 
 {table}
 

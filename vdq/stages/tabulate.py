@@ -35,7 +35,7 @@ GRID_VIDEOS, GRID_FRAMES, GRID_COLUMNS = 48, 4, 4
 SETS = ("opensora", "ucf101")  # the paper's first and second prompt set
 HEADING = """# {name}: {prompts} prompts, model {model}
 
-Every row is a finished run and `run` is its signature. Written by `python run.py stages=[tabulate]`."""
+Every row is a finished run and `run` is its signature. Written by `python run.py 'stages=[tabulate]'`."""
 
 FOLLOWING = (
     "{following} of {of} samples follow their prompt in shape, color, size, background and motion, measured from the "

@@ -41,7 +41,7 @@ prompts, holds zero, or another processor changes as much. Bold is the best of a
 more than that; otherwise `=` marks the best and all that it does not beat. {measured} Seeds: {seeds}. `runs` are the
 signatures in the columns' order.
 
-**The testbed's numbers**: model {model}. {processors} Written by `python run.py stages=[tabulate]` from
+**The testbed's numbers**: model {model}. {processors} Written by `python run.py 'stages=[tabulate]'` from
 `python run.py -m experiment=ablation`."""
 
 

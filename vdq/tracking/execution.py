@@ -33,7 +33,7 @@ round: median, and quartiles in brackets. *Over dynamic* is the same for the dyn
 *Floor* is how near the time is to what the machine's own matrix products would need for the same operations, attention
 in full precision. *Seconds of N videos* is the sum of all rounds, disturbed or not. *Simulated* arithmetic computes in
 floating point and can only be slower than full precision. Prompts are encoded and videos decoded outside of the time.
-Written by `python run.py stages=[tabulate]`."""
+Written by `python run.py 'stages=[tabulate]'`."""
 PAPER = """## The paper's seconds
 
 {table}
@@ -44,7 +44,7 @@ next to each other."""
 
 
 def read_benchmarks(runs: Path, model: str) -> list[dict]:
-    """Files of `stages=[benchmark]` below a folder of runs, finished ones or not, oldest first: the sampler's of this
+    """Files of `'stages=[benchmark]'` below a folder of runs, finished ones or not, oldest first: the sampler's of this
     model, and those of linears and blocks, which are no model's. Damaged ones are logged and left out.
     """
     found = []
@@ -73,7 +73,7 @@ def table6(benchmarks: list[dict]) -> str:
 
 def latex(rows: pd.DataFrame) -> str:
     """Rows of `rows_of` as LaTeX, a tabular for each case and kind, with its title as a comment."""
-    parts = ["% Table 6: Execution time. Written by python run.py stages=[tabulate]"]
+    parts = ["% Table 6: Execution time. Written by python run.py 'stages=[tabulate]'"]
     for (title, device, threads, _, bits), case in rows.groupby(IDENTITY[:-1], sort=False):
         for kind, words in KINDS.items():
             own = case[case["kind"] == kind]

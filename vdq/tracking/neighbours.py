@@ -42,7 +42,7 @@ runs, – where it was not recorded.
 **The testbed's numbers**: model {model}, its own small CLIP. They compare methods with each other and nothing else.
 {processors}
 
-Written by `python run.py stages=[tabulate]` from `python run.py -m experiment=neighbours`."""
+Written by `python run.py 'stages=[tabulate]'` from `python run.py -m experiment=neighbours`."""
 
 GOALS_TITLE = """**The goals of static_plus.** One holds if every seed's difference says so by more than chance, and
 does not if one says the opposite by more than chance; else the answer is *within noise*."""

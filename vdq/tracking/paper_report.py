@@ -16,7 +16,7 @@ from vdq.tracking.tables import METRICS as NAMES
 from vdq.tracking.uncertainty import BEST, CONFIDENCE, TIED, Noise
 
 DIGITS = {"clipsim": 4, "clip_temp": 4, "vqa_a": 2, "vqa_t": 2, "psnr": 2}
-COMMAND = "python run.py stages=[tabulate]"
+COMMAND = "python run.py 'stages=[tabulate]'"
 TYPO = (
     "The paper's Table III prints 53.9969 for VQA-a of ASQ at W8A8, its Tables I and IV 52.9969; the printed average "
     "26.1451 fits the latter only."
