@@ -85,8 +85,10 @@ def processor_of(run: pd.Series | dict) -> str:
 
 
 def processors_told(processors: pd.Series) -> str:
-    """For notes below tables: the processor of all runs, or how many runs each has."""
+    """For notes below tables: the processor of all runs, or how many runs each has; nothing of no run."""
     counts = processors.value_counts(sort=False)
+    if counts.empty:
+        return ""
     if len(counts) == 1:
         return f"Processor: {counts.index[0]}."
     listed = "; ".join(f"{name} ({count} of {counts.sum()} runs)" for name, count in counts.items())

@@ -41,10 +41,10 @@ def comparison(table: pd.DataFrame) -> str:
     for field, title in (BEFORE | metrics | AFTER).items():
         if field in table and (table[field].notna() & (table[field] != "")).any():
             shown[title] = [_cell(field, value) for value in table[field]]
-    processors = table.apply(processor_of, axis=1)
+    processors = pd.Series([processor_of(run) for _, run in table.iterrows()], index=table.index, dtype=object)
     if processors.nunique() > 1:
         shown["processor"] = processors
-    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{processors_told(processors)}"
+    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{processors_told(processors)}".strip()
 
 
 def write(table: pd.DataFrame, path: Path, heading: str) -> None:
