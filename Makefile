@@ -49,7 +49,7 @@ neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take sta
 	$(BIN)/python run.py 'stages=[tabulate]' quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.tracking.readme
 
-results/sizes_opensora.md: vdq/tracking/sizes.py vdq/quant/report.py | $(INSTALLED)
+results/sizes_opensora.md: vdq/tracking/sizes.py vdq/quant/report.py vdq/quant/operations.py | $(INSTALLED)
 	$(BIN)/python -m vdq.tracking.sizes $@
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python

@@ -25,6 +25,7 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 {sizes}
 | together | {total:,} |
 | the denoiser before | {full:,}, {ratio:.2f} times as much |
+| the same in fp16 | {half:,}, {half_ratio:.2f} times as much |
 
 ```
 from vdq.export import packed
@@ -64,6 +65,8 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         total=total,
         full=contents["full_precision_bytes"],
         ratio=contents["full_precision_bytes"] / total,
+        half=contents["half_precision_bytes"],
+        half_ratio=contents["half_precision_bytes"] / total,
         random="\n\nThe weights are random: this is for work on structure and speed." if run.model.random else "",
         source=_source(model.get("weights")),
     )

@@ -76,6 +76,7 @@ class PackedExporter(Exporter):
         dimensions = getattr(run.denoiser, "dimensions", None)
         if dimensions is None:
             raise ValueError(f"export=packed needs {type(run.denoiser).__name__}.dimensions, from which it is rebuilt")
+        before = list(run.denoiser.state_dict().values())
         contents = {
             "num_steps": run.state.num_steps,
             "denoiser": describe(run.denoiser, dimensions),
@@ -86,7 +87,8 @@ class PackedExporter(Exporter):
             "companions": run.model.companions,
             "layers": descriptions(run.denoiser, run.state),
             "bytes": write_tensors(run.denoiser, run.state, folder),
-            "full_precision_bytes": sum(tensor.nbytes for tensor in run.denoiser.state_dict().values()),
+            "full_precision_bytes": sum(tensor.nbytes for tensor in before),
+            "half_precision_bytes": sum(2 * tensor.numel() for tensor in before),
         }
         write_text(folder / "README.md", card(run, contents))
         return contents

@@ -32,8 +32,8 @@ from vdq.tracking.sizes import STRUCTURE
 TEXT = """# Size of quantized STDiT-XL/2 on disk
 
 MB (1e6 bytes) of artefacts that were written with random weights, beside what follows from the structure (sizes do not
-depend on values). `files` has the headers, the manifest and the card on top of the tensors. Written by
-`python -m vdq.export.sizes`{settings}.
+depend on values). `files` has the headers, the manifest and the card on top of the tensors; it is compared with the
+denoiser in fp32 and in fp16. Written by `python -m vdq.export.sizes`{settings}.
 
 {table}
 """
@@ -73,19 +73,22 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
         "computed": f"{computed.total:.2f}",
         "tensors": f"{sum(manifest['contents']['bytes'].values()) / MEGABYTE:.2f}",
         "files": f"{files:.2f}",
-        "full precision": f"{computed.original:.2f}",
+        "fp32": f"{computed.original:.2f}",
         "times smaller": f"{computed.original / files:.2f}",
+        "fp16": f"{computed.half:.2f}",
+        "times smaller than fp16": f"{computed.half / files:.2f}",
         "seconds to write": f"{seconds:.0f}",
     }
 
 
 def _layers(experiment: Experiment) -> dict[str, LinearParams]:
-    """Parameters of every quantizable layer, for inputs in -1..1 at every step."""
+    """Parameters of every quantizable layer, for inputs that no two steps have alike."""
     steps, layers = experiment.sampler.schedule.num_steps, {}
     for p in projections(experiment.model.denoiser):
         if experiment.model.quantizable(p.fqn):
-            ones = torch.ones(steps, p.weight.shape[1])
-            stats = LayerStats(min=-ones, max=ones, abs_sum=ones.double(), rows=torch.ones(steps, dtype=torch.long))
+            absmax = torch.linspace(1, 2, steps)[:, None].expand(-1, p.weight.shape[1])
+            rows = torch.ones(steps, dtype=torch.long)
+            stats = LayerStats(min=-absmax, max=absmax, abs_sum=absmax.double(), rows=rows)
             layers[p.fqn] = experiment.method.layer(p.weight, stats.with_zeros(), steps)
     return layers
 

@@ -68,6 +68,11 @@ def operations(
     }
 
 
+def quantized_operations(denoiser: nn.Module, state: QuantState, rows: dict[str, int]) -> dict[str, Operations]:
+    """Of quantized layers alone, whose floating-point multiply-adds are those of branches."""
+    return {fqn: each for fqn, each in operations(denoiser, state, rows).items() if fqn in state.layers}
+
+
 def total(by_layer: dict[str, Operations]) -> Operations:
     """Of all layers together."""
     found = Operations()
