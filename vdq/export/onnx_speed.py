@@ -45,8 +45,8 @@ of CPU time, and how many times as fast as fp32 in ONNX Runtime; medians of {rou
 `off by` is the distance to the product in fp32, relative to its norm, the largest of the three: 8-bit rows differ in it
 by saturation alone. ONNX Runtime runs graphs of `export.steps=gather`, OpenVINO of `constant`.
 
-Measured on {cpu}, where sums of u8 x s8 products {saturate}, with {versions}. Written by
-`python -m vdq.export.onnx_speed`.
+Measured on {cpu}, where sums of u8 x s8 products {saturate}, with {versions}.
+Written by `python -m vdq.export.onnx_speed`.
 
 {table}
 """
