@@ -20,6 +20,10 @@ def aggregate_absmax(
     A <- a for the first step of a range, then A <- momentum * A + (1 - momentum) * a. "ascending_t" (upstream) starts
     at the last sampling step, "descending_t" at the first. Raises ValueError for another order or a momentum outside
     0..1.
+
+    A deviation from upstream: there every batch of eight rows updates A, two random ones of each of ten steps, which
+    leaves some rows out and lets the batch size decide how much a step counts. Here a is of all rows of all prompts,
+    and A is updated once a step, at every step.
     """
     check_ema(momentum, order)
     return torch.stack([_ema(absmax[_ordered(ranges.steps(r), order)], momentum) for r in range(ranges.num_ranges)])

@@ -1,5 +1,10 @@
 """Calibration statistics: per layer input, denoising step and input channel. One set serves every recipe, alpha and
 bit-width.
+
+A deviation from upstream: the inputs are those of the unquantized model, and extremes are taken over all prompts.
+Upstream measures ranges of a recipe with its quantized weights and while the activation quantizers of the layers before
+run on the parameters of the batch at hand; as shipped, the range of the last batch then replaces those of all others.
+Its ranges therefore depend on the recipe, the batches and their order, ours on the model and the prompts alone.
 """
 
 from collections.abc import Iterable

@@ -22,8 +22,8 @@ WEIGHT_BITS = {8: "w8a8", 6: "w6a8", 4: "w4a8"}
 TEXT = """# Size of STDiT-XL/2 quantized
 
 MB, from the structure alone, by weight bits; in brackets how many times smaller that is than the model in fp32
-({fp32:.0f} MB) and in fp16 ({fp16:.0f} MB), which is what the paper starts from. Written by
-`python -m vdq.tracking.sizes`.
+({fp32:.0f} MB) and in fp16 ({fp16:.0f} MB), which is what the paper starts from. Below 1 the quantized model is larger.
+Written by `python -m vdq.tracking.sizes`.
 
 {sizes}
 
