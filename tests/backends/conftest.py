@@ -109,6 +109,12 @@ def layer() -> Callable[..., LayerSpec]:
 
 
 @pytest.fixture(scope="session")
+def any_layer() -> Callable[..., LayerSpec]:
+    """The same where `layer` is another fixture."""
+    return make_layer
+
+
+@pytest.fixture(scope="session")
 def oracle() -> Callable[..., Expected]:
     return expected
 

@@ -11,13 +11,13 @@ from torch import nn
 from vdq.backends import Backend, Int8CpuBackend, ReferenceBackend
 from vdq.backends.fused_block import FusedBlock, block_layers
 from vdq.backends.int8_cpu import Int8Linear
-from vdq.backends.int8_matmul import failure
+from vdq.backends.int8_matmul import KERNELS, failure
 from vdq.backends.int8_passes import TorchPasses
 from vdq.backends.integer import integer_weight_bytes
 from vdq.diffusion.clock import StepClock
 from vdq.methods import DynamicMethod, StaticMethod
 from vdq.models.stdit import FusedLinear, STDiT
-from vdq.quant import CallCounter, Observer, apply, quantized_layers
+from vdq.quant import CallCounter, Observer, QuantState, apply, quantized_layers
 
 STEPS = 4
 METHODS = {
@@ -40,7 +40,8 @@ SIZES = {
 BACKENDS = {
     "compiled": lambda: Int8CpuBackend(),
     "torch": lambda: with_torch_passes(Int8CpuBackend()),
-    "_int_mm": lambda: Int8CpuBackend("_int_mm"),
+    "int16": lambda: Int8CpuBackend("int16"),
+    "fp32_chunks": lambda: Int8CpuBackend("fp32_chunks"),
 }
 
 
@@ -93,14 +94,15 @@ def error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(
-    ("backend", "size"), [*(("compiled", size) for size in SIZES), ("torch", "odd"), ("_int_mm", "odd")]
+    ("backend", "size"),
+    [*(("compiled", size) for size in SIZES), ("torch", "odd"), ("int16", "odd"), ("fp32_chunks", "odd")],
 )
 def test_equals_its_layers_one_by_one_and_the_reference(backend, size, name, cases):
     """The first block adds temporal positions, the second none. Equal within float rounding, but where that moves a
     code to its neighbour: one of n inputs of a layer then has sqrt(12 / n) of the error that quantization makes.
     """
-    kernel = "_int_mm" if backend == "_int_mm" else "oneDNN"
-    if failure(kernel) is not None:
+    kernel = backend if backend in KERNELS else "auto"
+    if kernel in KERNELS and failure(kernel) is not None:
         pytest.skip(f"{kernel} cannot run here: {failure(kernel)}")
     case, method = cases[size], METHODS[name]
     fused = case.quantized(method, BACKENDS[backend]())
@@ -199,6 +201,21 @@ def test_a_block_with_a_layer_in_full_precision_is_not_fused(name, cases):
     model = apply(case.net, nothing, case.clock, Int8CpuBackend())
     assert not any(isinstance(block, FusedBlock) for block in model.blocks)
     assert isinstance(model.blocks[0].attn.qkv, FusedLinear)
+
+
+@pytest.mark.parametrize("narrow", ["fc1", "fc2"])
+def test_a_block_may_have_several_kernels(narrow, cases):
+    """Weights of 4 bits among those of 8 have another kernel where the CPU lacks VNNI."""
+    case = cases["odd"]
+    wide, four = (
+        METHODS[name].convert(case.net, case.stats, num_steps=STEPS, quantizable=quantizable).layers
+        for name in ("cw_tw", "w4a8")
+    )
+    state = QuantState({fqn: (four if fqn.endswith(narrow) else wide)[fqn] for fqn in wide}, STEPS)
+    case.clock.set(0)
+    fused, single = (apply(case.net, state, case.clock, Int8CpuBackend(fused=flag)) for flag in (True, False))
+    assert type(fused.blocks[0]) is FusedBlock
+    assert error(fused(*case.inputs(0)), single(*case.inputs(0))) < 1e-3
 
 
 def test_tokens_that_share_a_range_are_not_fused(cases):

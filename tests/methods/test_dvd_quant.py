@@ -179,7 +179,7 @@ def test_layers_that_switch_differently_are_refused(denoiser):
         apply(denoiser, mixed, StepClock(STEPS), FakeQuantBackend())
 
 
-@pytest.mark.parametrize("backend", [ReferenceBackend(), Int8CpuBackend("_int_mm")], ids=["reference", "int8_cpu"])
+@pytest.mark.parametrize("backend", [ReferenceBackend(), Int8CpuBackend()], ids=["reference", "int8_cpu"])
 def test_integer_backends_say_why_they_refuse(denoiser, backend: Backend):
     with pytest.raises(ValueError, match=r"layer blocks.0.attn.q: its activation scales differ between input channels"):
         apply(denoiser, convert(denoiser), StepClock(STEPS), backend)

@@ -1,4 +1,4 @@
-"""Integer execution on CPUs with VNNI: 8-bit products, everything that is static folded before sampling."""
+"""Integer execution on CPUs: 8-bit products, everything that is static folded before sampling."""
 
 import logging
 import subprocess
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from vdq.backends.base import Backend
 from vdq.backends.fused_block import FusedBlock, fusible
 from vdq.backends.int8_block import Int8BlockOps
-from vdq.backends.int8_matmul import KERNELS, IntMmMatmul, failure
+from vdq.backends.int8_matmul import KERNELS, failure, speedup
 from vdq.backends.int8_native import NativePasses
 from vdq.backends.int8_passes import MIDDLE, Codes, Grid, Source, TorchPasses, write_codes
 from vdq.backends.int8_weights import KeptSets, PrefetchedSets, WeightSet
-from vdq.backends.integer import BITS, IntegerLinear, unsupported
+from vdq.backends.integer import BITS, IntegerLinear, signed_weight_bits, unsupported
 from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
+SLOW = 0.95  # a measured speed below it is less than that of fp32
+REMEDY = "faster may be backend.kernel=auto, a C++ compiler (CXX), weights of at most 6 bits, or backend=fake_quant"
 WEIGHT_SETS = {"keep": KeptSets, "prefetch": PrefetchedSets}
 T = TypeVar("T")
 Passes = NativePasses | TorchPasses
@@ -30,11 +32,12 @@ Passes = NativePasses | TorchPasses
 class Int8CpuBackend(Backend):
     """Codes of 2..8 bits held in bytes, symmetric or not, static or dynamic.
 
-    `kernel`: "oneDNN", "_int_mm", or "auto", the first of them that works here. `fused`: blocks of STDiT run as a whole
-    where all their projections are quantized, unless tokens share a range. `weight_sets`: "keep" has the weights of all
-    time ranges in memory, a byte each, and a switch costs nothing; "prefetch" two sets, that of the step and that of
-    the next range, which a thread makes meanwhile from the original weight, held by reference, on cores that the model
-    computes on as well. Raises ValueError for another value and for a kernel that does not work here.
+    `kernel`: "oneDNN", "int16", "fp32_chunks", or "auto", for every layer the first of them that computes exact sums of
+    its codes here. `fused`: blocks of STDiT run as a whole where all their projections are quantized, unless tokens
+    share a range. `weight_sets`: "keep" has the weights of all time ranges in memory, a byte each, and a switch costs
+    nothing; "prefetch" two sets, that of the step and that of the next range, which a thread makes meanwhile from the
+    original weight, held by reference, on cores that the model computes on as well. Raises ValueError for another value
+    and for a kernel that does not work here.
     """
 
     name = "int8_cpu"
@@ -46,28 +49,31 @@ class Int8CpuBackend(Backend):
             raise ValueError(f"backend.kernel={kernel} must be one of {', '.join((AUTO, *KERNELS))}")
         if weight_sets not in WEIGHT_SETS:
             raise ValueError(f"backend.weight_sets={weight_sets} must be one of {', '.join(WEIGHT_SETS)}")
-        failures = {name: failure(name) for name in (KERNELS if kernel == AUTO else [kernel])}
-        working = [name for name, why in failures.items() if why is None]
-        reasons = "; ".join(f"{name}: {why}" for name, why in failures.items() if why is not None)
-        if not working:
-            raise ValueError(f"backend.kernel={kernel} cannot run here ({reasons})")
-        if reasons:
-            log.warning("int8_cpu: runs %s (%s)", working[0], reasons)
-        self.kernel, self.fused, self.passes = KERNELS[working[0]], fused, elementwise_passes()
-        self.weight_sets = weight_sets
+        self.kernel, self.candidates = kernel, tuple(KERNELS) if kernel == AUTO else (kernel,)
+        self.fused, self.passes, self.weight_sets = fused, elementwise_passes(), weight_sets
+        name, failures = self._choose(2, 2)
+        if name is None:
+            raise ValueError(f"backend.kernel={kernel} cannot run here ({failures})")
+        self.chosen: dict[tuple[int, int], str] = {}  # kernels by the bits of weights and codes, of what was built
 
     @property
     def arithmetic(self) -> str:
+        kernels = " and ".join(name for name in KERNELS if name in self.chosen.values()) or f"kernel={self.kernel}"
         grouping = "fused blocks" if self.fused else "single layers"
-        return f"{self.name} (integer, {self.kernel.name}, {self.passes.name} passes, {grouping})"
+        return f"{self.name} (integer, {kernels}, {self.passes.name} passes, {grouping})"
 
     def supports(self, layer: LayerSpec) -> str | None:
-        if self.kernel is IntMmMatmul and layer.weight.shape[1] == 1:
-            return "in_features=1 must be at least 2, torch._int_mm leaves its result unwritten (pytorch issue 195066)"
-        return unsupported(layer)
+        if (reason := unsupported(layer)) is not None:
+            return reason
+        name, failures = self._choose(*_code_bits(layer))
+        return None if name else f"backend.kernel={self.kernel} does not compute it exactly here ({failures})"
 
     def build(self, layer: LayerSpec) -> "Int8Linear":
-        sets = WEIGHT_SETS[self.weight_sets](layer.weight, layer.params, self.kernel)
+        bits = _code_bits(layer)
+        if bits not in self.chosen:
+            self.chosen[bits], failures = self._choose(*bits)
+            _tell(self.chosen[bits], *bits, failures)
+        sets = WEIGHT_SETS[self.weight_sets](layer.weight, layer.params, KERNELS[self.chosen[bits]])
         one_range = layer.params.static and layer.params.act_group is None
         return (StaticInt8Linear if one_range else DynamicInt8Linear)(layer, sets, self.passes)
 
@@ -75,6 +81,31 @@ class Int8CpuBackend(Backend):
         if self.fused and fusible(module, Int8Linear):
             return FusedBlock(module, Int8BlockOps(self.passes))
         return None
+
+    def _choose(self, weight_bits: int, act_bits: int) -> tuple[str | None, str]:
+        """The first kernel that computes exact sums of such codes, and why those before it do not."""
+        failures = []
+        for name in self.candidates:
+            if (reason := failure(name, weight_bits, act_bits)) is None:
+                return name, "; ".join(failures)
+            failures.append(f"{name}: {reason}")
+        return None, "; ".join(failures)
+
+
+def _tell(name: str, weight_bits: int, act_bits: int, failures: str) -> None:
+    """Which kernel multiplies such codes from now on, how fast it is, and what to do where it is slow."""
+    ratio = speedup(name)
+    words = f"int8_cpu: {name} multiplies {weight_bits}-bit signed weights with {act_bits}-bit codes"
+    words += f", about {ratio:.1f} times as fast as fp32 here" + (f" ({failures})" if failures else "")
+    if ratio >= SLOW:
+        log.info(words)
+    else:
+        log.warning("%s; %s", words, REMEDY)
+
+
+def _code_bits(layer: LayerSpec) -> tuple[int, int]:
+    """Bits of the signed weights and of the unsigned codes of a layer, at most."""
+    return signed_weight_bits(layer.params), layer.params.act_bits
 
 
 @cache

@@ -1,15 +1,22 @@
 """Products of unsigned with signed bytes on the CPU: summed in 32-bit integers, then rescaled to fp32.
 
-Two kernels of one contract. oneDNN's has the weight in its own layout and rescales before it writes; its operations
-are private to torch, so both are tried on extreme codes before they are used.
+Three kernels of one contract, the fastest first. Without VNNI, oneDNN adds pairs of products in 16 bits, which saturate
+for 8-bit weights with 8-bit codes, and for these only. So a kernel is tried on the extreme codes that a layer can have
+before the layer uses it.
 """
 
+import subprocess
+import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-# `_int_mm` takes tokens in blocks of so many sums, which then stay in the cache.
+from vdq.backends.int8_native import address, gemm_library
+
+# Tokens are taken in blocks of so many sums, which then stay in the cache.
 BLOCK = 2**19
 
 
@@ -61,14 +68,48 @@ class OneDnnMatmul:
         return OneDnnMatmul, (self.packed.to_dense().T.contiguous(),)
 
 
-class IntMmMatmul:
-    """The same product by `torch._int_mm`, of signed bytes, with the zero point and the rescale in separate passes."""
+class Int16Matmul:
+    """The same product with both factors widened to 16 bits, compiled (int8_gemm.cpp): exact without VNNI."""
 
-    name = "_int_mm"
-    gelu_codes = None  # it writes 32-bit sums only
+    name = "int16"
+    gelu_codes = None  # it writes fp32 only
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+        self.nbytes = weight.nbytes
+        self.shape, panel = weight.shape, gemm_library().panel()
+        outputs, inputs = weight.shape
+        padded = F.pad(weight, (0, inputs % 2, 0, -outputs % panel))
+        self.packed = padded.view(len(padded) // panel, panel, -1, 2).transpose(1, 2).contiguous()
+        self.sums = weight.sum(1, dtype=torch.int32)
+
+    def __call__(
+        self,
+        q: Tensor,
+        zero: int,
+        scale: Tensor,
+        *,
+        x_scale: float = 1.0,
+        bias: Tensor | None = None,
+        into: Tensor | None = None,
+    ) -> Tensor:
+        outputs, inputs = self.shape
+        y = torch.empty(len(q), outputs) if into is None else into
+        tensors = (q, self.packed, self.sums, x_scale * scale, bias, y)
+        sizes = (len(q), inputs, outputs, zero, into is not None, torch.get_num_threads())
+        gemm_library().multiply(*map(address, tensors), *sizes)
+        return y
+
+
+class ChunkedMatmul:
+    """The same product by torch's own of fp32, exact in chunks of input channels: it runs everywhere."""
+
+    name = "fp32_chunks"
+    gelu_codes = None  # it writes 32-bit sums only
+    # Of products of -128..127: sums of at most 2^24, up to which fp32 has every whole number.
+    CHUNK = 2**10
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.nbytes = weight, weight.nbytes
         self.sums = weight.sum(1, dtype=torch.int32)
 
     def __call__(
@@ -83,31 +124,60 @@ class IntMmMatmul:
     ) -> Tensor:
         signed = (q ^ 128).view(torch.int8)  # q - 128
         y, rows = torch.empty(len(q), len(self.weight)), max(1, BLOCK // len(self.weight))
+        chunks = [chunk.float().T for chunk in self.weight.split(self.CHUNK, 1)]
         for block, out in zip(signed.split(rows), y.split(rows), strict=True):
-            products = torch._int_mm(block, self.weight.T).sub_(self.sums, alpha=zero - 128)
-            torch.mul(products, x_scale * scale, out=out)
+            sums = torch.zeros_like(out, dtype=torch.int32).sub_(self.sums, alpha=zero - 128)
+            for part, chunk in zip(block.split(self.CHUNK, 1), chunks, strict=True):
+                sums += torch.mm(part.float(), chunk).int()
+            torch.mul(sums, x_scale * scale, out=out)
         y = y if bias is None else y.add_(bias)
         return y if into is None else into.add_(y)
 
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes
 
-
-KERNELS = {kernel.name: kernel for kernel in (OneDnnMatmul, IntMmMatmul)}
+KERNELS = {kernel.name: kernel for kernel in (OneDnnMatmul, Int16Matmul, ChunkedMatmul)}
+Matmul = OneDnnMatmul | Int16Matmul | ChunkedMatmul
 
 
 @cache
-def failure(name: str) -> str | None:
-    """Why a kernel cannot be used here, or None: operations that are missing, or sums of extreme codes that saturate,
-    as sums of two products do in 16 bits on CPUs without VNNI.
+def failure(name: str, weight_bits: int = 8, act_bits: int = 8) -> str | None:
+    """Why a kernel cannot multiply signed weights with unsigned codes of so many bits here, or None: it is missing, or
+    sums of their extreme codes are wrong.
     """
-    q = torch.tensor([[255], [0], [254]], dtype=torch.uint8).expand(3, 96).contiguous()
-    weight = torch.tensor([[127], [-128], [-127], [1]], dtype=torch.int8).expand(4, 96).contiguous()
-    exact = (q.int() - 3) @ weight.int().T
     try:
-        matmul = KERNELS[name](weight)
-        found = matmul(q, 3, torch.ones(4), into=matmul(q, 3, torch.ones(4), bias=torch.zeros(4)))
-    except (AttributeError, RuntimeError, TypeError) as error:
+        exact = all(_exact(KERNELS[name], weight_bits, act_bits, *shape) for shape in PROBES)
+    except (AttributeError, RuntimeError, TypeError, OSError, subprocess.CalledProcessError) as error:
         return str(error).partition("\n")[0]
-    return None if torch.equal(found, 2 * exact.float()) else "it does not multiply extreme codes exactly on this CPU"
+    return None if exact else f"wrong sums of {weight_bits}-bit signed weights with {act_bits}-bit codes on this CPU"
+
+
+# Tokens, inputs and outputs; kernels may depend on them.
+PROBES = ((3, 96, 4), (1, 33, 7), (50, 1153, 40))
+
+
+def _exact(kernel: type[Matmul], weight_bits: int, act_bits: int, tokens: int, inputs: int, outputs: int) -> bool:
+    """Whether the products of extreme codes are those of int64, rounded to fp32, also added to what is there."""
+    low, top = -(2 ** (weight_bits - 1)), 2**act_bits - 1
+    q = torch.tensor([top, 0, top - 1], dtype=torch.uint8).repeat(tokens)[:tokens, None].expand(-1, inputs).contiguous()
+    codes = torch.tensor([-low - 1, low, low + 1, 1], dtype=torch.int8)
+    weight = codes.repeat(outputs)[:outputs, None].expand(-1, inputs).contiguous()
+    matmul, scale = kernel(weight), torch.ones(outputs)
+    found = matmul(q, 3, scale, into=matmul(q, 3, scale, bias=torch.zeros(outputs)))
+    return torch.equal(found, 2 * ((q.long() - 3) @ weight.long().T).float())
+
+
+@cache
+def speedup(name: str) -> float:
+    """How many times as fast as torch's fp32 product a kernel is here, about: the best of a few calls of each in turn,
+    256 tokens, 1152 to 1152 channels.
+    """
+    q, weight = torch.zeros(256, 1152, dtype=torch.uint8), torch.zeros(1152, 1152, dtype=torch.int8)
+    x, w, matmul, scale = q.float(), weight.float().T, KERNELS[name](weight), torch.ones(1152)
+    calls = (lambda: torch.mm(x, w), lambda: matmul(q, 0, scale))
+    full, ours = zip(*([_seconds(call) for call in calls] for _ in range(4)), strict=True)
+    return min(full) / min(ours)
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

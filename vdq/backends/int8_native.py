@@ -1,4 +1,4 @@
-"""The elementwise passes of int8_cpu as machine code: int8_passes.cpp, compiled once for this machine."""
+"""Machine code of int8_cpu, compiled once for this machine: int8_passes.cpp and int8_gemm.cpp."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vdq.backends.int8_passes import Codes, Grid, Source
 from vdq.compiled import shared_library
 from vdq.models.stdit import LAYER_NORM_EPS
 
-SOURCE = Path(__file__).with_name("int8_passes.cpp")
+PASSES, GEMM = (Path(__file__).with_name(name) for name in ("int8_passes.cpp", "int8_gemm.cpp"))
 
 
 class CRows(Structure):
@@ -40,7 +40,7 @@ class NativePasses:
     name = "compiled"
 
     def __init__(self) -> None:
-        library()
+        passes_library()
 
     def quantize(self, source: Source, grids: list[Grid], out: list[Codes] | None = None) -> list[Codes]:
         x = source.x.contiguous()
@@ -49,15 +49,15 @@ class NativePasses:
         position = None if source.position is None else source.position.contiguous()
         eps = -1.0 if source.norm is None else LAYER_NORM_EPS
         swap = source.swap or (0, 0)
-        read = CRows(_address(x), batch, rows, channels, *swap, _address(position), eps, source.gelu)
+        read = CRows(address(x), batch, rows, channels, *swap, address(position), eps, source.gelu)
         kept, written = [], (CGrid * len(grids))()  # what is pointed to lives until the call is over
         for number, (grid, codes) in enumerate(zip(grids, out, strict=True)):
             folded = (None, None) if source.norm is None else source.norm.folded(grid)[::-1]
             tensors = (*folded, grid.divisor, codes.p, codes.sums, codes.scale, codes.shift)
             half = grid.middle if grid.symmetric else 0
-            written[number] = CGrid(*map(_address, tensors), grid.zero or 0, grid.top, half)
+            written[number] = CGrid(*map(address, tensors), grid.zero or 0, grid.top, half)
             kept.append(tensors)
-        library().quantize(byref(read), written, len(grids), torch.get_num_threads())
+        passes_library().quantize(byref(read), written, len(grids), torch.get_num_threads())
         return out
 
     def finish(
@@ -65,12 +65,13 @@ class NativePasses:
     ) -> Tensor:
         out = y if into is None else into
         sums = None if offset is None else codes.sums
-        tensors = (codes.scale, codes.shift, w_sums, sums, offset, bias)
-        library().finish(*map(_address, (y, into, out)), *y.shape, *map(_address, tensors), torch.get_num_threads())
+        matrices, vectors = (y, into, out), (codes.scale, codes.shift, w_sums, sums, offset, bias)
+        finish, threads = passes_library().finish, torch.get_num_threads()
+        finish(*map(address, matrices), *y.shape, *map(address, vectors), threads)
         return out
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
     if tensor is None:
         return None
     assert tensor.is_contiguous()
@@ -78,10 +79,19 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The compiled source (vdq.compiled)."""
-    loaded = ctypes.CDLL(str(shared_library(SOURCE)))
+def passes_library() -> ctypes.CDLL:
+    """Compiled int8_passes.cpp (vdq.compiled). Raises OSError or subprocess.CalledProcessError where nothing compiles."""
+    loaded = ctypes.CDLL(str(shared_library(PASSES)))
     loaded.quantize.argtypes = [POINTER(CRows), POINTER(CGrid), c_int64, c_int32]
     loaded.finish.argtypes = [c_void_p] * 3 + [c_int64] * 2 + [c_void_p] * 6 + [c_int32]
     loaded.quantize.restype = loaded.finish.restype = None
+    return loaded
+
+
+@cache
+def gemm_library() -> ctypes.CDLL:
+    """Compiled int8_gemm.cpp, in the same way; it needs AVX2."""
+    loaded = ctypes.CDLL(str(shared_library(GEMM)))
+    loaded.multiply.argtypes = [c_void_p] * 6 + [c_int64] * 3 + [c_int32] * 3
+    loaded.multiply.restype, loaded.panel.restype = None, c_int64
     return loaded

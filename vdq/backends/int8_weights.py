@@ -9,11 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vdq.backends.int8_matmul import IntMmMatmul, OneDnnMatmul
+from vdq.backends.int8_matmul import Matmul
 from vdq.backends.integer import signed_weight
 from vdq.quant.params import LinearParams
-
-Matmul = OneDnnMatmul | IntMmMatmul
 
 
 class WeightSet(NamedTuple):

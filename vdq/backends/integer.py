@@ -39,15 +39,21 @@ def unsupported(layer: LayerSpec) -> str | None:
     return None
 
 
+def signed_weight_bits(params: LinearParams) -> int:
+    """Bits of the whole numbers w of `signed_weight`."""
+    return params.weight_bits if params.symmetric_weights else min(params.weight_bits + 1, BITS)
+
+
 def signed_weight(weight: Tensor, params: LinearParams, range_: int) -> tuple[Tensor, Tensor | None]:
     """Codes of one range less their zero points as w + offset, qw - zw: w int8 [out, in], offset fp32 [out], whole
     numbers, None where w alone holds the difference: symmetric weights, and any of at most 7 bits.
     """
     codes = params.weight_codes(weight, range_)
-    zero_point, middle = params.weight_qparams(range_).zero_point, 2 ** (BITS - 1)
+    zero_point, end = params.weight_qparams(range_).zero_point, 2 ** (signed_weight_bits(params) - 1)
     w = codes - zero_point
-    if w.numel() == 0 or (w.amin() >= -middle and w.amax() < middle):
+    if w.numel() == 0 or (w.amin() >= -end and w.amax() < end):
         return w.to(torch.int8), None
+    middle = 2 ** (params.weight_bits - 1)
     return (codes - middle).to(torch.int8), (middle - zero_point)[:, 0]
 
 

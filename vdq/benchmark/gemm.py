@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vdq.backends.int8_matmul import KERNELS, OneDnnMatmul, failure
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import KERNEL, Contender
 from vdq.benchmark.work import Peaks
@@ -53,20 +54,31 @@ def _full(x: Tensor, weight: Tensor, machine: Machine) -> Contender:
 
 
 def _integer(weight: Tensor, tokens: int, machine: Machine) -> Contender:
-    """oneDNN's with everything static folded, bytes in and out; without it `_int_mm`, 32-bit integers out."""
-    if not machine.on_gpu and hasattr(torch.ops.onednn, "qlinear_pointwise"):
-        run, computes = _onednn(weight, tokens), "oneDNN, u8 x s8 -> u8, scale and zero point folded"
-        return Contender(U8_GEMM, KERNEL, computes, run, facts={"linears": 1})
-    signed = torch.randint(-127, 128, (tokens, weight.shape[1]), dtype=torch.int8).to(machine.device)
-    other = weight.to(machine.device).T
-    return Contender(
-        "GEMM, s8 to s32", KERNEL, "torch._int_mm", lambda _: torch._int_mm(signed, other), facts={"linears": 1}
-    )
+    """On the CPU the fastest that is exact, of as many bits as that takes: oneDNN's has everything static folded, and
+    bytes in and out. On the GPU `_int_mm`, 32-bit integers out.
+    """
+    if machine.on_gpu:
+        signed, other = _bytes(tokens, weight.shape[1]).view(torch.int8).to(machine.device), weight.to(machine.device).T
+        name, computes, run = "GEMM, s8 to s32", "torch._int_mm", lambda _: torch._int_mm(signed, other)
+    elif (bits := next((bits for bits in (8, 7) if failure(OneDnnMatmul.name, bits) is None), None)) is not None:
+        end = 2 ** (bits - 1)
+        name, computes = U8_GEMM, f"oneDNN, u8 x s{bits} -> u8, scale and zero point folded"
+        run = _onednn(weight.clamp(-end, end - 1), tokens)
+    else:
+        kernel = next(kernel for kernel in KERNELS.values() if failure(kernel.name) is None)
+        codes, matmul, scale = _bytes(tokens, weight.shape[1]), kernel(weight), torch.full((len(weight),), 1e-3)
+        name, computes = "GEMM, u8 to fp32", f"{kernel.name}, u8 x s8 -> fp32, scale and zero point folded"
+        run = lambda _: matmul(codes, 128, scale)  # noqa: E731
+    return Contender(name, KERNEL, computes, run, facts={"linears": 1})
+
+
+def _bytes(tokens: int, inputs: int) -> Tensor:
+    return torch.randint(0, 256, (tokens, inputs), dtype=torch.uint8)
 
 
 def _onednn(weight: Tensor, tokens: int) -> Callable[[int], Tensor]:
     outputs, inputs = weight.shape
-    codes = torch.randint(0, 256, (tokens, inputs), dtype=torch.uint8)
+    codes = _bytes(tokens, inputs)
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     scales, zeros, bias = torch.full((outputs,), 1e-3), torch.zeros(outputs, dtype=torch.int32), torch.zeros(outputs)
 
