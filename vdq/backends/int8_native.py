@@ -80,7 +80,7 @@ def address(tensor: Tensor | None) -> int | None:
 
 @cache
 def passes_library() -> ctypes.CDLL:
-    """Compiled int8_passes.cpp (vdq.compiled). Raises OSError or subprocess.CalledProcessError where nothing compiles."""
+    """Compiled int8_passes.cpp; raises OSError or subprocess.CalledProcessError where nothing compiles."""
     loaded = ctypes.CDLL(str(shared_library(PASSES)))
     loaded.quantize.argtypes = [POINTER(CRows), POINTER(CGrid), c_int64, c_int32]
     loaded.finish.argtypes = [c_void_p] * 3 + [c_int64] * 2 + [c_void_p] * 6 + [c_int32]
