@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pandas as pd
 
 # Fields of a result (vdq.stages.evaluate) that are averaged over seeds.
@@ -42,7 +44,8 @@ def cost_note(table: pd.DataFrame) -> str:
     branched = known[(known["method"] == BRANCHED) & known["bits_per_weight"].notna()]
     if branched.empty:
         return legend_
-    row = branched.loc[branched["bits_per_weight"].idxmin()]
+    widths = branched["bits"].str.extract(r"w(\d+)a")[0].astype(int)
+    row = branched.assign(width=widths).sort_values(["width", "psnr"], ascending=[True, False]).iloc[0]
     facts = {
         "method": BRANCHED,
         "bits": row["bits"],
