@@ -49,6 +49,7 @@ def test_correction_for_skewness_solves_halls_equation():
     student = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean_interval(values) == pytest.approx((min(low, student.low), max(high, student.high)))
     assert high > student.high  # values are skewed to the right, so the long side is above
+    assert mean_interval(-values) == pytest.approx((-high, -low))
 
 
 def test_few_and_equal_values():
