@@ -46,14 +46,15 @@ def cost_note(table: pd.DataFrame) -> str:
         return legend_
     widths = branched["bits"].str.extract(r"w(\d+)a")[0].astype(int)
     row = branched.assign(width=widths).sort_values(["width", "psnr"], ascending=[True, False]).iloc[0]
-    facts = {
-        "method": BRANCHED,
-        "bits": row["bits"],
-        "stored": row["bits_per_weight"],
-        "beside": _no_larger(row, known),
-    }
-    facts |= {"weight_bits": row["bits"][1], "share": row["float_gmacs"] / row["integer_gmacs"]}
-    return f"{legend_}\n\n{BRANCH.format(**facts)}"
+    told = BRANCH.format(
+        method=BRANCHED,
+        weight_bits=row["width"],
+        bits=row["bits"],
+        stored=row["bits_per_weight"],
+        share=row["float_gmacs"] / row["integer_gmacs"],
+        beside=_no_larger(row, known),
+    )
+    return f"{legend_}\n\n{textwrap.fill(told, 120)}"
 
 
 def _no_larger(row: pd.Series, table: pd.DataFrame) -> str:
