@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from vdq.data.read_video import read_video
 from vdq.data.ucf101_clips import Ucf101Clips
-from vdq.data.video import read_video
 
 LENGTHS = {
     "Archery/v_Archery_g01_c01.avi": 40,

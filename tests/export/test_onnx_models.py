@@ -10,7 +10,7 @@ pytest.importorskip("onnxruntime", reason="needs the packages of vdq[export]")
 pytest.importorskip("onnxscript", reason="needs the packages of vdq[export]")
 
 from vdq.backends import FakeQuantBackend, Int8CpuBackend  # noqa: E402
-from vdq.data.video import read_video  # noqa: E402
+from vdq.data.read_video import read_video  # noqa: E402
 from vdq.diffusion.clock import StepClock  # noqa: E402
 from vdq.diffusion.noise import PromptNoise  # noqa: E402
 from vdq.diffusion.samplers import DDIMSampler  # noqa: E402

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vdq.backends.fake_quant import FakeQuantBackend
-from vdq.data.video import read_video
+from vdq.data.read_video import read_video
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, T5EncoderModel
 
 from vdq.data.prompts import load_prompts
+from vdq.data.read_video import read_video
 from vdq.data.samples import read_sample
-from vdq.data.video import read_video
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler

@@ -8,8 +8,8 @@ from torch import nn
 
 from vdq import machine
 from vdq.backends import FakeQuantBackend
+from vdq.data.read_video import read_video
 from vdq.data.samples import read_sample
-from vdq.data.video import read_video
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vdq.data.prompts import load_prompts
-from vdq.data.video import read_video
+from vdq.data.read_video import read_video
 
 VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif")
 FRAMES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from vdq.data.video import read_video
+from vdq.data.read_video import read_video
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Ucf101Clips(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         path, start = self.clips[index]
-        # From the first frame on: in AVI with B-frames, as Xvid writes it, decord finds other frames after a seek.
+        # From the first frame on: AVI, with the B-frames that Xvid writes, tells no times to seek by.
         return _middle_square(read_video(path)[start : start + self.num_frames])
 
     @cached_property

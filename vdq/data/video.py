@@ -1,28 +1,18 @@
-"""Videos on disk: float output to uint8 frames, frames to MP4 and back.
+"""Videos that are written: float output to uint8 frames, frames to MP4.
 
 Encoding is part of an evaluation's protocol (spec of the paper's metrics): the codec is H.264 4:2:0 at a fixed CRF with
 one encoder thread, so that equal frames give equal files on any number of cores.
 """
 
-import logging
 from fractions import Fraction
-from functools import cache
 from os import PathLike
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 from torch import Tensor
 
 from vdq.files import complete_or_nothing
-
-try:
-    import decord
-except ImportError:  # no wheel for this platform
-    decord = None
-
-logger = logging.getLogger(__name__)
 
 
 def to_uint8(video: Tensor) -> Tensor:
@@ -75,54 +65,7 @@ def write_mp4(path: str | PathLike[str], frames: Tensor, fps: float, *, crf: int
         container.mux(stream.encode())
 
 
-def read_video(path: str | PathLike[str]) -> Tensor:
-    """All frames of a video file as uint8 RGB [T,H,W,3], turned upright.
-
-    decord reads the file, PyAV where decord cannot (GIF, AV1, platforms without decord); the two agree to the bit on
-    8-bit video.
-
-    Raises:
-        ValueError: if the file is missing, holds no video, or cannot be decoded to its end.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"video {path} does not exist; an existing file is allowed")
-    frames = _read_with_decord(path) if decord is not None else None
-    if frames is None:
-        frames = _read_with_pyav(path)
-    return torch.from_numpy(frames)
-
-
 def check_frames(name: str, frames: Tensor) -> None:
     """Raises ValueError, with ``name``, unless frames are uint8 [T,H,W,3] with at least one."""
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < 1:
         raise ValueError(f"{name} is {frames.dtype} {tuple(frames.shape)}; only uint8 [T,H,W,3] with T >= 1 is allowed")
-
-
-def _read_with_decord(path: Path) -> np.ndarray | None:
-    """Frames [T,H,W,3], or None where decord cannot read the file."""
-    try:
-        reader = decord.VideoReader(str(path))
-        return reader.get_batch(range(len(reader))).asnumpy()
-    except (decord.DECORDError, RuntimeError) as error:
-        _say_once(path.name, str(error).splitlines()[0].rpartition("] ")[2])
-        return None
-
-
-@cache
-def _say_once(name: str, reason: str) -> None:
-    logger.info("decord cannot read %s, PyAV takes over (%s)", name, reason)
-
-
-def _read_with_pyav(path: Path) -> np.ndarray:
-    try:
-        with av.open(str(path)) as container:
-            # decord applies the rotation of the container's display matrix, PyAV only reports it.
-            frames = [
-                np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) for frame in container.decode(video=0)
-            ]
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"video {path} cannot be decoded ({error}); a complete video file is allowed") from error
-    if not frames:
-        raise ValueError(f"video {path} holds no frames; a complete video file is allowed")
-    return np.stack(frames)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from vdq.data.folder import Clip, load_clips, read_clip
+from vdq.data.read_video import READER
 from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
 from vdq.sources import sha256
@@ -56,7 +57,7 @@ def _content(clips: list[Clip], excluded: dict[str, str], cache: Path) -> list:
         [clip.path.name, sha256(clip.path, cache), clip.prompt, clip.reference and sha256(clip.reference, cache)]
         for clip in tqdm(clips, desc="hashing", unit="video", delay=2)
     ]
-    return [*rows, excluded]
+    return [*rows, excluded, READER]
 
 
 def _made(folder: Path) -> Path:
@@ -108,6 +109,7 @@ def _finish(experiment: Experiment, clips: list[Clip], excluded: dict[str, str],
         "num_videos": scores["num_videos"],
         "num_excluded": len(excluded),
         "excluded": excluded,
+        "reader": READER,
         "metrics": experiment.metrics_signature,
         "scored_on": scores["machine"]["processor"],
         "higher_is_better": scores["higher_is_better"],
