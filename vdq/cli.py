@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 import re
 import shlex
 import traceback
@@ -140,6 +141,8 @@ def check_types(prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]
             continue
         if type(values[name]) not in {*types, *([int] if float in types else [])}:
             raise ValueError(f"{prefix}{name}={values[name]} must be {' or '.join(PLAIN[kind] for kind in types)}")
+        if isinstance(values[name], float) and not math.isfinite(values[name]):
+            raise ValueError(f"{prefix}{name}={values[name]} must be a finite number")
 
 
 def _allowed(value: str, options: list[str]) -> str:

@@ -36,7 +36,7 @@ def alive(processes: dict[int, float]) -> list[str]:
         except psutil.NoSuchProcess:
             pass
     # Trackers of multiprocessing's resources end when they have cleaned up; they compute nothing.
-    return [command for command in found if "tracker" not in command]
+    return [command for command in found if "resource_tracker" not in command]
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from vdq.diffusion.observer import step_observers
 from vdq.diffusion.schedule import Schedule
 from vdq.models.base import Conditions
 
+MOST_GUIDANCE = 1000
+
 
 class Noise(Protocol):
     """Anything that draws like PromptNoise."""
@@ -34,6 +36,10 @@ class Sampler(ABC):
     """Denoises all prompts of a batch together, one step of all prompts at a time."""
 
     def __init__(self, *, steps: int = 20, guidance_scale: float = 7.0, guidance_channels: int = 3) -> None:
+        if not 0 <= guidance_scale <= MOST_GUIDANCE:
+            raise ValueError(f"guidance_scale={guidance_scale} must be in 0..{MOST_GUIDANCE}; 1 is no guidance")
+        if guidance_channels < 0:
+            raise ValueError(f"guidance_channels={guidance_channels} must be at least 0")
         self.schedule = Schedule(steps)
         self.guidance_scale = guidance_scale
         self.guidance_channels = guidance_channels

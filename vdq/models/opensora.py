@@ -26,6 +26,7 @@ from vdq.sources import Source, find_file, find_folder, named_file, named_folder
 DOWNSAMPLING = 8  # of the autoencoder, per side
 SCALING_FACTOR = 0.18215
 GIGABYTES = {"denoiser": 3.0, "autoencoder": 0.3, "text_encoder": 19.0}  # of the published files
+POSITIVE = ("hidden_size", "depth", "num_heads", "caption_channels", "model_max_length", "in_channels")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -63,6 +64,12 @@ class OpenSoraModel(VideoModel):
             raise ValueError(f"model.image_size={list(image_size)} must be two multiples of {multiple}: height, width")
         if num_frames < 1 or decode_frames < 1:
             raise ValueError(f"model.num_frames={num_frames} and model.decode_frames={decode_frames} must be >= 1")
+        for name, value in {"space_scale": space_scale, "time_scale": time_scale}.items():
+            if value <= 0:
+                raise ValueError(f"model.{name}={value} must be above 0")
+        for name, value in (denoiser or {}).items():
+            if name in POSITIVE and (type(value) is not int or value < 1):
+                raise ValueError(f"model.denoiser.{name}={value} must be an integer of at least 1")
         if decode_dtype not in DTYPES:
             raise ValueError(f"model.decode_dtype={decode_dtype} must be one of {', '.join(DTYPES)}")
         height, width = (side // DOWNSAMPLING for side in image_size)
