@@ -375,6 +375,11 @@ def test_contents_that_do_not_fit_together_are_refused(change, reason, folder):
     assert reason in refused(folder)
 
 
+def test_contents_of_before_the_type_of_weights_load(folder):
+    changed(folder, lambda contents: contents.pop("weight_type"))
+    assert onnx_runtime.load(folder).contents["steps"] == "constant"
+
+
 def test_a_missing_tensor_is_refused(folder):
     """Of which the hashes know nothing."""
     name = files(folder)[0]

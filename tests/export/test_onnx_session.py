@@ -61,11 +61,11 @@ def cpu(monkeypatch):
     opened = []
 
     def make(plain: type, precise: type) -> list[dict[str, str]]:
-        def session(model, entries, settings):
+        def session(model, entries, **settings):
             opened.append(entries)
             return (precise if PRECISE.items() <= entries.items() else plain)(model)
 
-        monkeypatch.setattr(onnx_session, "_session", session)
+        monkeypatch.setattr(onnx_session, "plain_session", session)
         return opened
 
     exact_entries.cache_clear()

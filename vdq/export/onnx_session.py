@@ -23,8 +23,8 @@ from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec, SampleRows
 from vdq.quant.params import LinearParams
 
-# Makes weights that could saturate unsigned, in every session that is given it, and the kernels for these use no VNNI:
-# several times slower where a CPU has it, so no session gets it without need.
+# Makes int8 weights beyond 64 unsigned, also on CPUs with VNNI, which the kernels for these do not use: no session gets
+# it without need.
 PRECISE = {"session.x64quantprecision": "1"}
 FEATURES, ZERO_POINT = 96, 3
 
@@ -35,7 +35,7 @@ def open_session(
     """A session on the CPU that multiplies bytes exactly. entries: of its configuration, beside the needed ones;
     settings: attributes of SessionOptions, such as intra_op_num_threads. Raises ValueError if no session is exact here.
     """
-    return _session(model, exact_entries() | (entries or {}), settings)
+    return plain_session(model, exact_entries() | (entries or {}), **settings)
 
 
 @cache
@@ -44,7 +44,7 @@ def exact_entries() -> dict[str, str]:
     for entries in ({}, PRECISE):
 
         def run(model: bytes, x: np.ndarray, entries: dict[str, str] = entries) -> np.ndarray:
-            return _session(model, entries, {"intra_op_num_threads": 1}).run(None, {"x": x})[0]
+            return plain_session(model, entries, intra_op_num_threads=1).run(None, {"x": x})[0]
 
         if all(multiplies_exactly(run, unsigned=unsigned) for unsigned in (False, True)):
             return entries
@@ -81,7 +81,8 @@ def multiplies_exactly(
     return np.allclose(run(model, x.numpy()), (x @ weight.T).numpy(), rtol=1e-6, atol=0)
 
 
-def _session(model: Path | bytes, entries: dict[str, str], settings: dict[str, Any]) -> onnxruntime.InferenceSession:
+def plain_session(model: Path | bytes, entries: dict[str, str], **settings: Any) -> onnxruntime.InferenceSession:
+    """A session on the CPU with these entries alone, exact or not."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     for name, value in settings.items():

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import openvino
 import pandas as pd
 import torch
@@ -29,7 +28,7 @@ from vdq.benchmark.rounds import PEER, Contender, measure, summary
 from vdq.diffusion.clock import StepClock
 from vdq.export.onnx_graph import DATA, IR_VERSION, Graph, TensorFile, layer_template
 from vdq.export.onnx_linear import OPSET
-from vdq.export.onnx_session import PRECISE, exact_entries
+from vdq.export.onnx_session import PRECISE, exact_entries, plain_session
 from vdq.files import write_text
 from vdq.methods.static import StaticMethod
 from vdq.quant.linear import LayerSpec, SampleRows
@@ -128,12 +127,8 @@ def _full_precision(x: Tensor, weight: Tensor) -> onnx.ModelProto:
 
 
 def _onnxruntime(path: Path, entries: dict[str, Any], x: Tensor) -> Callable[[int], np.ndarray]:
-    """With these entries and no other: also where a session of ours would set one."""
-    options, feed = onnxruntime.SessionOptions(), {"x": x.numpy()}
-    options.intra_op_num_threads = torch.get_num_threads()
-    for name, value in {"session.force_spinning_stop": "1", **entries}.items():
-        options.add_session_config_entry(name, value)
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    entries = {"session.force_spinning_stop": "1", **entries}
+    session, feed = plain_session(path, entries, intra_op_num_threads=torch.get_num_threads()), {"x": x.numpy()}
     return lambda _: session.run(None, feed)[0]
 
 
