@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vdq.data.folder import find_videos, load_clips, read_clip
+from vdq.data.folder import load_clips, read_clip
+from vdq.data.listing import list_videos
 from vdq.data.video import write_mp4
 
 
@@ -41,10 +42,10 @@ def names(clips):
 
 
 def test_files_and_folders_of_frames_in_the_order_of_their_numbers(folder):
-    assert [path.name for path in find_videos("videos", folder)] == ["v2.mp4", "v3", "v10.mp4"]
+    assert [path.name for path in list_videos("videos", folder).videos] == ["v2.mp4", "v3", "v10.mp4"]
     assert torch.equal(read_clip(folder / "v3"), video(12, seed=3))
-    assert find_videos("videos", folder / "v3") == [folder / "v3"]
-    assert find_videos("videos", folder / "v2.mp4") == [folder / "v2.mp4"]
+    assert list_videos("videos", folder / "v3").videos == [folder / "v3"]
+    assert list_videos("videos", folder / "v2.mp4").videos == [folder / "v2.mp4"]
 
 
 def test_gif_equals_what_pillow_reads(tmp_path):
@@ -72,26 +73,31 @@ def test_other_containers_hold_the_frames_that_were_encoded(tmp_path, name, code
 def test_prompts_by_position_or_by_name(folder, tmp_path):
     text = tmp_path / "prompts.txt"
     text.write_text("two\nthree\nten\n")
-    clips, excluded = load_clips(str(folder), str(text))
-    assert [(clip.path.name, clip.prompt) for clip in clips] == [("v2.mp4", "two"), ("v3", "three"), ("v10.mp4", "ten")]
-    assert excluded == {}
+    listed = load_clips(str(folder), str(text))
+    assert [(clip.path.name, clip.prompt) for clip in listed.clips] == [
+        ("v2.mp4", "two"),
+        ("v3", "three"),
+        ("v10.mp4", "ten"),
+    ]
+    assert listed.excluded == {}
     table = tmp_path / "prompts.csv"
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([["prompt", "file"], ["ten, really", "v10.mp4"], ["two", "somewhere/v2.mp4"]])
-    clips, excluded = load_clips(str(folder), str(table))
-    assert {clip.path.name: clip.prompt for clip in clips} == {"v10.mp4": "ten, really", "v2.mp4": "two"}
-    assert list(excluded) == ["v3"] and "has no row" in excluded["v3"]
+    listed = load_clips(str(folder), str(table))
+    assert {clip.path.name: clip.prompt for clip in listed.clips} == {"v10.mp4": "ten, really", "v2.mp4": "two"}
+    assert list(listed.excluded) == ["v3"] and "has no row" in listed.excluded["v3"]
 
 
 def test_references_by_name_without_the_ending(folder, tmp_path):
     other = tmp_path / "other"
     write_frames(other / "v2", video())
     write_mp4(other / "v10.mp4", video(), 8)
-    clips, excluded = load_clips(str(folder), reference=str(other))
-    assert [(clip.path.name, clip.reference.name) for clip in clips] == [("v2.mp4", "v2"), ("v10.mp4", "v10.mp4")]
-    assert list(excluded) == ["v3"]
-    single, _ = load_clips(str(folder / "v2.mp4"), reference=str(other / "v10.mp4"))
-    assert single[0].reference == other / "v10.mp4"
+    listed = load_clips(str(folder), reference=str(other))
+    pairs = [(clip.path.name, clip.reference.name) for clip in listed.clips]
+    assert pairs == [("v2.mp4", "v2"), ("v10.mp4", "v10.mp4")]
+    assert list(listed.excluded) == ["v3"]
+    single = load_clips(str(folder / "v2.mp4"), reference=str(other / "v10.mp4"))
+    assert single.clips[0].reference == other / "v10.mp4"
 
 
 def test_what_cannot_be_read_says_why(folder):
@@ -124,7 +130,13 @@ def test_as_many_prompts_as_videos(folder, tmp_path, content, message):
         ("file,text\na.mp4,x\n", "columns file,prompt"),
         ("file,prompt\n", "at least one row"),
         ("file,prompt\na.mp4,x\nb.mp4,\n", "line 3"),
-        ("file,prompt\na.mp4,x\na.mp4,y\n", "2 rows for a.mp4"),
+        ("file,prompt\na.mp4,x\na.mp4,y\n", "several rows for a.mp4"),
+        ("file,prompt\nv2.mp4,red, big star\n", "line 2 has more fields than there are columns"),
+        ("file,prompt\nv2.mp4,   \n", "line 2 has no file or no prompt"),
+        ("file,prompt\nv2.mp4\n", "line 2 has no file or no prompt"),
+        ('file,prompt\nv2.mp4,"red star\nv3,blue\n', "cannot be read .unexpected end of data"),
+        ('file,prompt\nv2.mp4,"a\nstar"\nv3,\n', "line 4 has no file"),
+        ("", "columns file,prompt"),
     ],
 )
 def test_refuses_other_tables(folder, tmp_path, content, message):
@@ -133,10 +145,18 @@ def test_refuses_other_tables(folder, tmp_path, content, message):
         load_clips(str(folder), str(tmp_path / "p.csv"))
 
 
+def test_rows_for_videos_that_are_not_there_are_listed(folder, tmp_path):
+    (tmp_path / "p.csv").write_text("file,prompt\nv2.mp4,two\nv3,three\nv10.mp4,ten\nv11.mp4,gone\nnotes.txt,none\n")
+    listed = load_clips(str(folder), str(tmp_path / "p.csv"))
+    assert names(listed.clips) == ["v2.mp4", "v3", "v10.mp4"]
+    assert listed.excluded.keys() == {"v11.mp4", "notes.txt"} and "has a row for it" in listed.excluded["v11.mp4"]
+    assert load_clips(str(folder / "v2.mp4"), str(tmp_path / "p.csv")).excluded.keys() == {"v11.mp4"}  # v3 is there
+
+
 def test_refuses_folders_without_videos(tmp_path, folder):
     with pytest.raises(ValueError, match="videos=.*nowhere must be a folder"):
         load_clips(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="reference=.*empty folder holds no video; allowed: .mp4"):
+    with pytest.raises(ValueError, match="reference=.*empty folder holds no video; allowed: .mp4, .m4v"):
         load_clips(str(folder), reference=str(folder / "empty folder"))
     write_frames(folder / "w" / "v2", video())
     write_mp4(folder / "w" / "v2.mp4", video(), 8)

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import logging
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,19 +71,23 @@ def test_what_cannot_be_scored_is_listed_counted_and_left_out(videos, tmp_path):
             shutil.copy(videos / name, path)
     shutil.copy(videos / "turtles_fp16.gif", mine / "alone.gif")
     (mine / "empty.mp4").write_bytes(b"")
+    (mine / "lost.mp4").symlink_to("nowhere.mp4")
+    (mine / "notes").write_text("no video")
     (reference / "empty.mp4").write_bytes(b"")
     (reference / "flipping_a_pancake.mkv").unlink()
     shutil.copy(videos / "video_90.mov", reference / "flipping_a_pancake.mov")
     arguments = [f"videos={mine}", f"reference={reference}", "metrics=fidelity"]
     done, result, folder = evaluate(tmp_path / "runs", *arguments)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: videos={mine} has 4 that could not be scored")
+    assert done.stderr.splitlines()[-1].startswith(f"error: videos={mine} has 5 that could not be scored")
     reasons = {"alone.gif": "no video of that name", "corrupted.mp4": "cannot be decoded", "empty.mp4": "empty file"}
     reasons["flipping_a_pancake.mkv"] = "310x240x426, its reference 3x568x320"
+    reasons["lost.mp4"] = "a link to nowhere.mp4"
+    assert "not scored: notes: its name does not end like that of a video" in done.stdout
     assert result["excluded"].keys() == reasons.keys()
     for name, reason in reasons.items():
         assert reason in result["excluded"][name] and f"excluded: {name}" in done.stdout
-    assert result["num_videos"] == 1 and result["num_excluded"] == 4
+    assert result["num_videos"] == 1 and result["num_excluded"] == 5
     assert result["psnr"] == 100 and pd.read_csv(folder / "per_video.csv")["file"].tolist() == ["video_90.mov"]
     accepted, _, _ = evaluate(tmp_path / "runs", *arguments, "skip_bad=true")
     assert accepted.returncode == 0
@@ -99,8 +105,9 @@ def test_nothing_to_score_is_an_error_and_leaves_no_result(videos, tmp_path):
     assert not list(tmp_path.glob("*/result.json"))
 
 
-def test_a_runs_own_videos_with_prompts_from_a_table(finished, tmp_path):
-    """The same frames through MP4 files: nearly the values of the run itself."""
+def test_a_runs_own_videos_with_prompts_from_a_table(finished, tmp_path, caplog):
+    """The same frames through MP4 files: nearly the values of the run itself. First and last pair are told."""
+    caplog.set_level(logging.INFO, logger="vdq")
     folder = finished.run("quant=tsq_tsw")
     table = tmp_path / "prompts.csv"
     scores = pd.read_csv(folder / "per_video.csv")
@@ -113,6 +120,9 @@ def test_a_runs_own_videos_with_prompts_from_a_table(finished, tmp_path):
     clip = f"metrics.clip.encoder.weights={finished.weights / 'clip.safetensors'}"
     scored = finished.run("stages=[evaluate]", f"videos={folder / 'videos'}", f"prompts={table}", clip)
     found = pd.read_csv(scored / "per_video.csv")
+    told = [f"evaluate: {index:04d}.mp4 shows {text!r}" for index, text in zip((0, 1), scores["prompt"], strict=True)]
+    assert [message for message in caplog.messages if " shows " in message] == told
+    assert json.loads((scored / "result.json").read_text())["reader"] == f"PyAV {av.__version__}"
     assert found["prompt"].tolist() == scores["prompt"].tolist()
     assert found["clipsim"].to_numpy() == approx(scores["clipsim"].to_numpy(), abs=0.2)
 

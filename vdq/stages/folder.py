@@ -16,7 +16,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from vdq.data.folder import Clip, load_clips, read_clip
+from vdq.data.folder import Clip, Clips, load_clips, read_clip
 from vdq.data.read_video import READER
 from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
@@ -37,7 +37,9 @@ def run(experiment: Experiment) -> Path:
     ``skip_bad`` is false.
     """
     cfg = experiment.cfg
-    clips, excluded = load_clips(cfg.videos, cfg.prompts, cfg.reference)
+    listed = load_clips(cfg.videos, cfg.prompts, cfg.reference)
+    _show(listed, cfg.videos)
+    clips, excluded = listed.clips, listed.excluded
     signature = signature_of(_content(clips, excluded, Path(cfg.paths.runs) / "cache"))
     folder = Path(cfg.paths.runs) / f"videos_{Path(cfg.videos).resolve().name}_{signature}"
     with FileLock(_made(folder) / ".lock"):
@@ -49,6 +51,17 @@ def run(experiment: Experiment) -> Path:
     print(f"\n{comparison(pd.DataFrame([result]))}\n\n{folder}")
     _report(result["excluded"], cfg.videos, cfg.skip_bad)
     return folder
+
+
+def _show(listed: Clips, videos: str) -> None:
+    """What is no video, and the first and the last pair, which show whether prompts are in the videos' order."""
+    for name, reason in listed.others.items():
+        log.warning("not scored: %s: %s", name, reason)
+    log.info("evaluate: %s: %d videos", videos, len(listed.clips))
+    for clip in listed.clips[:1] + listed.clips[1:][-1:]:
+        prompt = f" shows {clip.prompt!r}" if clip.prompt is not None else ""
+        reference = f", its reference is {clip.reference}" if clip.reference is not None else ""
+        log.info("evaluate: %s%s%s", clip.path.name, prompt, reference)
 
 
 def _content(clips: list[Clip], excluded: dict[str, str], cache: Path) -> list:
