@@ -39,6 +39,15 @@ def make(tmp_path):
         act_bits = 16 if bits == "full" else int(bits[-1])
         row = {"quant": quant, "bits": bits, "act_bits": act_bits, "seed": seed, "changed": changed, "model": "shapes"}
         row |= {"kind": KINDS.get(quant, "static"), "size_mb": 2.5, "folder": str(tmp_path / signature)}
+        row |= {
+            "size_mb_fp16": 4.5,
+            "bits_per_weight": 9.5,
+            "integer_gmacs": 0.5,
+            "float_gmacs": 0.05,
+            "bit_tops": 0.02,
+        }
+        if quant == "fp16":
+            row |= {"kind": "full precision", "bits_per_weight": None, "integer_gmacs": 0.0}
         row |= {"stats": "s" if row["kind"] == "static" and quant != "fp16" else None, "signature": signature}
         return row | {"reference": f"fp16_full_{seed}_"} | fields
 
@@ -97,9 +106,13 @@ def test_written_for_people_programs_and_papers(seeds, tmp_path):
     assert "`asq_w4a4_42_` `asq_w4a4_43_` `asq_w4a4_44_`" in rows["asq", "w4a4"]
     table = pd.read_csv(tmp_path / "out" / "neighbours.csv")
     assert len(table) == 1 + 5 * 3 and table["runs"].str.split().map(len).eq(3).all()
-    assert r"\textbf{" in (tmp_path / "out" / "neighbours.tex").read_text()
-    with Image.open(tmp_path / "out" / "neighbours.png") as figure:
-        assert figure.convert("L").getextrema()[0] < 200
+    assert all(text in rows["asq", "w4a4"] for text in ("| 9.50 ", "| 10.0% ", "| 20.0 ", "| 2.50 "))
+    legend = " ".join((tmp_path / "out" / "neighbours.md").read_text().split())
+    assert "**static_plus is not W4 on a model this small.**" in legend and "4.50 MB in fp16" in legend
+    assert r"\textbf{" in (latex := (tmp_path / "out" / "neighbours.tex").read_text()) and r" 10.0\% " in latex
+    for name in ("neighbours.png", "neighbours_costs.png"):
+        with Image.open(tmp_path / "out" / name) as figure:
+            assert figure.convert("L").getextrema()[0] < 200
 
 
 def change(run: str, tmp_path, column: str, values) -> None:

@@ -7,17 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 from tabulate import tabulate
 
 from vdq.files import write_text
+from vdq.tracking import costs
 from vdq.tracking.claims import GOALS, seeds_of, verdict
 from vdq.tracking.paper_report import LATEX, MARKDOWN, Marks, bracketed, escaped, marked
 from vdq.tracking.paper_tables import key_of, per_video
-from vdq.tracking.pictures import panels, save
+from vdq.tracking.quality_figures import cost_figure, quality_figure
 from vdq.tracking.registry import processor_of, processors_told
 from vdq.tracking.tables import METRICS as NAMES
 from vdq.tracking.uncertainty import CONFIDENCE, SHARES, Noise, mean_interval, share_interval, with_marks
@@ -25,19 +22,19 @@ from vdq.tracking.uncertainty import CONFIDENCE, SHARES, Noise, mean_interval, s
 TITLE = "The neighbouring systems: every recipe, {prompts} prompts, {seeds} noises"
 METRICS = ("clipsim", "clip_temp", "top1", "psnr")
 DIGITS = {"clipsim": 4, "clip_temp": 4, "top1": 3, "psnr": 2}
-COSTS = ("size_mb", "mean_act_bits", "calibration_prompts", "calibration_seconds", "quantize_seconds")
+COSTS = (*costs.COSTS, "mean_act_bits", "calibration_prompts", "calibration_seconds", "quantize_seconds")
 FULL = "fp16"
-MARKERS = {"static": "o", "dynamic": "^"}
 NOTE = """Values are means over all prompts and seeds; a seed's reference is its own full-precision run. Bold is the
 best quantized model of a bit-width, if it beats every other by more than chance: the {confidence:.0%} interval of their
 difference, paired over prompts, each with its videos of all seeds, leaves out zero (of top-1: a sign test over prompts
 rejects), and the difference is larger than what another processor changes. Otherwise `=` marks the best and all that it
 does not beat. In brackets the {confidence:.0%} interval of the difference to full precision (of PSNR: of the mean):
 Student's, widened for skewness; of top-1 that of the share itself (Clopper and Pearson), with the prompts as trials.
-{measured} *act bits* is the mean over layers and steps, *MB* the quantized denoiser. *Calibration* is what is done with
-the calibration prompts: a pass in full precision and, where a recipe wants recorded inputs, a second one with samplings
-that probe every step. *Parameters* is what the recipe then computes. Wall-clock seconds on whatever machine made the
-runs, – where it was not recorded.
+{measured} *Calibration* is what is done with the calibration prompts: a pass in full precision and, where a recipe
+wants recorded inputs, a second one with samplings that probe every step. *Parameters* is what the recipe then computes.
+Wall-clock seconds on whatever machine made the runs, – where it was not recorded.
+
+{costs}
 
 **The testbed's numbers**: model {model}, its own small CLIP. They compare methods with each other and nothing else.
 {processors}
@@ -149,19 +146,20 @@ def goals(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
 
 
 def write_neighbours(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noise | None = None) -> None:
-    """Writes ``folder``/neighbours as .md, .csv, .tex and .png."""
+    """Writes ``folder``/neighbours as .md, .csv, .tex and .png, and the .png of their costs."""
     noise = noise or Noise()
     table = summary(seeds, noise)
     title = TITLE.format(prompts=prompts, seeds=seeds["seed"].nunique())
     facts = {"model": ", ".join(sorted(set(table["model"]))), "processors": processors_told(seeds["processor"])}
-    note = NOTE.format(confidence=CONFIDENCE, measured=noise.words, **facts)
+    note = NOTE.format(confidence=CONFIDENCE, measured=noise.words, costs=costs.cost_note(table), **facts)
     body = cells(table, MARKDOWN).to_markdown(index=False, disable_numparse=True)
     reached = goals(seeds, noise).to_markdown(index=False, disable_numparse=True)
     parts = [f"# {title}", body, note, GOALS_TITLE, reached]
     write_text(folder / "neighbours.md", "\n\n".join(parts) + "\n")
     write_text(folder / "neighbours.csv", table.to_csv(index=False))
     write_text(folder / "neighbours.tex", _latex(table, f"{title}\n{note}"))
-    quality_figure(table, folder / "neighbours.png")
+    quality_figure(table.assign(weight_bits=[numbers(bits)[0] for bits in table["bits"]]), folder / "neighbours.png")
+    cost_figure(table, folder / "neighbours_costs.png")
 
 
 def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
@@ -171,8 +169,7 @@ def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
         if metric in table and table[metric].notna().any():
             shown[f"{NAMES[metric]} ↑"] = _column(table, metric, marks)
     shown["PSNR of each seed"] = [_listed(row, "psnr") for _, row in table.iterrows()]
-    shown["act bits"] = [_number(value, 2) for value in table["mean_act_bits"]]
-    shown["MB"] = [_number(value, 2) for value in table["size_mb"]]
+    shown |= costs.cost_columns(table)
     shown["calibration"] = [_calibration(row) for _, row in table.iterrows()]
     shown["parameters"] = [_seconds(value) for value in table["quantize_seconds"]]
     shown["runs"] = [" ".join(f"`{run}`" for run in runs.split()) for runs in table["runs"]]
@@ -207,41 +204,9 @@ def _number(value: float, digits: int, sign: str = "") -> str:
 
 
 def _latex(table: pd.DataFrame, notes: str) -> str:
-    shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--").replace("_", r"\_"))
+    shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--"))
+    shown = shown.map(lambda text: text.replace("_", r"\_").replace("%", r"\%"))
     shown.columns = [escaped(name) for name in shown.columns]
     body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
     comment = notes.replace("*", "").replace("\n", "\n% ")
     return f"% {comment}\n{body}\n"
-
-
-def quality_figure(table: pd.DataFrame, path: Path) -> None:
-    """Writes a PNG: PSNR against mean activation bits, a panel for each number of weight bits, and against size. A line
-    a recipe, circles where it is static, triangles where it is dynamic.
-    """
-    rows = table[(table["method"] != FULL) & table["psnr"].notna()]
-    rows = rows.assign(w=[numbers(bits)[0] for bits in rows["bits"]])
-    widths = sorted(rows["w"].unique(), reverse=True)
-    more = colormaps["Dark2"]
-    colours = {method: f"C{i}" if i < 10 else more(i - 10) for i, method in enumerate(sorted(set(rows["method"])))}
-    figure, axes = panels(1, len(widths) + 1, (3.6 * (len(widths) + 1), 4.2), sharey=True)
-    for axis, width in zip(axes[0], widths, strict=False):
-        _lines(axis, rows[rows["w"] == width], "mean_act_bits", colours)
-        axis.set(title=f"{width}-bit weights", xlabel="mean activation bits")
-    _lines(axes[0][-1], rows, "size_mb", colours)
-    axes[0][-1].set(title="all bit-widths", xlabel="MB", xscale="log")
-    axes[0][-1].xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
-    axes[0][0].set_ylabel("PSNR to full precision, dB")
-    markers = {method: _marker(line) for method, line in rows.groupby("method")}
-    handles = [Line2D([], [], color=colours[name], marker=markers[name], label=name) for name in colours]
-    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
-    save(figure, path)
-
-
-def _lines(axis: Axes, rows: pd.DataFrame, x: str, colours: dict) -> None:
-    for method, line in rows.sort_values(x).groupby("method"):
-        axis.plot(line[x], line["psnr"], marker=_marker(line), ms=5, lw=0.8, color=colours[method])
-    axis.grid(alpha=0.3)
-
-
-def _marker(rows: pd.DataFrame) -> str:
-    return MARKERS["static" if (rows["kind"] == "static").all() else "dynamic"]

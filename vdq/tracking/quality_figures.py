@@ -18,6 +18,20 @@ FULL = "full precision"
 OPERATIONS = "10^9 bit operations of a call: multiply-adds x bits x bits,\nfloats counted as 16 x 16 bits"
 
 
+def quality_figure(table: pd.DataFrame, path: Path) -> None:
+    """Writes a PNG: PSNR against mean activation bits, a panel for each number of `weight_bits`."""
+    rows = table.dropna(subset="psnr")
+    widths = sorted(rows["weight_bits"].unique(), reverse=True)
+    colours = colours_of(rows)
+    figure, axes = panels(1, len(widths), (3.6 * len(widths) + 1.5, 4.2), sharey=True)
+    for axis, width in zip(axes[0], widths, strict=True):
+        lines(axis, rows[rows["weight_bits"] == width], "mean_act_bits", colours)
+        axis.set(title=f"{width}-bit weights", xlabel="mean activation bits")
+    axes[0][0].set_ylabel("PSNR to full precision, dB")
+    legend(figure, rows, colours)
+    save(figure, path)
+
+
 def cost_figure(table: pd.DataFrame, path: Path) -> None:
     """Writes a PNG: PSNR against bytes and against bit operations (vdq.tracking.costs), at all bit-widths; dashed is
     the model itself. Rows of runs that did not record their operations are left out.

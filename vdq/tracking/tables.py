@@ -10,7 +10,7 @@ from vdq.files import write_text
 from vdq.tracking.registry import processor_of, processors_told
 
 BEFORE = {"quant": "method", "bits": "bits", "kind": "activations", "backend": "integers by", "changed": "changed"}
-AFTER = {"size_mb": "MB", "signature": "run"}
+AFTER = {"size_mb": "MB", "size_mb_fp16": "MB of the model in fp16", "signature": "run"}
 METRICS = {
     "clipsim": "CLIPSIM",
     "clip_temp": "CLIP-temp",
@@ -28,7 +28,7 @@ METRICS = {
     "fvd": "FVD",
     "fvd_fp16": "FVD-FP16",
 }
-DIGITS = {"top1": 3, "psnr": 2, "vqa_a": 2, "vqa_t": 2, "fvd": 1, "fvd_fp16": 1, "size_mb": 2}
+DIGITS = {"top1": 3, "psnr": 2, "vqa_a": 2, "vqa_t": 2, "fvd": 1, "fvd_fp16": 1, "size_mb": 2, "size_mb_fp16": 2}
 
 
 def comparison(table: pd.DataFrame) -> str:
