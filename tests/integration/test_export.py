@@ -111,7 +111,7 @@ def test_what_cannot_be_exported_is_refused_before_any_model_is_built(testbed):
     with pytest.raises(ValueError, match="^export=packed stores integer weights, quant=fp16 has none"):
         testbed.run("quant=fp16", *EXPORT, "model.weights=nowhere")
     with pytest.raises(
-        ValueError, match="^export=null must say what stages=\\[export\\] shall write; allowed: .*packed"
+        ValueError, match="^export=null must say what 'stages=\\[export\\]' shall write; allowed: .*packed"
     ):
         testbed.run("stages=[export]", "model.weights=nowhere")
 

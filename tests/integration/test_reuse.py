@@ -35,6 +35,9 @@ def test_a_finished_run_is_logged_again_for_the_agent_of_a_sweep(finished, monke
         def __init__(self) -> None:
             self.logged = []
 
+        def check(self) -> None:
+            pass
+
         def log(self, folder, config, result, *, metrics, per_video, report) -> None:
             self.logged.append((result["signature"], metrics["clipsim"], len(per_video), len(report) > 78))
 

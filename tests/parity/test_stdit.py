@@ -45,7 +45,8 @@ def test_masked_forward_and_every_recorded_activation(golden, model):
     assert_close(output, golden.tensors["out.masked"], golden)
     assert recorded and seen.keys() == recorded.keys()
     for name, expected in recorded.items():
-        assert_close(seen[name], expected, golden)
+        rows = len(expected) if name.startswith("t_") else None  # filled up with copies to a fixed number
+        assert_close(seen[name][:rows], expected, golden)
 
 
 @golden_stdit

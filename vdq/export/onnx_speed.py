@@ -23,13 +23,14 @@ from torch import Tensor
 
 from vdq.backends.integer import BITS
 from vdq.benchmark.block import relative_error
-from vdq.benchmark.machine import Machine, cpu_name
+from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import PEER, Contender, measure, summary
 from vdq.diffusion.clock import StepClock
 from vdq.export.onnx_graph import DATA, IR_VERSION, Graph, TensorFile, layer_template
 from vdq.export.onnx_linear import OPSET
 from vdq.export.onnx_session import PRECISE, exact_entries, plain_session
 from vdq.files import write_text
+from vdq.machine import cpu_name
 from vdq.methods.static import StaticMethod
 from vdq.quant.linear import LayerSpec, SampleRows
 from vdq.quant.stats import LayerStats

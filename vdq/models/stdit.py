@@ -311,16 +311,18 @@ class STDiT(nn.Module):
         They depend on neither prompt nor latents. The sinusoids, which `t_embedder.mlp.0` gets, are left out: they lie
         evenly in -1..1 and are no features that a network made.
         """
-        inputs: dict[str, Tensor] = {}
+        inputs: dict[str, list[Tensor]] = {}  # of every chunk
         linears = {"t_embedder.mlp.2": self.t_embedder.mlp[2], "t_block.1": self.t_block[1]}
         hooks = [
-            linear.register_forward_pre_hook(lambda _, args, fqn=fqn: inputs.update({fqn: args[0].float()}))
+            linear.register_forward_pre_hook(
+                lambda _, args, fqn=fqn: inputs.setdefault(fqn, []).append(args[0].float())
+            )
             for fqn, linear in linears.items()
         ]
         self._modulations(timesteps.to(self.pos_embed.device))
         for hook in hooks:
             hook.remove()
-        return inputs
+        return {fqn: torch.cat(chunks)[: len(timesteps)] for fqn, chunks in inputs.items()}
 
     def timestep_table(self, num_steps: int) -> dict[str, int | list[str]]:
         """Size of what depends on the step alone, for a schedule: `numbers` of t and t0, from which every block's
