@@ -5,16 +5,21 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint tables neighbours
+.PHONY: help run test test-avx2 test-all lint tables neighbours
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(INSTALLED) ## Calibrate, quantize, sample and score the built-in testbed (TSQ-TSW, W6A8)
 	$(BIN)/python run.py quant=tsq_tsw bits=w6a8
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 test: $(INSTALLED) ## Run the tests that take seconds, file by file on every core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+# The variables are torch's and oneDNN's. ONNX Runtime, OpenVINO and what is compiled here do not follow them.
+test-avx2: $(INSTALLED) ## Run the tests of backends, exports and methods as on a CPU without AVX-512 and VNNI
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) tests/backends tests/export tests/methods
 
 test-all: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest
