@@ -61,9 +61,9 @@ def ramp(frames: int = 24, side: int = 64) -> list[np.ndarray]:
     return [image.astype(np.uint8) for image in images]
 
 
-def cut_without_encoding(path: Path, target: Path, seconds: float) -> Path:
+def cut_without_encoding(path: Path, target: Path, seconds: float, **options: str) -> Path:
     """As ``ffmpeg -ss SECONDS -i path -c copy target``: all packets, and an edit list that hides the first frames."""
-    with av.open(str(path)) as source, av.open(str(target), "w") as container:
+    with av.open(str(path)) as source, av.open(str(target), "w", options=options) as container:
         stream = container.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None:
@@ -234,6 +234,20 @@ def test_a_file_that_breaks_off_is_refused(kind, tmp_path):
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match=f"part.{kind} cannot be decoded"):
             read_video(path)
+
+
+def test_a_damaged_frame_is_refused(tmp_path):
+    """Decoders show such a frame as well as they can: here grey from where its data end, there with lines repeated."""
+    path = encode(tmp_path / "a.mov", ramp(12), "mjpeg", "yuvj420p")
+    fast = cut_without_encoding(path, tmp_path / "b.mov", 0, movflags="faststart")  # whose last bytes are a frame's
+    fast.write_bytes(fast.read_bytes()[:-10])
+    content = bytearray(encode(tmp_path / "c.mp4", ramp(12), "libx264", "yuv420p").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 30] = bytes(30)
+    (tmp_path / "c.mp4").write_bytes(content)
+    for name in ("b.mov", "c.mp4"):
+        with pytest.raises(ValueError, match=f"{name} cannot be decoded .it is damaged or breaks off"):
+            read_video(tmp_path / name)
 
 
 def test_a_stream_of_unknown_size_is_compared_with_its_duration(tmp_path):
