@@ -32,10 +32,10 @@ from IPython.display import Image, Markdown, Video, display
 from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
 from vdq.data.video import write_mp4
+from vdq.reports.tables import comparison
 from vdq.stages import run
 from vdq.stages.experiment import CONF, Experiment
 from vdq.tracking import runs
-from vdq.tracking.tables import comparison
 
 # %% [markdown]
 # Parameters. The tests set them through the environment.

@@ -29,10 +29,10 @@ from IPython.display import Markdown, display
 from matplotlib.ticker import LogLocator
 
 import vdq.tracking
+from vdq.reports import paper_report, paper_tables
+from vdq.reports.tables import METRICS, comparison
+from vdq.reports.uncertainty import Noise
 from vdq.stages.experiment import CONF
-from vdq.tracking import paper_report, paper_tables
-from vdq.tracking.tables import METRICS, comparison
-from vdq.tracking.uncertainty import Noise
 
 # %% [markdown]
 # Parameters. The tests set them through the environment.

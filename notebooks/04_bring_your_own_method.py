@@ -29,10 +29,10 @@ from omegaconf import OmegaConf
 
 from vdq.methods.static import StaticMethod
 from vdq.quant.affine import QParams
+from vdq.reports.tables import METRICS, comparison
 from vdq.stages import run
 from vdq.stages.experiment import CONF
 from vdq.tracking.registry import read_result
-from vdq.tracking.tables import METRICS, comparison
 
 # %% [markdown]
 # Parameters. The tests set them through the environment.

@@ -21,6 +21,19 @@ from vdq.quant.transform import shift_correction
 
 FIXTURES = Path(os.environ.get("VDQ_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
 MISSING = f"{FIXTURES.name} folder has no such file; set VDQ_FIXTURES"
+# The result of a run as the program writes it, made up.
+RESULT = {
+    "dataset": "shapes",
+    "model": "shapes",
+    "kind": "static",
+    "changed": "",
+    "higher_is_better": {"clipsim": True, "latent_rel_l2": False},
+    "clipsim": 0.25,
+    "latent_rel_l2": 0.5,
+    "size_mb": 2.5,
+    "metrics": "m",
+    "assets": {"clip": "0" * 64},
+}
 
 
 @dataclass(frozen=True)
@@ -228,3 +241,18 @@ def tiny_opensora(tmp_path_factory: pytest.TempPathFactory) -> TinyOpenSora:
             torch.nn.init.normal_(parameter, std=0.1)
         torch.save({"ema": net.state_dict()}, folder / "denoiser.pth")
     return TinyOpenSora(folder, prompts)
+
+
+@pytest.fixture
+def finish(tmp_path: Path) -> Callable[..., Path]:
+    """Makes the folder of a finished run below ``tmp_path``."""
+
+    def make(name: str, **fields: object) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        result = {**RESULT, "name": name, "quant": name, "bits": "w8a8", "signature": name, "reference": "fp16"}
+        result |= {"finished": "2026-01-01T00:00:00+00:00"} | fields
+        (folder / "result.json").write_text(json.dumps(result))
+        return folder
+
+    return make

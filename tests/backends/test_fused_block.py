@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from vdq.backends import Backend, Int8CpuBackend, ReferenceBackend
+from vdq.backends.cpu.backend import Int8Linear
+from vdq.backends.cpu.matmul import KERNELS, failure
+from vdq.backends.cpu.passes import TorchPasses
 from vdq.backends.fused_block import FusedBlock, block_layers
-from vdq.backends.int8_cpu import Int8Linear
-from vdq.backends.int8_matmul import KERNELS, failure
-from vdq.backends.int8_passes import TorchPasses
 from vdq.backends.integer import integer_weight_bytes
 from vdq.diffusion.clock import StepClock
 from vdq.methods import DynamicMethod, StaticMethod

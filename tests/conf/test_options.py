@@ -12,9 +12,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vdq.backends.int8_cuda import unavailable
+from vdq.backends.cuda.backend import unavailable
+from vdq.reports.tables import METRICS
 from vdq.stages import Experiment
-from vdq.tracking.tables import METRICS
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

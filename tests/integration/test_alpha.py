@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from vdq.reports import alpha
 from vdq.stages import choose_alpha
-from vdq.tracking import alpha
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from vdq import complete, pending
+from vdq.commands import complete, pending
 
 
 @pytest.fixture

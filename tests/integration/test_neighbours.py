@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from vdq import pending
+from vdq.commands import pending
 
 
 def test_table_of_two_noises(finished, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vdq import pending
+from vdq.commands import pending
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ LONG = ("dataset.num_prompts=40", "sampler.steps=20", "logger=csv", "quant=fp16"
 KINDS = {
     "single": ("run.py", *LONG),
     "joblib": ("run.py", "-m", *LONG, "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
-    "complete": ("-m", "vdq.complete", "--jobs", "2", "table1", "dataset.num_prompts=40", "logger=csv"),
+    "complete": ("-m", "vdq.commands.complete", "--jobs", "2", "table1", "dataset.num_prompts=40", "logger=csv"),
     "ddp": ("run.py", *LONG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)

@@ -12,8 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vdq.backends import Backend, FakeQuantBackend, Int8CpuBackend, ReferenceBackend
-from vdq.backends.int8_matmul import KERNELS, failure
-from vdq.backends.int8_passes import TorchPasses
+from vdq.backends.cpu.matmul import KERNELS, failure
+from vdq.backends.cpu.passes import TorchPasses
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
-from vdq.models.memory import Memory, Prepared
+from vdq.models.reuse import Memory, Prepared
 from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec, SampleRows

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vdq.backends.int8_matmul import KERNELS, OneDnnMatmul, failure
+from vdq.backends.cpu.matmul import KERNELS, OneDnnMatmul, failure
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import KERNEL, Contender
 from vdq.benchmark.work import Peaks

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdq.models.memory import Memory, Prepared, anew
+from vdq.models.reuse import Memory, Prepared, anew
 
 LAYER_NORM_EPS = 1e-6
 FREQUENCY_CHANNELS = 256
@@ -293,7 +293,7 @@ class STDiT(nn.Module):
     @staticmethod
     def prepare(y: Tensor, mask: Tensor | None = None) -> Prepared:
         """Stands for y and mask in several calls, without gradient: the first one projects and packs the captions and
-        computes every block's keys and values, the others use them, as long as vdq.models.memory allows.
+        computes every block's keys and values, the others use them, as long as vdq.models.reuse allows.
 
         A call does the same products on the same tensors as without it, only less often: its result has the same bits.
         """

@@ -10,7 +10,7 @@ from vdq.quant.convert import quantized_layers
 class CallCounter:
     """Context manager; `calls[fqn]` and `total` count the calls of the quantized layers of `model` made inside it.
 
-    Calls that run: a layer whose result is used in several steps (vdq.models.memory), as that of
+    Calls that run: a layer whose result is used in several steps (vdq.models.reuse), as that of
     `cross_attn.kv_linear`, counts once per batch and for every set of parameters, the others once per batch and step.
     """
 

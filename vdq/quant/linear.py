@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdq.diffusion.clock import StepClock
-from vdq.models.memory import Prepared
+from vdq.models.reuse import Prepared
 from vdq.quant.affine import fake_quantize, qparams_from_range, tensor_range
 from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.low_rank import LowRank

@@ -16,7 +16,7 @@ class Observer:
     """Context manager that records the inputs of the linears whose parts satisfy `quantizable(fqn)`.
 
     Run the full-precision model inside it, at every step that `clock` counts and for any number of batches, then ask
-    for `stats`. Call the denoiser itself: one that reuses results (vdq.models.memory) does not call every layer in
+    for `stats`. Call the denoiser itself: one that reuses results (vdq.models.reuse) does not call every layer in
     every step. An input is read as [rows, n, C], a 2-d one as a single row. The recorded row statistic is max over n
     of |X| (spec/quantization.md 3.1), summed over rows; one-row inputs are packed tokens of all prompts and keep the
     maximum instead. A NaN or infinite input raises ValueError naming layer and step.

@@ -71,7 +71,7 @@ class LinearParams:
     smoothing: s [Kw, in] fp32, or None (then Kw = 1). shift [Ka, in] and correction [Ka, out], fp32, fp16 or None, are
     of the activation range of a step, or of its weight range where there is no act_range. rotation: block size of the
     normalized Hadamard transform of the channels, 0 for none. folded: x arrives rotated, as the layer before has it
-    for its out_rotation, the block of a rotation of the output, 0 for none (vdq.quant.folding).
+    for its out_rotation, the block of a rotation of the output, 0 for none (vdq.methods.static_plus.folding).
 
     act_granularity "per_video": a scale for each row of the denoiser's batch and `act_block` consecutive channels
     (vdq.quant.video_scales). high_bits, delta: of a dynamic layer whose videos have high_bits at some steps and

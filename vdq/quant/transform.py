@@ -23,7 +23,8 @@ def transform_input(x: Tensor, shift: Tensor | None, smoothing: Tensor | None, r
 def transform_weight(weight: Tensor, smoothing: Tensor | None, rotation: int = 0, out_rotation: int = 0) -> Tensor:
     """W' in fp32 (paper Eq. 2 for s): weight [out, in], smoothing [in] of one range or None -> [out, in].
 
-    out_rotation rotates the output, which is not undone here: the layer behind expects it (vdq.quant.folding).
+    out_rotation rotates the output, which is not undone here: the layer behind expects it
+    (vdq.methods.static_plus.folding).
     """
     weight = rotate_output(weight.detach().float(), out_rotation)
     if smoothing is not None:

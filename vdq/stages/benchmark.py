@@ -25,9 +25,9 @@ from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
 from vdq.files import write_json
 from vdq.quant.layers import linear_modules, split
 from vdq.quant.state import QuantState
+from vdq.reports import execution
 from vdq.stages import sample
 from vdq.stages.experiment import CONF, Experiment, signature_of
-from vdq.tracking import execution
 
 log = logging.getLogger(__name__)
 DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}

@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from vdq.files import write_text
+from vdq.reports.alpha import GRID, HEIRS, RECIPES, WIDTHS, best, choose, curves, pivot, tied
+from vdq.reports.paper_tables import key_of, per_video
 from vdq.stages.experiment import CONF, Experiment
-from vdq.tracking.alpha import GRID, HEIRS, RECIPES, WIDTHS, best, choose, curves, pivot, tied
-from vdq.tracking.paper_tables import key_of, per_video
 from vdq.tracking.registry import runs
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,7 @@ from vdq.files import write_json, write_text
 from vdq.quant.operations import total
 from vdq.quant.report import mean_act_bits, model_size
 from vdq.quant.state import QuantState
+from vdq.reports.tables import comparison
 from vdq.stages import calibrate, quantize, sample
 from vdq.stages.experiment import Experiment
 from vdq.tasks.evaluation import Evaluation, SampleDataset
@@ -28,7 +29,6 @@ from vdq.tasks.generation import EXECUTION
 from vdq.tracking.finished import log_finished, wants_logging
 from vdq.tracking.manifest import manifest
 from vdq.tracking.registry import RESULT, read_result
-from vdq.tracking.tables import comparison
 
 log = logging.getLogger(__name__)
 SWEEP = "WANDB_SWEEP_ID"  # in the environment of a run that `wandb agent` has started

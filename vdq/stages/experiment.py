@@ -34,9 +34,9 @@ from vdq.diffusion.samplers import Sampler
 from vdq.export import artefact, packed
 from vdq.export.base import Exporter
 from vdq.files import check_folder
-from vdq.memory import PeakMemory
 from vdq.methods.base import SAMPLES, Method
 from vdq.models.base import RANDOM, VideoModel
+from vdq.peak_memory import PeakMemory
 from vdq.quant.layers import projections
 from vdq.tracking.registry import RESULT
 

@@ -20,12 +20,12 @@ from vdq.data.folder import Clip, Clips, load_clips, read_clip
 from vdq.data.read_video import READER
 from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
+from vdq.reports.tables import comparison
 from vdq.sources import sha256
 from vdq.stages.experiment import Experiment, signature_of
 from vdq.tasks.evaluation import ClipDataset, Evaluation, usable
 from vdq.tracking.finished import log_finished
 from vdq.tracking.registry import RESULT, read_result
-from vdq.tracking.tables import comparison
 
 log = logging.getLogger(__name__)
 

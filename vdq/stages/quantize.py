@@ -10,7 +10,7 @@ import pandas as pd
 
 from vdq.export import packed
 from vdq.files import write_json, write_text
-from vdq.memory import PeakMemory
+from vdq.peak_memory import PeakMemory
 from vdq.quant.operations import Operations, call_rows, operations
 from vdq.quant.report import model_size
 from vdq.quant.state import QuantState

@@ -13,10 +13,10 @@ from torch import nn
 from vdq.data.samples import read_schedules, sample_path
 from vdq.quant.convert import apply
 from vdq.quant.state import QuantState
+from vdq.reports.figures import bits_figure
 from vdq.stages import quantize
 from vdq.stages.experiment import Experiment, intact
 from vdq.tasks.generation import EXECUTION, Generation
-from vdq.tracking.figures import bits_figure
 
 log = logging.getLogger(__name__)
 RANDOM_NOTE = "made with random weights: not a result"

@@ -21,10 +21,10 @@ from vdq.methods.base import Method
 from vdq.quant.layers import Projection, projections
 from vdq.quant.search import InputRecorder, output_error
 from vdq.quant.stats import Stats
+from vdq.reports.alpha import GRID, RECIPES, WIDTHS, pivot
 from vdq.stages import calibrate, choose_alpha
 from vdq.stages.experiment import Experiment, intact
 from vdq.tasks.calibration import Calibration
-from vdq.tracking.alpha import GRID, RECIPES, WIDTHS, pivot
 
 log = logging.getLogger(__name__)
 PROMPTS, STEPS = 2, 5  # that inputs are recorded of

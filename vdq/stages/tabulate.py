@@ -19,16 +19,16 @@ from vdq.data.samples import read_sample
 from vdq.files import write_text
 from vdq.models.shapes import ShapesModel
 from vdq.quant.stats import Stats
+from vdq.reports import ablation, neighbours, paper_report, paper_tables
+from vdq.reports.execution import latex, read_benchmarks, rows_of, summary, table6, times_figure
+from vdq.reports.figures import ranges_figure
+from vdq.reports.frames import FIGURES, frames_figure
+from vdq.reports.gallery import write_gallery
+from vdq.reports.tables import comparison, write
+from vdq.reports.uncertainty import Noise
 from vdq.shapes.measure import departures
 from vdq.stages.experiment import CONF, Experiment, changed_fields, intact
-from vdq.tracking import ablation, neighbours, paper_report, paper_tables
-from vdq.tracking.execution import latex, read_benchmarks, rows_of, summary, table6, times_figure
-from vdq.tracking.figures import ranges_figure
-from vdq.tracking.frames import FIGURES, frames_figure
-from vdq.tracking.gallery import write_gallery
 from vdq.tracking.registry import read_config, runs
-from vdq.tracking.tables import comparison, write
-from vdq.tracking.uncertainty import Noise
 
 log = logging.getLogger(__name__)
 GRID_VIDEOS, GRID_FRAMES, GRID_COLUMNS = 48, 4, 4

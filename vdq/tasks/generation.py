@@ -23,8 +23,8 @@ from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.observer import step_observers
 from vdq.diffusion.samplers import Sampler
 from vdq.files import write_json
-from vdq.memory import PeakMemory
 from vdq.models.base import VideoModel
+from vdq.peak_memory import PeakMemory
 from vdq.processes import end_with_parent
 from vdq.quant.calls import CallCounter
 from vdq.quant.convert import quantized_layers

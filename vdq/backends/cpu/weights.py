@@ -1,0 +1,97 @@
+"""Where int8_cpu has the weights of a layer's time ranges: all of them, or those of now and of the next range."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdq.backends.cpu.matmul import Matmul
+from vdq.backends.integer import signed_weight
+from vdq.quant.params import LinearParams
+
+
+class WeightSet(NamedTuple):
+    """Weights of one range, qw - zw = w + offset: w as signed bytes inside `matmul`; scale, offset and sums of w fp32
+    [out]. offset is None where w alone holds the difference: symmetric weights, and any of at most 7 bits.
+    """
+
+    matmul: Matmul
+    scale: Tensor
+    offset: Tensor | None
+    sums: Tensor
+
+
+def weight_set(weight: Tensor, params: LinearParams, range_: int, kernel: type[Matmul]) -> WeightSet:
+    """The codes of one range, packed."""
+    w, offset = signed_weight(weight, params, range_)
+    scale = params.weight_qparams(range_).scale[:, 0].contiguous()
+    return WeightSet(kernel(w), scale, offset, w.sum(1).float())
+
+
+class KeptSets:
+    """All sets, made before sampling: `sets[range]`."""
+
+    def __init__(self, weight: Tensor, params: LinearParams, kernel: type[Matmul]) -> None:
+        self.sets = [weight_set(weight, params, range_, kernel) for range_ in range(params.num_weight_ranges)]
+
+    def __getitem__(self, range_: int) -> WeightSet:
+        return self.sets[range_]
+
+    @property
+    def nbytes(self) -> int:
+        """What the codes take in memory."""
+        return sum(weights.matmul.nbytes for weights in self.sets)
+
+
+class PrefetchedSets:
+    """The set in use, and that of the next range, which one thread in the background makes from the original weight.
+
+    The weight is held by reference, so it must not be changed in place. After the last range comes the first, for the
+    next videos. Copies and pickles leave the sets out.
+    """
+
+    def __init__(self, weight: Tensor, params: LinearParams, kernel: type[Matmul]) -> None:
+        self.arguments = (weight.detach(), params, kernel)
+        self.now: tuple[int, WeightSet] | None = None
+        self.next: tuple[int, Future[WeightSet]] | None = None
+
+    def __getitem__(self, range_: int) -> WeightSet:
+        if self.now is None or self.now[0] != range_:
+            self._switch(range_)
+        return self.now[1]
+
+    def _switch(self, range_: int) -> None:
+        self.now = None  # its memory is free
+        ready = self.next[1].result() if self.next and self.next[0] == range_ else self._make(range_)
+        following = (range_ + 1) % self.arguments[1].num_weight_ranges
+        self.now, self.next = (range_, ready), (following, _worker().submit(self._make, following))
+
+    def _make(self, range_: int) -> WeightSet:
+        weight, params, kernel = self.arguments
+        with torch.inference_mode(False):  # a set outlives the call that makes it
+            return weight_set(weight, params, range_, kernel)
+
+    @property
+    def nbytes(self) -> int:
+        """What the codes take in memory, a byte each, in use and next."""
+        return 2 * self.arguments[0].numel()
+
+    def __deepcopy__(self, memo: dict) -> PrefetchedSets:
+        return PrefetchedSets(*self.arguments)
+
+    def __reduce__(self) -> tuple:
+        return PrefetchedSets, self.arguments
+
+
+@cache
+def _worker() -> ThreadPoolExecutor:
+    """One thread for all layers, in the order of their use, whose operations run on one core beside the model's."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, "weight-sets")
+    pool.submit(torch.set_num_threads, 1).result()
+    torch.set_num_threads(threads)  # threads to come would start with the number that was set last
+    return pool

@@ -1,0 +1,1 @@
+"""Commands beside `python run.py`: each is run as `python -m vdq.commands.NAME`."""

@@ -1,0 +1,134 @@
+"""Size and operations of STDiT-XL/2 under every recipe, from structure alone: ``python -m vdq.commands.sizes FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import pandas as pd
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from vdq.files import write_text
+from vdq.quant.layers import projections
+from vdq.quant.operations import call_rows, quantized_operations, total
+from vdq.quant.report import MEGABYTE, ModelSize, model_size
+from vdq.quant.state import QuantState
+from vdq.quant.stats import LayerStats
+from vdq.stages.experiment import CONF, Experiment
+
+WEIGHT_BITS = {8: "w8a8", 6: "w6a8", 4: "w4a8"}
+TEXT = """# Size of STDiT-XL/2 quantized
+
+MB, from the structure alone, by weight bits; in brackets how many times smaller that is than the model in fp32
+({fp32:.0f} MB) and in fp16 ({fp16:.0f} MB), which is what the paper starts from. Below 1 the quantized model is larger.
+Written by `python -m vdq.commands.sizes`.
+
+{sizes}
+
+Codes at their bit-width for every weight set; scales, zero points, smoothing factors and everything that is
+not quantized in fp32, among them the two linears of temporal features that `qvd` quantizes as well: their
+codebooks follow from weights. Shifts, corrections and the low-rank branch of `static_plus` are fp16. Full precision is
+{parameters:.1f} M parameters and {buffers:.1f} M numbers of position tables and the null caption.
+
+What the quantized layers store and compute beside integers, with 4-bit weights: a share is of the integer multiply-adds
+(MACs) of one call of the denoiser for a video. The branch of `static_plus` multiplies in floating point; a rotation is
+a fast Hadamard transform, so it adds only. `static_plus` has tables of one row for text, which does not change over
+steps; they are counted with a row a step here.
+
+{costs}
+
+Memory of the quantized layers for `tsq_tsw` at W8 and fp16, GB, by `backend.weight_sets`:
+
+{kept}
+"""
+STRUCTURE = ["model=opensora_v1_512", *(f"model.weights.{part}=random" for part in ("denoiser", "autoencoder"))]
+
+
+def planned(quant: str, bits: str) -> tuple[Experiment, QuantState]:
+    """A recipe on the full model without weights: parameters of every layer on the meta device."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        experiment = Experiment(compose("config", overrides=[*STRUCTURE, f"quant={quant}", f"bits={bits}"]))
+    steps, model = experiment.sampler.schedule.num_steps, experiment.model
+    layers, by_shape = {}, {}
+    for p in projections(model.structure):
+        if experiment.method.quantizes and model.quantizable(p.fqn):
+            if p.weight.shape not in by_shape:
+                stats = LayerStats.empty(steps, p.weight.shape[1], "meta").with_zeros()
+                by_shape[p.weight.shape] = experiment.method.layer(p.weight, stats, steps)
+            layers[p.fqn] = by_shape[p.weight.shape]
+    return experiment, QuantState(layers, steps)
+
+
+def table() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row a recipe. Sizes in MB (1e6 bytes) for 8, 6 and 4 bits, with how many times smaller that is than the model
+    in fp32 and in fp16; and what is stored and computed beside the integers.
+    """
+    sizes, costs = [], []
+    for quant in sorted(path.stem for path in (CONF / "quant").glob("*.yaml")):
+        found: dict[int, ModelSize] = {}
+        for bits, option in WEIGHT_BITS.items():
+            experiment, state = planned(quant, option)
+            found[bits] = model_size(experiment.model.structure, state)
+        sets = max((params.num_weight_ranges for params in state.layers.values()), default=1)
+        row = {"recipe": quant, "layers": len(state.layers), "weight sets": sets}
+        row |= {f"W{bits}": beside_references(size.total, size) for bits, size in found.items()}
+        sizes.append(row | {"sort": found[8].total})
+        if state.layers:
+            costs.append({"recipe": quant} | _beside(experiment.model.structure, state) | {"sort": found[8].total})
+    return tuple(
+        pd.DataFrame(rows).sort_values(["sort", "recipe"], ignore_index=True).drop(columns="sort")
+        for rows in (sizes, costs)
+    )
+
+
+def beside_references(megabytes: float, size: ModelSize) -> str:
+    """MB, and in brackets how many times smaller that is than the model in fp32 and in fp16."""
+    return f"{megabytes:.0f} ({size.original / megabytes:.2f}, {size.half / megabytes:.2f})"
+
+
+def _beside(structure: nn.Module, state: QuantState) -> dict[str, str]:
+    """What quantized layers store and compute beside the integers."""
+    size, work = model_size(structure, state), total(quantized_operations(structure, state, call_rows(structure)))
+    return {
+        "MB beside codes": f"{size.parameters:.1f}",
+        "of it branch": f"{size.branches:.1f}",
+        "bits a weight": f"{size.bits_per_weight:.2f}",
+        "integer MACs, 10^9": f"{work.integer_macs / 1e9:.0f}",
+        "branch MACs": f"{work.float_macs / work.integer_macs:.2%}",
+        "rotation additions": f"{work.rotation_adds / work.integer_macs:.2%}",
+    }
+
+
+def memory() -> pd.DataFrame:
+    """What the fake_quant backend's choices for tsq_tsw at W8 take, GB, with a denoiser in fp16."""
+    _, state = planned("tsq_tsw", "w8a8")
+    elements = sum(params.weight.scale.shape[1] * params.smoothing.shape[1] for params in state.layers.values())
+    sets = state.num_steps
+    rows = [
+        {"weight_sets": "keep", "device": 2 * sets * elements, "host": 0},
+        {"weight_sets": "packed", "device": 2 * elements, "host": sets * elements},
+        {"weight_sets": "requantize", "device": (4 + 2) * elements, "host": 0},
+    ]
+    gigabytes = pd.DataFrame(rows)
+    gigabytes[["device", "host"]] = (gigabytes[["device", "host"]] / (1000 * MEGABYTE)).round(1)
+    return gigabytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, help="Markdown file to write")
+    path = parser.parse_args().file
+    logging.disable(logging.INFO)
+    sizes, costs = table()
+    structure = planned("fp16", "w8a8")[0].model.structure
+    size = model_size(structure, QuantState({}, 1))
+    parameters = sum(tensor.numel() for tensor in structure.parameters()) / MEGABYTE
+    shown = (frame.to_markdown(index=False, disable_numparse=True) for frame in (sizes, costs, memory().astype(str)))
+    facts = {"fp32": size.original, "fp16": size.half, "parameters": parameters, "buffers": size.half / 2 - parameters}
+    write_text(path, TEXT.format(**dict(zip(("sizes", "costs", "kept"), shown, strict=True)), **facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""DVD-Quant, a neighbouring method."""

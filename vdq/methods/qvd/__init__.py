@@ -1,0 +1,1 @@
+"""QVD, a neighbouring method."""

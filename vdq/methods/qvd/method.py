@@ -1,0 +1,150 @@
+"""QVD (arXiv 2407.11585): SCRI on activations, HTDQ on temporal features.
+
+Confirmed [C]: both ideas, by the abstract. From a port [C for the port]: the channel's centre as shift, absorbed by the
+bias; the thresholded factor, off by default; symmetric weights per output channel and symmetric activations per tensor,
+both static. Inferred [I]: all formulas that choose, aggregation over all steps, min-max ranges in place of the port's
+Lp search, for which statistics have no data, one range for all frames where the port has one a frame, and which
+features of STDiT are temporal, with the 8 bits that the port gives its first and last layer. QVD was made for U-Nets
+with motion modules; no result of it on a DiT is known (spec/dvd_quant_and_qvd.md 2 and 3.2).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdq.methods.base import RANGE, Method, Table, check_weight
+from vdq.methods.qvd.scri import SHIFTS, best_factors, channel_ranges, channel_shift
+from vdq.methods.qvd.tables import coverage_table, temporal_table, timestep_table
+from vdq.methods.qvd.temporal import choose
+from vdq.quant.affine import check_bits, qparams_from_range
+from vdq.quant.convert import weight_qparams
+from vdq.quant.layers import projections
+from vdq.quant.state import LinearParams, QuantState
+from vdq.quant.stats import LayerStats, Stats
+from vdq.quant.time_ranges import TimeRanges
+from vdq.quant.transform import restore_weight, shift_correction
+
+ORIGINAL, QUANTIZED = ABSORB = ("original", "quantized")
+
+
+class QvdMethod(Method):
+    """Static activations per tensor, weights symmetric per output channel.
+
+    weight_bits, act_bits: 2..16. shift: "mid" or "mean" (vdq.methods.qvd.scri.channel_shift), None for no shift.
+    absorb: the bias gets the shift times the "original" weight, so that the weight's error multiplies X - shift, or
+    times the "quantized" one, so that it multiplies X, which is smaller where a channel's values lie at one end of its range
+    (after GELU) and matters at 4 bits [I]. scale: factors of the channels above the threshold with the smallest
+    expected error (best_factors), one set for all steps; they also take the room that other prompts need beyond the
+    calibrated range. num_time_ranges: of shift and activation range, a divisor of the step count or "per_step"; weights
+    stay one set. symmetric_acts: of activations. temporal_bits: of inputs and weights of temporal linears, whose error
+    reaches all tokens of all blocks alike, so that they do not follow the other bits down [I]; None leaves these layers
+    in full precision. Raises ValueError for a value outside these.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight_bits: int = 8,
+        act_bits: int = 8,
+        shift: str | None = "mid",
+        absorb: str = QUANTIZED,
+        scale: bool = False,
+        num_time_ranges: int | str = 1,
+        symmetric_acts: bool = True,
+        temporal_bits: int | None = 8,
+    ) -> None:
+        self.weight_bits = check_bits(weight_bits, "weight_bits")
+        self.act_bits = check_bits(act_bits, "act_bits")
+        self.temporal_bits = None if temporal_bits is None else check_bits(temporal_bits, "temporal_bits")
+        if shift not in (None, *SHIFTS):
+            raise ValueError(f"shift={shift} must be null or one of {', '.join(SHIFTS)}")
+        if absorb not in ABSORB:
+            raise ValueError(f"absorb={absorb} must be one of {', '.join(ABSORB)}")
+        self.absorb = absorb
+        self.shift, self.scale, self.symmetric_acts = shift, scale, symmetric_acts
+        self.num_time_ranges = num_time_ranges
+
+    def needs(self, fqn: str) -> frozenset[str]:
+        return frozenset({RANGE})
+
+    def check(self, num_steps: int) -> None:
+        TimeRanges(num_steps, self.num_time_ranges)
+
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
+        ranges = TimeRanges(num_steps, self.num_time_ranges)
+        shift = None if self.shift is None else channel_shift(stats.min, stats.max, ranges, self.shift)
+        lo, hi = channel_ranges(stats.min, stats.max, ranges)
+        if shift is not None:
+            lo, hi = lo - shift, hi - shift
+        s = best_factors(weight, lo, hi, weight_bits=self.weight_bits, **self._act_format) if self.scale else None
+        divided = (lo, hi) if s is None else (lo / s, hi / s)
+        extremes = divided[0].amin(-1), divided[1].amax(-1)
+        params = self._params(
+            weight,
+            num_steps,
+            smoothing=None if s is None else s[None],
+            act=qparams_from_range(*extremes, bits=self.act_bits, symmetric=self.symmetric_acts),
+            act_range=ranges.index.to(weight.device),
+            weight_bits=self.weight_bits,
+            **self._act_format,
+        )
+        if shift is None:
+            return params
+        return replace(params, shift=shift, correction=self._correction(weight, params, shift))
+
+    def _correction(self, weight: Tensor, params: LinearParams, shift: Tensor) -> Tensor:
+        """What the shift takes from the output, [K, out]."""
+        if self.absorb == ORIGINAL:
+            return shift_correction(weight, shift)
+        return shift_correction(restore_weight(params.dequantized_weight(weight, 0), params.range_smoothing(0)), shift)
+
+    def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LinearParams]:
+        """HTDQ of every linear of temporal features; raises ValueError where model or caller do not tell them."""
+        if self.temporal_bits is None:
+            return {}
+        by_fqn, layers = {p.fqn: p for p in projections(denoiser)}, {}
+        for fqn, features in _features(denoiser, timesteps).items():
+            check_weight(by_fqn[fqn])
+            codebook = choose(features, self.temporal_bits)[0].candidate.codebook
+            weight, bits = by_fqn[fqn].weight.detach().float(), self.temporal_bits
+            layers[fqn] = self._params(weight, len(timesteps), weight_bits=bits, act_bits=bits, codebook=codebook)
+        return layers
+
+    def tables(
+        self, denoiser: nn.Module, stats: Stats | None, state: QuantState, timesteps: Tensor
+    ) -> dict[str, Table]:
+        """coverage: of every layer before and after SCRI. temporal_features: what the families of HTDQ do at several
+        bits. timestep_table: what makes HTDQ needless.
+        """
+        found = {"coverage": coverage_table(denoiser, stats, state)}
+        if self.temporal_bits is not None:
+            found["temporal_features"] = temporal_table(_features(denoiser, timesteps), self.temporal_bits)
+        if hasattr(denoiser, "timestep_table"):
+            found["timestep_table"] = timestep_table(denoiser.timestep_table(len(timesteps)))
+        return found
+
+    @property
+    def _act_format(self) -> dict[str, Any]:
+        return {"act_bits": self.act_bits, "symmetric_acts": self.symmetric_acts}
+
+    def _params(
+        self, weight: Tensor, num_steps: int, *, weight_bits: int, smoothing: Tensor | None = None, **acts: Any
+    ) -> LinearParams:
+        return LinearParams(
+            weight_bits=weight_bits,
+            weight=weight_qparams(weight, smoothing, bits=weight_bits, symmetric=True),
+            weight_range=torch.zeros(num_steps, dtype=torch.long, device=weight.device),
+            smoothing=smoothing,
+            symmetric_weights=True,
+            **acts,
+        )
+
+
+def _features(denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, Tensor]:
+    """Temporal features by the fqn of their linear, each [N, C]."""
+    if timesteps is None or not hasattr(denoiser, "temporal_features"):
+        missing = "the schedule's timesteps" if timesteps is None else "a model with temporal_features"
+        raise ValueError(f"temporal_bits must be null without {missing}")
+    return denoiser.temporal_features(timesteps)

@@ -1,0 +1,1 @@
+"""Tables, figures and the gallery, made from the registry of finished runs."""

@@ -1,0 +1,158 @@
+"""What each part of static_plus is worth: runs with other fields beside the recipe as its file has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vdq.files import write_text
+from vdq.reports.neighbours import DIGITS, numbers, over_seeds, videos_of
+from vdq.reports.paper_report import MARKDOWN, marked
+from vdq.reports.tables import METRICS as NAMES
+from vdq.reports.uncertainty import CONFIDENCE, Noise, compare, with_marks
+from vdq.tracking.registry import processors_told, read_config
+
+RECIPE = "static_plus"
+# The parts, and the value with which each is off; a recipe with all of them off is called plain.
+OFF = {
+    "alpha": None,
+    "shift": None,
+    "rotation_block": 0,
+    "fold_rotation": False,
+    "low_rank": 0,
+    "step_bits": None,
+    "token_groups": None,
+    "clamp_acts": False,
+    "weight_grid": "minmax",
+    "rounding": "nearest",
+    "correct_bias": False,
+}
+METRICS = ("psnr", "clipsim")
+TEXT = """# Ablation of {recipe}, {prompts} prompts
+
+{body}
+
+`{recipe}` is the recipe as `conf/quant/{recipe}.yaml` has it: {parts}. *plain* has no part. In brackets the difference
+to `{recipe}` with the same noise; `~` before it says that it may be chance: its {confidence:.0%} interval, paired over
+prompts, holds zero, or another processor changes as much. Bold is the best of a column, if it beats every other by
+more than that; otherwise `=` marks the best and all that it does not beat. {measured} Seeds: {seeds}. `runs` are the
+signatures in the columns' order.
+
+**The testbed's numbers**: model {model}. {processors} Written by `python run.py 'stages=[tabulate]'` from
+`python run.py -m experiment=ablation`."""
+
+
+def variants(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
+    """Rows of `neighbours.by_seed` -> one row a variant of the recipe and bit-width: `variant`, `changed`, `bits`, the
+    means of METRICS over seeds, `<metric>_gain` over the whole recipe (mean over the seeds of both), whether that is
+    `<metric>_beyond_noise`, `<metric>_mark` of the best of a bit-width, `seeds` and `runs`. The whole recipe comes
+    first, with the bit-widths and seeds that variants have, the plain one and what is made of it last. Runs of other
+    fields than the whole recipe has are of an earlier version and left out. ValueError without the whole one.
+    """
+    rows = seeds[seeds["method"] == RECIPE]
+    unchanged = rows[rows["changed"] == ""]
+    if unchanged.empty:
+        raise ValueError(f"no run of {RECIPE} as its file has it; the ablation compares with it")
+    whole = fields_of(unchanged.iloc[0])
+    rows = rows[[fields_of(run).keys() == whole.keys() for _, run in rows.iterrows()]]
+    varied = rows.loc[rows["changed"] != "", ["bits", "seed"]].drop_duplicates()
+    base = unchanged.merge(varied, on=["bits", "seed"])
+    rows = pd.concat([base, rows[rows["changed"] != ""]])
+    videos, noise, found = videos_of(rows), noise or Noise(), []
+    for (changed, bits), group in rows.groupby(["changed", "bits"]):
+        place, words = described(fields_of(group.iloc[0]), whole)
+        row = {"variant": words, "changed": changed, "bits": bits, "place": place}
+        row |= {"seeds": len(group), "runs": " ".join(group["run"])}
+        found.append(row | _effect(group, base[base["bits"] == bits], videos, noise))
+
+    def limit(metric: str, group: pd.DataFrame) -> float:
+        prompts = len(group["scores"].iloc[0][metric])
+        return noise(metric, group["bits"].iloc[0], int(prompts * group["seeds"].min()))
+
+    table = pd.DataFrame(found)
+    table = with_marks(table, table, ["bits"], METRICS, limit).drop(columns="scores")
+    table["width"] = table["bits"].map(lambda bits: tuple(-n for n in numbers(bits)))
+    return table.sort_values(["place", "variant", "width"], ignore_index=True).drop(columns=["place", "width"])
+
+
+def _effect(group: pd.DataFrame, base: pd.DataFrame, videos: dict[str, pd.DataFrame], noise: Noise) -> dict[str, Any]:
+    """Means and gains of a variant at one bit-width, and `scores`: by metric a value a prompt, the mean over seeds."""
+    shared = set(group["seed"]) & set(base["seed"])
+    row: dict[str, Any] = {"scores": {}}
+    for metric in METRICS:
+        own = row["scores"][metric] = over_seeds(metric, group["run"], videos)
+        row |= {metric: own.mean(), f"{metric}_gain": np.nan, f"{metric}_beyond_noise": False}
+        if shared:
+            pair = [runs.loc[runs["seed"].isin(shared), "run"] for runs in (group, base)]
+            gains = over_seeds(metric, pair[0], videos) - over_seeds(metric, pair[1], videos)
+            row[f"{metric}_gain"] = gains.mean()
+            limit = noise(metric, group["bits"].iloc[0], len(gains) * len(shared))
+            row[f"{metric}_beyond_noise"] = compare(gains, limit) != 0
+    return row
+
+
+def fields_of(run: pd.Series) -> dict[str, Any]:
+    """The recipe's fields of a run, from its folder; bits are none of them."""
+    fields = read_config(run["folder"])["quant"]
+    return {name: value for name, value in fields.items() if name not in ("weight_bits", "act_bits")}
+
+
+def described(fields: dict[str, Any], whole: dict[str, Any]) -> tuple[int, str]:
+    """A variant in words, and its place: 0 the whole recipe, 1 without a part, 2 other changes, 3 the plain recipe, 4
+    with one part more.
+    """
+    changed = [name for name in fields if fields[name] != whole.get(name)]
+    on = [name for name in OFF if fields[name] != OFF[name]]
+    if not changed:
+        return 0, RECIPE
+    if len(changed) > 1 and len(on) <= 1 and set(changed) <= set(OFF):
+        return (4, f"plain, {_told(on[0], fields)}") if on else (3, "plain")
+    without = len(changed) == 1 and changed[0] not in on and changed[0] in OFF
+    words = [f"without {name}" if name in OFF and name not in on else _told(name, fields) for name in changed]
+    return (1 if without else 2), ", ".join(words)
+
+
+def _told(name: str, fields: dict[str, Any]) -> str:
+    return name if fields[name] is True else f"{name} {fields[name]}"
+
+
+def write_ablation(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noise | None = None) -> None:
+    """Writes ``folder``/ablation as .md and .csv."""
+    noise = noise or Noise()
+    table = variants(seeds, noise)
+    whole = fields_of(seeds[(seeds["method"] == RECIPE) & (seeds["changed"] == "")].iloc[0])
+    parts = ", ".join(_told(name, whole) for name in OFF if whole[name] != OFF[name])
+    varied = sorted(set(seeds.loc[(seeds["method"] == RECIPE) & (seeds["changed"] != ""), "seed"]))
+    facts = {"recipe": RECIPE, "prompts": prompts, "parts": parts, "model": ", ".join(sorted(set(seeds["model"])))}
+    facts |= {"seeds": ", ".join(map(str, varied)), "confidence": CONFIDENCE, "measured": noise.words}
+    facts["processors"] = processors_told(seeds.loc[seeds["method"] == RECIPE, "processor"])
+    body = cells(table).to_markdown(index=False, disable_numparse=True)
+    write_text(folder / "ablation.md", TEXT.format(body=body, **facts) + "\n")
+    write_text(folder / "ablation.csv", table.to_csv(index=False))
+
+
+def cells(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a variant, a column for each metric and bit-width."""
+    widths = sorted(set(table["bits"]), key=numbers, reverse=True)
+    rows = []
+    for changed in table["changed"].unique():
+        own = table[table["changed"] == changed].set_index("bits")
+        row = {"variant": own["variant"].iloc[0]}
+        for metric in METRICS:
+            for bits in widths:
+                row[f"{NAMES[metric]} {bits}"] = _cell(own.loc[bits], metric) if bits in own.index else "–"
+        present = [bits for bits in widths if bits in own.index]
+        rows.append(row | {"runs": " ".join(f"`{run}`" for bits in present for run in own.at[bits, "runs"].split())})
+    return pd.DataFrame(rows)
+
+
+def _cell(row: pd.Series, metric: str) -> str:
+    value, gain, digits = row[metric], row[f"{metric}_gain"], DIGITS[metric]
+    if pd.isna(value):
+        return "–"
+    text = marked(row, metric, digits, MARKDOWN)
+    chance = "" if row[f"{metric}_beyond_noise"] else "~"
+    return text if not row["changed"] or pd.isna(gain) else f"{text} ({chance}{gain:+.{digits}f})"

@@ -1,0 +1,73 @@
+"""The grid of alphas as tables and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import ttest_rel
+
+from vdq.reports.pictures import panels, save
+
+GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+RECIPES = ("asq", "tsq_tsw")
+WIDTHS = ("w8a8", "w6a6", "w4a8")
+SIGNIFICANCE = 0.05
+# Recipes that were not searched take the alpha of the one they are made of.
+HEIRS = {"asq": ("asq", "asq_tsw"), "tsq_tsw": ("tsq_2tr", "tsq_4tr", "tsq_10tr", "tsq_tsw")}
+
+
+def best(grid: pd.DataFrame, metric: str = "clipsim") -> dict[str, float]:
+    """Per recipe the alpha with the highest mean of the metric over the bit-widths; the smaller one of equals."""
+    means = _means(grid, metric).reset_index()
+    ordered = means.sort_values(["quant", metric, "alpha"], ascending=[True, False, True])
+    return ordered.groupby("quant")["alpha"].first().to_dict()
+
+
+def tied(grid: pd.DataFrame) -> dict[str, list[float]]:
+    """Per recipe the alphas whose CLIPSIM cannot be told from the best one's: a paired t-test over prompts, each
+    prompt's score being its mean over the bit-widths, finds no difference at 5 %. Column `scores` of the grid holds a
+    list of CLIPSIM, one a prompt.
+    """
+    groups = {}
+    for quant, top in best(grid).items():
+        runs = grid[grid["quant"] == quant]
+        prompts = {alpha: pd.DataFrame(rows["scores"].tolist()).mean() for alpha, rows in runs.groupby("alpha")}
+        groups[quant] = [
+            alpha
+            for alpha, scores in prompts.items()
+            if scores.equals(prompts[top]) or ttest_rel(prompts[top], scores).pvalue > SIGNIFICANCE
+        ]
+    return groups
+
+
+def choose(grid: pd.DataFrame) -> dict[str, float]:
+    """Per recipe the alpha with the highest PSNR among those that CLIPSIM cannot tell from its best."""
+    means, ties = _means(grid, "psnr"), tied(grid)
+    return {quant: means[quant][alphas].idxmax() for quant, alphas in ties.items()}
+
+
+def _means(grid: pd.DataFrame, metric: str) -> pd.Series:
+    """Over the bit-widths, by quant and alpha."""
+    return grid.groupby(["quant", "alpha"])[metric].mean()
+
+
+def pivot(grid: pd.DataFrame, metric: str) -> str:
+    """Markdown: a row for each recipe and bit-width, a column for each alpha, the best in bold."""
+    table = grid.pivot_table(index=["quant", "bits"], columns="alpha", values=metric)
+    shown = table.map(lambda value: f"{value:.4g}").astype(object)
+    for row, column in table.idxmax(axis=1).items():
+        shown.at[row, column] = f"**{shown.at[row, column]}**"
+    return shown.reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def curves(grid: pd.DataFrame, metrics: dict[str, str], path: Path) -> None:
+    """Writes a PNG: one plot for each metric (column -> title), one line for each recipe and bit-width."""
+    figure, axes = panels(1, len(metrics), (5 * len(metrics), 3.5))
+    for (metric, title), axis in zip(metrics.items(), axes[0], strict=True):
+        for (quant, bits), rows in grid.groupby(["quant", "bits"]):
+            ordered = rows.sort_values("alpha")
+            axis.plot(ordered["alpha"], ordered[metric], marker="o", ms=3, label=f"{quant} {bits}")
+        axis.set(xlabel="alpha", title=title)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    save(figure, path)

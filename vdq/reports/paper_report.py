@@ -1,0 +1,163 @@
+"""Filled tables of the paper as Markdown, CSV and LaTeX, with the check of its claims below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from vdq.files import write_text
+from vdq.reports.claims import CLAIMS, paper_values_of, values_of, verdict
+from vdq.reports.paper_tables import FIDELITY, METRICS, TITLES, YARDSTICK, limits
+from vdq.reports.tables import METRICS as NAMES
+from vdq.reports.uncertainty import BEST, CONFIDENCE, TIED, Noise
+from vdq.tracking.registry import processors_told
+
+DIGITS = {"clipsim": 4, "clip_temp": 4, "vqa_a": 2, "vqa_t": 2, "psnr": 2}
+COMMAND = "python run.py 'stages=[tabulate]'"
+TYPO = (
+    "The paper's Table III prints 53.9969 for VQA-a of ASQ at W8A8, its Tables I and IV 52.9969; the printed average "
+    "26.1451 fits the latter only."
+)
+TESTBED = (
+    "**The testbed's numbers**: its own small model, CLIP and DOVER. They compare methods with each other and never "
+    "with the paper, whose numbers stand below for its own claims alone."
+)
+OTHER = (
+    "**Not the paper's setting**, in model, metric networks, prompts, steps or guidance: these numbers compare methods "
+    "with each other, and differences to the paper are not shown."
+)
+LEGEND = """Bold is the best quantized model of a bit-width, if it beats every other by more than chance: the
+{confidence:.0%} interval of their difference, paired over prompts, leaves out zero, and the difference is larger than
+that of `{yardstick}` and than what another processor changes. Otherwise `=` marks the best and all that it does not
+beat. In brackets the {confidence:.0%} interval of the difference to full precision (of PSNR: of the mean): Student's,
+widened for skewness. `{yardstick}` is full precision sampled again with the next seed: what chance alone does.
+{measured} `run` is the run's signature."""
+CLAIMED = """**What the paper says of it.** It holds here if every difference that it is about says so by more than
+chance, as for bold, and does not if one says the opposite by more than chance; else the answer is *within noise*."""
+TESTBED_MODEL = "shapes"
+MADE_WITH = ("model", "prompts", "seed", "steps", "guidance_scale")
+Marks = dict[str, Callable[[str], str]]
+MARKDOWN: Marks = {BEST: lambda text: f"**{text}**", TIED: lambda text: f"{text}="}
+LATEX: Marks = {BEST: lambda text: rf"\textbf{{{text}}}", TIED: lambda text: f"{text}$^=$"}
+
+
+def write_table(
+    name: str, table: pd.DataFrame, folder: Path, noise: Noise | None = None, command: str = COMMAND
+) -> str:
+    """Writes ``folder/name`` as .md, .csv and .tex and returns the Markdown; ``noise`` as the table was filled with."""
+    noise = noise or Noise()
+    text = _markdown(name, table, noise, command)
+    write_text(folder / f"{name}.md", text)
+    write_text(folder / f"{name}.csv", table.drop(columns="scores", errors="ignore").to_csv(index=False))
+    write_text(folder / f"{name}.tex", _latex(name, table, noise, command))
+    return text
+
+
+def claims_of(name: str, table: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
+    """One row for each of the paper's claims about this table: what our runs and the paper's own numbers say."""
+    ours, paper, limit = values_of(table), paper_values_of(table), limits(table, noise or Noise())
+    rows = []
+    for claim in CLAIMS:
+        if name not in claim.tables:
+            continue
+        result, numbers = verdict(claim, ours, limit)
+        rows.append(
+            {"claim": claim.words, "here": result, "numbers": numbers, "paper's numbers": verdict(claim, paper)[1]}
+        )
+    return pd.DataFrame(rows)
+
+
+def _markdown(name: str, table: pd.DataFrame, noise: Noise, command: str) -> str:
+    shown = cells(table, MARKDOWN)
+    body = shown.to_markdown(index=False, disable_numparse=True)
+    claims = claims_of(name, table, noise).to_markdown(index=False, disable_numparse=True)
+    heading = f"# Table {name.removeprefix('table')}: {TITLES[name]}"
+    parts = [heading, body, _legend(noise), _setting(name, table), f"Written by `{command}`.", CLAIMED, claims]
+    return "\n\n".join(parts) + "\n"
+
+
+def _legend(noise: Noise) -> str:
+    return LEGEND.format(confidence=CONFIDENCE, yardstick=YARDSTICK, measured=noise.words)
+
+
+def _setting(name: str, table: pd.DataFrame) -> str:
+    """What the runs were made with and on, and what follows for the paper's numbers; the yardstick has another seed."""
+    own = table[table["method"] != YARDSTICK]
+    known = [column for column in MADE_WITH if column in own and own[column].notna().any()]
+    made = [f"{column.replace('_scale', '')} {_listed(own[column])}" for column in known]
+    if _compared(table):
+        meaning = TYPO if name == "table3" else ""
+    else:
+        meaning = TESTBED if set(own.get("model", pd.Series(dtype=str)).dropna()) == {TESTBED_MODEL} else OTHER
+    processors = processors_told(table["processor"].dropna()) if "processor" in table else ""
+    return f"Runs: {', '.join(made) or 'none'}. {processors} {meaning}"
+
+
+def _listed(values: pd.Series) -> str:
+    return " and ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.dropna().unique())
+
+
+def _latex(name: str, table: pd.DataFrame, noise: Noise, command: str) -> str:
+    shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--").replace("_", r"\_"))
+    shown.columns = [escaped(title) for title in shown.columns]
+    body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
+    notes = f"{_legend(noise)}\n{_setting(name, table)}".replace("*", "").replace("\n", "\n% ")
+    return f"% {TITLES[name]}. Written by {command}\n% {notes}\n{body}\n"
+
+
+def escaped(title: str) -> str:
+    return title.replace("↑", r"$\uparrow$").replace("Δ", r"$\Delta$")
+
+
+def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
+    """What is printed: method, bits, the metrics that any run has, and the run."""
+    shown = pd.DataFrame({"method": table["method"], "bits": [_bits(row) for _, row in table.iterrows()]})
+    for metric in (*METRICS, *FIDELITY):
+        if metric not in table or table[metric].isna().all():
+            continue
+        title = f"{NAMES[metric]} ↑"
+        shown[title] = _column(table, metric, marks)
+        if _compared(table) and metric in METRICS:
+            paper, digits = table[f"paper_{metric}"], DIGITS[metric]
+            shown[f"{NAMES[metric]} paper"] = [_number(value, digits) for value in paper]
+            shown[f"{NAMES[metric]} Δ"] = [_number(value, digits, sign="+") for value in table[metric] - paper]
+    runs = table["run"] if "run" in table else pd.Series([None] * len(table))
+    shown["run"] = [f"`{run}`" if isinstance(run, str) else "–" for run in runs]
+    return shown
+
+
+def _compared(table: pd.DataFrame) -> bool:
+    """Whether every run of the table may stand beside the paper's numbers."""
+    return "comparable" in table and bool(table["comparable"].dropna().all())
+
+
+def _column(table: pd.DataFrame, metric: str, marks: Marks) -> list[str]:
+    sign, digits = "" if metric in FIDELITY else "+", DIGITS[metric]
+    return [marked(row, metric, digits, marks) + bracketed(row, metric, digits, sign) for _, row in table.iterrows()]
+
+
+def marked(row: pd.Series, metric: str, digits: int, marks: Marks) -> str:
+    """The value with its mark."""
+    text = _number(row[metric], digits)
+    return marks[row[f"{metric}_mark"]](text) if row[f"{metric}_mark"] else text
+
+
+def bracketed(row: pd.Series, metric: str, digits: int, sign: str) -> str:
+    """The interval, if there is one."""
+    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
+    if low is None or pd.isna(low):
+        return ""
+    return f" [{_number(low, digits, sign)}, {_number(high, digits, sign)}]"
+
+
+def _number(value: float, digits: int, sign: str = "") -> str:
+    return "–" if pd.isna(value) else f"{value:{sign}.{digits}f}"
+
+
+def _bits(row: pd.Series) -> str:
+    if row["w_bits"] == "average":
+        return "average"
+    return "full" if row["method"].startswith("fp16") else f"w{row['w_bits']}a{row['a_bits']}"

@@ -1,0 +1,34 @@
+"""Keeps the tables in README.md equal to the generated files: ``python -m vdq.reports.readme``.
+
+What stands between ``<!-- begin FILE -->`` and ``<!-- end FILE -->`` is replaced by FILE without its heading; where
+there is no FILE, perhaps since another command writes it, it stays and that is said.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from vdq.files import write_text
+
+BLOCK = re.compile(r"<!-- begin (\S+) -->\n.*?<!-- end \1 -->", re.DOTALL)
+
+
+def fill(text: str, root: Path) -> str:
+    """``text`` with every block filled."""
+
+    def content(match: re.Match[str]) -> str:
+        path = root / match[1]
+        if not path.is_file():
+            print(f"README.md keeps its block of {match[1]}, which does not exist", file=sys.stderr)
+            return match[0]
+        body = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# "))
+        return f"<!-- begin {match[1]} -->\n{body.strip()}\n<!-- end {match[1]} -->"
+
+    return BLOCK.sub(content, text)
+
+
+if __name__ == "__main__":
+    readme = Path("README.md")
+    write_text(readme, fill(readme.read_text(encoding="utf-8"), readme.parent))

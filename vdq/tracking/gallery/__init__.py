@@ -1,5 +1,0 @@
-"""A static page that shows the videos of runs side by side; it opens from disk."""
-
-from vdq.tracking.gallery.write import write_gallery
-
-__all__ = ["write_gallery"]
