@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from torch import nn
 
 from vdq import stages
 from vdq.cli import check_types, flags_first, one_sentence, quoted
+from vdq.diffusion.guidance import guided
+from vdq.errors import UserError
 from vdq.models.shapes import ShapesModel
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +124,11 @@ def test_errors_of_the_program_keep_their_traceback():
     assert one_sentence(TypeError("unsupported operand")) is None
     assert one_sentence(KeyError("weight")) is None
     assert one_sentence(RuntimeError("shapes do not match")) is None
+    assert one_sentence(ValueError("of an invariant")) is None
+    assert one_sentence(UserError("steps=0 must be at least 1")) == "steps=0 must be at least 1"
+    with pytest.raises(ValueError, match="unpack") as raised:
+        guided(nn.Identity(), torch.zeros(3), 0, None)  # the last frame is of this package
+    assert one_sentence(raised.value) is None
 
 
 def test_missing_weights_name_field_and_remedy(tmp_path):

@@ -7,7 +7,6 @@ import errno
 import math
 import re
 import shlex
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -21,6 +20,8 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+
+from vdq.errors import UserError
 
 VALUED_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 MULTIRUN, SHOWN = {"--multirun", "-m"}, {"--cfg", "-c", "--info", "-i"}
@@ -43,17 +44,9 @@ def one_sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         name = error.filename or "a file"
         return f"{name} cannot be written: {error.strerror}; with more space the same command goes on"
-    if isinstance(error, (HydraException, OmegaConfBaseException)) or _raised_by_us(error):
+    if isinstance(error, (HydraException, OmegaConfBaseException, UserError)):
         return _first_line(error)
     return None
-
-
-def _raised_by_us(error: Exception) -> bool:
-    """Whether it is a ValueError of this package, and not of a library that the program misused."""
-    if not isinstance(error, ValueError) or error.__traceback__ is None:
-        return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] == "vdq"
 
 
 def _first_line(error: BaseException) -> str:
@@ -63,7 +56,7 @@ def _first_line(error: BaseException) -> str:
 def flags_first(arguments: list[str]) -> list[str]:
     """Command-line arguments with the flags in front, where argparse wants them; the order is otherwise kept.
 
-    Raises ValueError for flags that exclude each other.
+    Raises UserError for flags that exclude each other.
     """
     flags, rest, remaining = [], [], iter(arguments)
     for argument in remaining:
@@ -72,7 +65,7 @@ def flags_first(arguments: list[str]) -> list[str]:
             flags += [value for value in [next(remaining, None)] if value is not None]
     names = {flag.partition("=")[0] for flag in flags}
     if names & MULTIRUN and (shown := sorted(names & SHOWN)):
-        raise ValueError(f"{shown[0]} shows the configuration of one run; leave out -m, or {shown[0]}")
+        raise UserError(f"{shown[0]} shows the configuration of one run; leave out -m, or {shown[0]}")
     return flags + rest
 
 
@@ -119,19 +112,23 @@ def unknown_field(name: str, known: list[str], fields: Iterable[Any]) -> str:
 
 
 def _instantiation(error: InstantiationException) -> str | None:
-    """The words of the constructor that refused its arguments; an unexpected argument names the field."""
+    """The words of the constructor that refused its arguments; an unexpected argument names the field.
+
+    What a library's constructor refuses was the user's value; a ValueError of ours that is no UserError is a bug.
+    """
     cause = error.__cause__
     field = (re.search(r"full_key: (\S+)", str(error)) or ("", ""))[1]
     if isinstance(cause, TypeError) and (argument := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
         return f"{field}.{argument[1]} is not a field of {field}; `python run.py --cfg job` shows those that are"
-    if not isinstance(cause, ValueError):
+    ours = "Error in call to target 'vdq." in str(error)
+    if not isinstance(cause, UserError if ours else ValueError):
         return None
     sentence = _first_line(cause)
     return sentence if sentence.startswith(field) else f"{field}: {sentence}"
 
 
 def check_types(prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Raises ValueError for a value that has none of its hint's types; hints with other than plain types, lists and
+    """Raises UserError for a value that has none of its hint's types; hints with other than plain types, lists and
     mappings are left out. ``prefix`` stands before the field's name.
     """
     for name, hint in hints.items():
@@ -140,9 +137,9 @@ def check_types(prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]
         if name not in values or not PLAIN.keys() >= set(types):
             continue
         if type(values[name]) not in {*types, *([int] if float in types else [])}:
-            raise ValueError(f"{prefix}{name}={values[name]} must be {' or '.join(PLAIN[kind] for kind in types)}")
+            raise UserError(f"{prefix}{name}={values[name]} must be {' or '.join(PLAIN[kind] for kind in types)}")
         if isinstance(values[name], float) and not math.isfinite(values[name]):
-            raise ValueError(f"{prefix}{name}={values[name]} must be a finite number")
+            raise UserError(f"{prefix}{name}={values[name]} must be a finite number")
 
 
 def _allowed(value: str, options: list[str]) -> str:

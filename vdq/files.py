@@ -15,6 +15,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from vdq.errors import UserError
+
 NO_SPACE = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 DAY = 86400
 
@@ -22,7 +24,7 @@ DAY = 86400
 @contextmanager
 def complete_or_nothing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path`` that becomes ``path`` when the block ends without an error; the folder is
-    created. Raises ValueError if the disk is full.
+    created. Raises UserError if the disk is full.
     """
     with _temporary(path) as partial:
         partial.touch()
@@ -45,7 +47,7 @@ def complete_folder_or_nothing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A new name beside ``path``; what has it in the end is removed. Raises ValueError if the disk is full."""
+    """A new name beside ``path``; what has it in the end is removed. Raises UserError if the disk is full."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # process numbers repeat on other machines
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def _temporary(path: Path) -> Iterator[Path]:
         yield partial
     except Exception as error:
         if reason := _no_space(error):
-            raise ValueError(f"{path} cannot be written: {reason}; with more space the same command goes on") from error
+            raise UserError(f"{path} cannot be written: {reason}; with more space the same command goes on") from error
         raise
     finally:
         _remove(partial)
@@ -92,11 +94,11 @@ def _no_space(error: Exception) -> str | None:
 
 
 def check_folder(field: str, path: str | Path) -> None:
-    """Makes a folder and tries to write into it; raises ValueError that names the field if that is not possible."""
+    """Makes a folder and tries to write into it; raises UserError that names the field if that is not possible."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         reason = "it is no folder" if Path(path).exists() and not Path(path).is_dir() else error.strerror
-        raise ValueError(f"{field}={path} must be a folder that can be written: {reason}") from error
+        raise UserError(f"{field}={path} must be a folder that can be written: {reason}") from error

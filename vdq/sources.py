@@ -19,6 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 from torch.hub import download_url_to_file
 from tqdm import tqdm
 
+from vdq.errors import UserError
 from vdq.files import complete_or_nothing, write_json
 
 NAME = r"[\w.-]*\w"
@@ -49,7 +50,7 @@ class Source:
 def named_file(source: Source) -> Path | tuple[str, ...]:
     """What the value names, told without a network: a local file, or repository and file on the Hub.
 
-    Raises ValueError when it is neither.
+    Raises UserError when it is neither.
     """
     path = Path(source.value).expanduser()
     return path if path.is_file() else _hub_name(source, path, FILE, "file or owner/name/path/to/file")
@@ -64,7 +65,7 @@ def named_folder(source: Source) -> Path | tuple[str, ...]:
 def find_file(source: Source) -> Path:
     """Local path of one file, downloaded when it is neither a local path nor in the Hugging Face cache.
 
-    Raises ValueError when the value is a folder or no name of a file, or when the file cannot be fetched.
+    Raises UserError when the value is a folder or no name of a file, or when the file cannot be fetched.
     """
     named = named_file(source)
     if isinstance(named, Path):
@@ -73,14 +74,14 @@ def find_file(source: Source) -> Path:
     try:
         return Path(hf_hub_download(repository, name, revision=source.revision))
     except NOT_FETCHED as error:
-        raise ValueError(_how_to_fetch(source, [repository, name], error)) from error
+        raise UserError(_how_to_fetch(source, [repository, name], error)) from error
 
 
 def find_folder(source: Source, patterns: list[str]) -> Path:
     """Local path of a folder, downloaded as ``find_file`` does it. Of a repository, the files that match one of the
     glob ``patterns`` are fetched.
 
-    Raises ValueError when the value is a file or no name of a repository, or when the files cannot be fetched.
+    Raises UserError when the value is a file or no name of a repository, or when the files cannot be fetched.
     """
     named = named_folder(source)
     if isinstance(named, Path):
@@ -90,7 +91,7 @@ def find_folder(source: Source, patterns: list[str]) -> Path:
         return Path(snapshot_download(repository, revision=source.revision, allow_patterns=patterns))
     except NOT_FETCHED as error:
         includes = [word for pattern in patterns for word in ("--include", pattern)]
-        raise ValueError(_how_to_fetch(source, [repository, *includes], error)) from error
+        raise UserError(_how_to_fetch(source, [repository, *includes], error)) from error
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,17 @@ def find_download(download: Download, path: str | None, cache: Path) -> Path:
     """``path`` if it is given, or else the file in ``cache``, downloaded and compared with its checksum when it is
     not there yet.
 
-    Raises ValueError when the path is no file, when the file in the cache is another one, or when it cannot be fetched.
+    Raises UserError when the path is no file, when the file in the cache is another one, or when it cannot be fetched.
     """
     if path is not None:
         if not Path(path).expanduser().is_file():
-            raise ValueError(f"{download.field}={path} must be an existing file, or null for {download.url}")
+            raise UserError(f"{download.field}={path} must be an existing file, or null for {download.url}")
         return Path(path).expanduser()
     target = cache / download.name
     if not target.is_file():
         _fetch(download, target)
     elif download.sha256 not in (None, sha256(target, cache)):
-        raise ValueError(f"{target} is not the published file (its SHA-256 is not {download.sha256}); remove it")
+        raise UserError(f"{target} is not the published file (its SHA-256 is not {download.sha256}); remove it")
     return target
 
 
@@ -135,7 +136,7 @@ def _fetch(download: Download, target: Path) -> None:
     except (URLError, OSError, RuntimeError) as error:
         reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
         command = shlex.join(["curl", "--location", "--create-dirs", "--output", str(target), download.url])
-        raise ValueError(
+        raise UserError(
             f"{download.field}=null: {download.url} cannot be downloaded ({reason}); fetch it ({download.megabytes:g} "
             f"MB) with `{command}` where there is internet, or give a local path as {download.field}"
         ) from error
@@ -159,7 +160,7 @@ def _hub_name(source: Source, path: Path, pattern: str, allowed: str) -> tuple[s
     """The groups of ``pattern`` in the value, which is no local path of the right kind."""
     match = re.fullmatch(pattern, source.value, re.ASCII)
     if match is None or path.exists():
-        raise ValueError(f"{source.field}={source.value} must be an existing local {allowed} on huggingface.co")
+        raise UserError(f"{source.field}={source.value} must be an existing local {allowed} on huggingface.co")
     return match.groups()
 
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
+from vdq.errors import UserError
 from vdq.quant.affine import MAX_BITS
 from vdq.quant.linear import LayerSpec, TransformedLinear
 
@@ -48,10 +49,10 @@ class Backend(ABC):
         return None
 
     def layer(self, layer: LayerSpec) -> nn.Module:
-        """The module of a layer, after the check; it has `fqn`. Raises ValueError naming the layer and the reason."""
+        """The module of a layer, after the check; it has `fqn`. Raises UserError naming the layer and the reason."""
         reason = self.supports(layer)
         if reason is not None:
-            raise ValueError(f"backend {self.name} does not support layer {layer.fqn}: {reason}")
+            raise UserError(f"backend {self.name} does not support layer {layer.fqn}: {reason}")
         module = self.transformed(layer) if layer.params.transforms else self.build(layer)
         module.fqn = layer.fqn
         return module

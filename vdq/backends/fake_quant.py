@@ -3,6 +3,7 @@
 from torch import nn
 
 from vdq.backends.base import Backend
+from vdq.errors import UserError
 from vdq.quant.linear import CodebookLinear, DynamicLinear, GroupedLinear, LayerSpec, QuantLinear, StaticLinear
 from vdq.quant.params import LinearParams
 from vdq.quant.video_scales import VideoScaledLinear
@@ -21,7 +22,7 @@ class FakeQuantBackend(Backend):
     codes in host memory, and one set on the device. "requantize": only the original weight, by reference, so it must
     not be changed in place, and one set. "auto": "keep" for one set or at most 16 MB of sets in fp32, as every layer of
     the testbed has (kept they cost nothing at run time), "requantize" for larger ones (20 sets of STDiT-XL/2 are 59
-    GB). Raises ValueError for another value.
+    GB). Raises UserError for another value.
     """
 
     name = "fake_quant"
@@ -30,7 +31,7 @@ class FakeQuantBackend(Backend):
     def __init__(self, weight_sets: str = AUTO) -> None:
         allowed = (AUTO, *WEIGHT_SETS)
         if weight_sets not in allowed:
-            raise ValueError(f"backend.weight_sets={weight_sets} must be one of {', '.join(allowed)}")
+            raise UserError(f"backend.weight_sets={weight_sets} must be one of {', '.join(allowed)}")
         self.weight_sets = weight_sets
 
     def supports(self, layer: LayerSpec) -> str | None:

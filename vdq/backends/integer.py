@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vdq.errors import UserError
 from vdq.quant.affine import QParams, qparams_from_range, tensor_range
 from vdq.quant.linear import LayerSpec
 from vdq.quant.params import LinearParams
@@ -137,5 +138,5 @@ class IntegerLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLinear":
         device = fn(torch.empty(0)).device.type
         if device != "cpu":
-            raise ValueError(f"layer {self.fqn} computes integers on the CPU and cannot move to {device}")
+            raise UserError(f"layer {self.fqn} computes integers on the CPU and cannot move to {device}")
         return super()._apply(fn, recurse)

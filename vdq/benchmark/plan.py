@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from vdq.benchmark.peers import PEERS
+from vdq.errors import UserError
 
 LINEAR, BLOCK, SAMPLER = "linear", "block", "sampler"
 PARTS = (LINEAR, BLOCK, SAMPLER)
@@ -19,7 +20,7 @@ class Plan:
     its backend. peers: keys of vdq.benchmark.peers. rounds: how often everything is timed. videos: the sampler part
     samples so many prompts, a batch a round, instead of `rounds` times the first batch. limit: share of the CPUs that
     other programs may take in a round. The others are the block's dimensions, for two rows of frames * side**2 tokens.
-    Raises ValueError for a value outside these.
+    Raises UserError for a value outside these.
     """
 
     parts: Sequence[str] = (SAMPLER,)
@@ -40,18 +41,18 @@ class Plan:
         _check_names("parts", self.parts, PARTS)
         _check_names("peers", self.peers, PEERS)
         if not self.parts:
-            raise ValueError(f"benchmark.parts={list(self.parts)} must name at least one of {', '.join(PARTS)}")
+            raise UserError(f"benchmark.parts={list(self.parts)} must name at least one of {', '.join(PARTS)}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type in ("int", "int | None") and value is not None and value < 1:
-                raise ValueError(f"benchmark.{field.name}={value} must be at least 1")
+                raise UserError(f"benchmark.{field.name}={value} must be at least 1")
         if self.rounds < 2:
-            raise ValueError(f"benchmark.rounds={self.rounds} must be at least 2, one has no quartiles")
+            raise UserError(f"benchmark.rounds={self.rounds} must be at least 2, one has no quartiles")
         if not 0 < self.limit <= 1:
-            raise ValueError(f"benchmark.limit={self.limit} must be in 0..1, a share of the CPUs")
+            raise UserError(f"benchmark.limit={self.limit} must be in 0..1, a share of the CPUs")
 
     def check_recipes(self, allowed: Sequence[str]) -> None:
-        """Raises ValueError for a recipe that is not one of `allowed`."""
+        """Raises UserError for a recipe that is not one of `allowed`."""
         _check_names("integer", self.integer, allowed)
         _check_names("simulated", self.simulated, allowed)
 
@@ -62,7 +63,7 @@ class Plan:
 
 def _check_names(field: str, values: Sequence[str], allowed: Sequence[str]) -> None:
     if isinstance(values, str):
-        raise ValueError(f"benchmark.{field}={values} must be a list, such as [{values}]")
+        raise UserError(f"benchmark.{field}={values} must be a list, such as [{values}]")
     for value in values:
         if value not in allowed:
-            raise ValueError(f"benchmark.{field} has the unknown name {value}; allowed: {', '.join(sorted(allowed))}")
+            raise UserError(f"benchmark.{field} has the unknown name {value}; allowed: {', '.join(sorted(allowed))}")

@@ -19,6 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from vdq.commands.sizes import STRUCTURE
+from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.base import QuantizedRun
 from vdq.export.packed import PackedExporter
@@ -42,7 +43,7 @@ denoiser in fp32 and in fp16. Written by `python -m vdq.commands.packed_sizes`{s
 def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
     """Writes the artefact of a recipe in a new folder below, measures and removes it: one row of the table.
 
-    Raises ValueError for a recipe that cannot be exported, and when the disk has no room for it.
+    Raises UserError for a recipe that cannot be exported, and when the disk has no room for it.
     """
     exporter = PackedExporter()
     exporter.check(experiment.method, experiment.sampler, experiment.backend)
@@ -50,7 +51,7 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
     state = QuantState(_layers(experiment), steps)
     computed = model_size(denoiser, state)
     if (free := shutil.disk_usage(below).free / MEGABYTE) < 1.05 * computed.total:
-        raise ValueError(f"{below} has {free:.0f} MB left, {experiment.name} takes {computed.total:.0f} MB")
+        raise UserError(f"{below} has {free:.0f} MB left, {experiment.name} takes {computed.total:.0f} MB")
     run = QuantizedRun(
         name=experiment.name,
         signature=experiment.signature,

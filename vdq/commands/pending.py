@@ -20,6 +20,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.cli import one_sentence
+from vdq.errors import UserError
 from vdq.stages.experiment import CONF, Experiment
 from vdq.tracking.registry import runs
 
@@ -103,15 +104,13 @@ def progress(names: list[str], overrides: list[str]) -> pd.DataFrame:
 
 
 def missing(names: list[str], overrides: list[str]) -> list[Experiment]:
-    """The runs that these experiments lack, each once, whatever experiments share it. Raises ValueError for one that is
+    """The runs that these experiments lack, each once, whatever experiments share it. Raises UserError for one that is
     no sweep of runs that are scored.
     """
     done, found = Finished(), dict(sweeps(names, overrides))
     for name in names:
         if name not in found:
-            raise ValueError(
-                f"experiment={name} scores no runs; `python run.py -m experiment={name}` does what it says"
-            )
+            raise UserError(f"experiment={name} scores no runs; `python run.py -m experiment={name}` does what it says")
     wanted = {run.signature: run for runs_ in found.values() for run in runs_}
     return [run for run in wanted.values() if run not in done]
 

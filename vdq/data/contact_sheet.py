@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from vdq.data.video import check_frames
+from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 
 MARGIN = 8
@@ -38,19 +39,19 @@ def contact_sheet(
         heading: above all columns, wrapped to their width.
 
     Raises:
-        ValueError: on no videos, another dtype, shape or number of captions or remarks, or frame sizes that differ.
+        UserError: on no videos, another dtype, shape or number of captions or remarks, or frame sizes that differ.
     """
     for video in videos:
         check_frames("videos", video)
     sizes = {tuple(video.shape[1:3]) for video in videos}
     if len(sizes) != 1:
-        raise ValueError(f"videos have the frame sizes {sorted(sizes)}; exactly one size is allowed")
+        raise UserError(f"videos have the frame sizes {sorted(sizes)}; exactly one size is allowed")
     remarks = [""] * len(videos) if remarks is None else remarks
     for name, texts in {"captions": captions, "remarks": remarks}.items():
         if len(texts) != len(videos):
-            raise ValueError(f"{name} has {len(texts)} entries; one for each of the {len(videos)} videos is allowed")
+            raise UserError(f"{name} has {len(texts)} entries; one for each of the {len(videos)} videos is allowed")
     if frames_per_video < 1:
-        raise ValueError(f"frames_per_video is {frames_per_video}; an integer >= 1 is allowed")
+        raise UserError(f"frames_per_video is {frames_per_video}; an integer >= 1 is allowed")
     rows = [_row(video, frames_per_video) for video in videos]
     width = max(row.width for row in rows)
     texts = [

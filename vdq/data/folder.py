@@ -17,6 +17,7 @@ from torch import Tensor
 from vdq.data.listing import Listing, animated, frame_files, list_videos, shown
 from vdq.data.prompts import load_prompts
 from vdq.data.read_video import read_video
+from vdq.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def load_clips(videos: str, prompts: str | None = None, reference: str | None = 
     ``file,prompt``. `reference` is a folder with a video of the same name (the ending may differ) for each, or a single
     video for a single one.
 
-    Raises ValueError when a folder or file is missing or holds nothing, or when there are more or fewer prompts than
+    Raises UserError when a folder or file is missing or holds nothing, or when there are more or fewer prompts than
     videos.
     """
     listing = list_videos("videos", Path(videos))
@@ -76,12 +77,12 @@ def load_clips(videos: str, prompts: str | None = None, reference: str | None = 
 def read_clip(path: Path) -> Tensor:
     """All frames of a video file or of a folder of frames, uint8 RGB [T, H, W, 3].
 
-    Raises ValueError when it is empty or damaged, or when its frames differ in size.
+    Raises UserError when it is empty or damaged, or when its frames differ in size.
     """
     if path.is_dir():
         return _read_frames(path)
     if path.stat().st_size == 0:
-        raise ValueError(f"video {path} is an empty file; a complete video file is allowed")
+        raise UserError(f"video {path} is an empty file; a complete video file is allowed")
     return read_video(path)
 
 
@@ -89,16 +90,16 @@ def _read_frames(folder: Path) -> Tensor:
     frames = []
     for file in frame_files(folder):
         if animated(file):
-            raise ValueError(
+            raise UserError(
                 f"folder of frames {folder} has the animated image {file.name}; one image a frame is allowed"
             )
         try:
             frames.append(np.asarray(Image.open(file).convert("RGB")))
         except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"folder of frames {folder} has a damaged image ({error})") from error
+            raise UserError(f"folder of frames {folder} has a damaged image ({error})") from error
     sizes = sorted({frame.shape[:2] for frame in frames})
     if len(sizes) > 1:
-        raise ValueError(f"folder of frames {folder} has frames of the sizes {sizes}; exactly one size is allowed")
+        raise UserError(f"folder of frames {folder} has frames of the sizes {sizes}; exactly one size is allowed")
     return torch.from_numpy(np.stack(frames))
 
 
@@ -108,7 +109,7 @@ def _prompts(file: Path, paths: list[Path]) -> dict[str, str]:
         return _csv_prompts(file)
     texts = load_prompts(file)
     if len(texts) != len(paths):
-        raise ValueError(
+        raise UserError(
             f"prompts={file} has {len(texts)} prompts for {len(paths)} videos; one a video in the order of their names "
             f"is allowed, or a CSV file with the columns file,prompt"
         )
@@ -121,26 +122,26 @@ def _csv_prompts(file: Path) -> dict[str, str]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             rows = csv.DictReader(lines, strict=True)
             if not {"file", "prompt"} <= {*(rows.fieldnames or ())}:
-                raise ValueError(f"prompts={file} must have the columns file,prompt")
+                raise UserError(f"prompts={file} must have the columns file,prompt")
             for row in rows:
                 name, text = _csv_row(row, f"prompts={file} line {rows.line_num}")
                 if name in texts:
-                    raise ValueError(f"prompts={file} has several rows for {name}; one a file is allowed")
+                    raise UserError(f"prompts={file} has several rows for {name}; one a file is allowed")
                 texts[name] = text
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"prompts={file} cannot be read ({error}); a CSV file in UTF-8 is allowed") from error
+        raise UserError(f"prompts={file} cannot be read ({error}); a CSV file in UTF-8 is allowed") from error
     if not texts:
-        raise ValueError(f"prompts={file} must have at least one row")
+        raise UserError(f"prompts={file} must have at least one row")
     return texts
 
 
 def _csv_row(row: dict, line: str) -> tuple[str, str]:
     """File name and prompt; what stands under None is more than the columns."""
     if None in row:
-        raise ValueError(f"{line} has more fields than there are columns; a prompt with commas must be in quotes")
+        raise UserError(f"{line} has more fields than there are columns; a prompt with commas must be in quotes")
     name, text = ((row[column] or "").strip() for column in ("file", "prompt"))
     if not name or not text:
-        raise ValueError(f"{line} has no file or no prompt; both are needed")
+        raise UserError(f"{line} has no file or no prompt; both are needed")
     return Path(name).name, text
 
 
@@ -151,6 +152,6 @@ def _partners(references: Listing, videos: list[Path]) -> dict[Path, Path]:
     for name, group in (("videos", videos), ("reference", references.videos)):
         stem, count = Counter(path.stem for path in group).most_common(1)[0]
         if count > 1:
-            raise ValueError(f"{name} has {count} videos named {stem}; references go by name, so one is allowed")
+            raise UserError(f"{name} has {count} videos named {stem}; references go by name, so one is allowed")
     stems = {path.stem: path for path in references.videos}
     return {path: stems[path.stem] for path in videos if path.stem in stems}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from vdq.errors import UserError
+
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv")
 VIDEOS += (".flv", ".ogv", ".3gp")
 FRAMES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -30,12 +32,12 @@ class Listing:
 def list_videos(name: str, path: Path) -> Listing:
     """Video files and folders of frames in a folder, or the one that `path` itself is.
 
-    Raises ValueError, with the `name` of the field, when there is none.
+    Raises UserError, with the `name` of the field, when there is none.
     """
     if path.is_file():
         return Listing([path])
     if not path.is_dir():
-        raise ValueError(f"{name}={path} must be a folder of videos, or one video")
+        raise UserError(f"{name}={path} must be a folder of videos, or one video")
     listing = Listing([])
     for entry in sorted(_visible(path), key=_by_number):
         kind, reason = _judge(entry)
@@ -48,7 +50,7 @@ def list_videos(name: str, path: Path) -> Listing:
     if not listing.videos and frame_files(path):
         return Listing([path])
     if not listing.videos:
-        raise ValueError(
+        raise UserError(
             f"{name}={path} holds no video; allowed: {', '.join(VIDEOS)} and folders of frames ({', '.join(FRAMES)})"
         )
     return listing

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from vdq.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ def load_prompts(path: str | PathLike[str]) -> list[str]:
     differs); both are logged.
 
     Raises:
-        ValueError: if the file is missing, is not UTF-8 or holds no prompt.
+        UserError: if the file is missing, is not UTF-8 or holds no prompt.
     """
     lines = _read_text(Path(path)).split("\n")
     # The end of the last line is no blank line.
@@ -27,7 +29,7 @@ def load_prompts(path: str | PathLike[str]) -> list[str]:
         lines.pop()
     prompts = [stripped for line in lines if (stripped := line.strip())]
     if not prompts:
-        raise ValueError(f"prompt file {path} holds no prompt; one prompt a line is allowed")
+        raise UserError(f"prompt file {path} holds no prompt; one prompt a line is allowed")
     if len(prompts) < len(lines):
         logger.info("%s: dropped %d blank lines", path, len(lines) - len(prompts))
     repeated = [prompt for prompt, count in Counter(prompts).items() if count > 1]
@@ -47,13 +49,13 @@ class PromptSet:
     def __post_init__(self) -> None:
         for field in ("calibration", "evaluation"):
             if not getattr(self, field):
-                raise ValueError(f"{field} prompts of {self.name} are empty; at least one prompt is allowed")
+                raise UserError(f"{field} prompts of {self.name} are empty; at least one prompt is allowed")
 
     def first(self, num_prompts: int | None) -> "PromptSet":
-        """With the first n evaluation prompts, None for all. Raises ValueError for n out of range."""
+        """With the first n evaluation prompts, None for all. Raises UserError for n out of range."""
         count = len(self.evaluation)
         if num_prompts is not None and not 1 <= num_prompts <= count:
-            raise ValueError(f"dataset.num_prompts={num_prompts} must be null or 1..{count}")
+            raise UserError(f"dataset.num_prompts={num_prompts} must be null or 1..{count}")
         return replace(self, evaluation=self.evaluation[:num_prompts])
 
 
@@ -74,6 +76,6 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ValueError(f"prompt file {path} cannot be read ({error.strerror}); a text file is allowed") from error
+        raise UserError(f"prompt file {path} cannot be read ({error.strerror}); a text file is allowed") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"prompt file {path} is not UTF-8 (byte {error.start}); only UTF-8 is allowed") from error
+        raise UserError(f"prompt file {path} is not UTF-8 (byte {error.start}); only UTF-8 is allowed") from error

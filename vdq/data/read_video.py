@@ -15,6 +15,8 @@ import torch
 from av.container import InputContainer
 from torch import Tensor
 
+from vdq.errors import UserError
+
 READER = f"PyAV {av.__version__}"  # decides pixels, so results name it
 BROKEN = "it is damaged or breaks off"
 MATROSKA, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"  # with which its header and all the rest begin
@@ -25,19 +27,19 @@ def read_video(path: str | PathLike[str]) -> Tensor:
     """All frames of a video file as uint8 RGB [T,H,W,3]: those of its edit list, turned and mirrored as it says.
 
     Raises:
-        ValueError: if the file is missing, holds no video, is damaged, ends before the end that it states (MPEG-TS
+        UserError: if the file is missing, holds no video, is damaged, ends before the end that it states (MPEG-TS
             states none), changes its size, or is turned by other than quarter turns.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"video {path} does not exist; an existing file is allowed")
+        raise UserError(f"video {path} does not exist; an existing file is allowed")
     try:
         with av.open(str(path)) as container:
             frames = np.stack(list(_frames(container)))
         if _breaks_off(path):
-            raise ValueError(BROKEN)
+            raise UserError(BROKEN)
     except (av.FFmpegError, ValueError) as error:
-        raise ValueError(f"video {path} cannot be decoded ({error}); a complete video file is allowed") from error
+        raise UserError(f"video {path} cannot be decoded ({error}); a complete video file is allowed") from error
     return torch.from_numpy(frames)
 
 
@@ -45,12 +47,12 @@ def _frames(container: InputContainer) -> Iterator[np.ndarray]:
     """RGB frames [H,W,3] of the best video stream; of the other streams only the end counts."""
     stream = container.streams.best("video")
     if stream is None:
-        raise ValueError("it holds no video stream")
+        raise UserError("it holds no video stream")
     stream.thread_type = "AUTO"
     convert, end, spans = _Converter(), 0.0, []
     for packet in container.demux():
         if packet.is_corrupt:
-            raise ValueError(BROKEN)
+            raise UserError(BROKEN)
         begin = packet.dts if packet.pts is None else packet.pts
         if begin is not None:
             span = [float(time * packet.time_base) for time in (begin, begin + (packet.duration or 0))]
@@ -58,15 +60,15 @@ def _frames(container: InputContainer) -> Iterator[np.ndarray]:
             spans += [span] if packet.stream == stream else []
         for frame in packet.decode() if packet.stream == stream else ():
             if frame.is_corrupt:
-                raise ValueError(BROKEN)
+                raise UserError(BROKEN)
             yield convert(frame)
     if convert.shape is None:
-        raise ValueError("it holds no frame")
+        raise UserError("it holds no frame")
     if container.duration is not None and spans:
         stated = ((container.start_time or 0) + container.duration) / av.time_base
         frame_time = (max(last for _, last in spans) - min(first for first, _ in spans)) / len(spans)
         if stated - end > SHORT * frame_time:
-            raise ValueError(f"it ends after {end:.2f} of the {stated:.2f} s that it states")
+            raise UserError(f"it ends after {end:.2f} of the {stated:.2f} s that it states")
 
 
 class _Converter:
@@ -83,7 +85,7 @@ class _Converter:
         self._graph.push(frame)
         image = self._graph.pull().to_ndarray()
         if self.shape not in (None, image.shape):
-            raise ValueError("its frames change from {}x{} to {}x{}".format(*self.shape[:2], *image.shape[:2]))
+            raise UserError("its frames change from {}x{} to {}x{}".format(*self.shape[:2], *image.shape[:2]))
         self.shape = image.shape
         return image
 
@@ -105,7 +107,7 @@ def _turns(frame: av.VideoFrame) -> tuple[str, ...]:
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
     straight, quarter = abs(a) + abs(d), abs(b) + abs(c)
     if min(straight, quarter) > 0.01 * max(straight, quarter):
-        raise ValueError("it is turned by an angle that is no multiple of 90 degrees")
+        raise UserError("it is turned by an angle that is no multiple of 90 degrees")
     across, down = (c, b) if quarter > straight else (a, d)
     turns = {"transpose=cclock_flip": quarter > straight, "hflip": across < 0, "vflip": down < 0}
     return tuple(turn for turn, wanted in turns.items() if wanted)

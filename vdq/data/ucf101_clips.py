@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vdq.data.read_video import read_video
+from vdq.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Ucf101Clips(Dataset):
         signature: hexadecimal SHA-256 of these settings and of the names and sizes of the split's videos.
 
     Raises:
-        ValueError: for a folder without the videos, missing videos or lists, another split, or numbers out of range.
+        UserError: for a folder without the videos, missing videos or lists, another split, or numbers out of range.
     """
 
     def __init__(
@@ -77,19 +78,17 @@ class Ucf101Clips(Dataset):
         seed: int = 0,
     ) -> None:
         if split not in SPLITS:
-            raise ValueError(f"split={split} is not known; allowed: {', '.join(SPLITS)}")
+            raise UserError(f"split={split} is not known; allowed: {', '.join(SPLITS)}")
         for field, value in {"num_frames": num_frames, "num_clips": num_clips}.items():
             if value < 1:
-                raise ValueError(f"{field}={value}; an integer >= 1 is allowed")
+                raise UserError(f"{field}={value}; an integer >= 1 is allowed")
         root = Path(root).expanduser()
         self.folder = _video_folder(root)
         self.videos = _videos_of_split(self.folder, split, _split_folder(root, self.folder, split_folder))
         self.num_frames, self.num_clips, self.seed = num_frames, num_clips, seed
         self.name = f"UCF-101 {split}: {num_clips} clips of {num_frames} frames, seed {seed}"
         if num_clips > len(self.videos):
-            raise ValueError(
-                f"num_clips={num_clips}; at most the {len(self.videos)} videos of split {split} is allowed"
-            )
+            raise UserError(f"num_clips={num_clips}; at most the {len(self.videos)} videos of split {split} is allowed")
 
     def __len__(self) -> int:
         return self.num_clips
@@ -120,7 +119,7 @@ class Ucf101Clips(Dataset):
                 bar.update()
         logger.info("%s: %d videos with fewer than %d frames left out", self.name, short, self.num_frames)
         if len(clips) < self.num_clips:
-            raise ValueError(
+            raise UserError(
                 f"num_clips={self.num_clips}; at most {len(clips)} is allowed, the number of videos with at least "
                 f"{self.num_frames} frames"
             )
@@ -135,11 +134,11 @@ class Ucf101Clips(Dataset):
 
 def _video_folder(root: Path) -> Path:
     if not root.is_dir():
-        raise ValueError(f"root={root} does not exist; the folder of the extracted UCF-101 is allowed")
+        raise UserError(f"root={root} does not exist; the folder of the extracted UCF-101 is allowed")
     for folder in (root / VIDEO_FOLDER, root):
         if any(folder.glob("*/*.avi")):
             return folder
-    raise ValueError(
+    raise UserError(
         f"root={root} holds no class folders with .avi files; the folder of the extracted UCF-101 is allowed"
     )
 
@@ -147,7 +146,7 @@ def _video_folder(root: Path) -> Path:
 def _split_folder(root: Path, videos: Path, given: str | Path | None) -> Path | None:
     if given is not None:
         if not Path(given).expanduser().is_dir():
-            raise ValueError(f"split_folder={given} does not exist; the folder of the lists of UCF-101 is allowed")
+            raise UserError(f"split_folder={given} does not exist; the folder of the lists of UCF-101 is allowed")
         return Path(given).expanduser()
     places = (videos, videos.resolve().parent, root.resolve().parent)
     return next((place / SPLIT_FOLDER for place in places if (place / SPLIT_FOLDER).is_dir()), None)
@@ -157,7 +156,7 @@ def _videos_of_split(folder: Path, split: str, lists: Path | None) -> list[Path]
     if lists is not None:
         return _listed_videos(folder, [lists / f"{name}.txt" for name in SPLITS[split]])
     if split != "all":
-        raise ValueError(
+        raise UserError(
             f"split={split} needs the official lists, and {folder} has no {SPLIT_FOLDER} in or beside it; "
             f"split_folder=FOLDER or split=all is allowed"
         )
@@ -174,14 +173,14 @@ def _listed_videos(folder: Path, lists: list[Path]) -> list[Path]:
     """The videos in the lists, which must exist; a line is `Class/video.avi` or, for training, `Class/video.avi 1`."""
     for path in lists:
         if not path.is_file():
-            raise ValueError(f"split_folder={path.parent} has no {path.name}; all lists of UCF-101 are needed")
+            raise UserError(f"split_folder={path.parent} has no {path.name}; all lists of UCF-101 are needed")
     lines = [line for path in lists for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     videos = sorted(folder / line.split()[0] for line in lines)
     missing = [path for path in videos if not path.is_file()]
     if missing:
         classes = sorted({path.parent.name for path in missing if not path.parent.is_dir()})
         absent = f", and {len(classes)} class folders, the first {classes[0]}" if classes else ""
-        raise ValueError(
+        raise UserError(
             f"root={folder} lacks {len(missing)} of the {len(videos)} videos in {' and '.join(p.name for p in lists)}, "
             f"the first {missing[0].relative_to(folder).as_posix()}{absent}; all of them must be extracted"
         )

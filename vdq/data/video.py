@@ -12,6 +12,7 @@ import av
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 
 
@@ -23,12 +24,12 @@ def to_uint8(video: Tensor) -> Tensor:
     4% of the pixels); unlike upstream the input is left as it is.
 
     Raises:
-        ValueError: on another shape, an integer dtype, or NaN, whose uint8 value would be arbitrary.
+        UserError: on another shape, an integer dtype, or NaN, whose uint8 value would be arbitrary.
     """
     if not video.is_floating_point() or video.ndim < 4 or video.shape[-4] != 3:
-        raise ValueError(f"video is {video.dtype} {tuple(video.shape)}; only a floating [...,3,T,H,W] is allowed")
+        raise UserError(f"video is {video.dtype} {tuple(video.shape)}; only a floating [...,3,T,H,W] is allowed")
     if video.isnan().any():
-        raise ValueError(f"video holds {int(video.isnan().sum())} NaN values; only numbers are allowed")
+        raise UserError(f"video holds {int(video.isnan().sum())} NaN values; only numbers are allowed")
     unit = video.clamp(-1, 1).add_(1).div_(2)
     return unit.mul_(255).add_(0.5).clamp_(0, 255).movedim(-4, -1).to(torch.uint8).contiguous()
 
@@ -44,16 +45,16 @@ def write_mp4(path: str | PathLike[str], frames: Tensor, fps: float, *, crf: int
         comment: text for the file's metadata.
 
     Raises:
-        ValueError: on another dtype or shape, an odd size, or fps or crf out of range.
+        UserError: on another dtype or shape, an odd size, or fps or crf out of range.
     """
     check_frames("frames", frames)
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(f"frames have size {height}x{width}; only even heights and widths are allowed by yuv420p")
+        raise UserError(f"frames have size {height}x{width}; only even heights and widths are allowed by yuv420p")
     if not fps > 0:
-        raise ValueError(f"fps is {fps}; a number above 0 is allowed")
+        raise UserError(f"fps is {fps}; a number above 0 is allowed")
     if not 0 <= crf <= 51:
-        raise ValueError(f"crf is {crf}; 0 to 51 is allowed")
+        raise UserError(f"crf is {crf}; 0 to 51 is allowed")
     with complete_or_nothing(Path(path)) as partial, av.open(str(partial), mode="w", format="mp4") as container:
         if comment:
             container.metadata["comment"] = comment
@@ -66,6 +67,6 @@ def write_mp4(path: str | PathLike[str], frames: Tensor, fps: float, *, crf: int
 
 
 def check_frames(name: str, frames: Tensor) -> None:
-    """Raises ValueError, with ``name``, unless frames are uint8 [T,H,W,3] with at least one."""
+    """Raises UserError, with ``name``, unless frames are uint8 [T,H,W,3] with at least one."""
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < 1:
-        raise ValueError(f"{name} is {frames.dtype} {tuple(frames.shape)}; only uint8 [T,H,W,3] with T >= 1 is allowed")
+        raise UserError(f"{name} is {frames.dtype} {tuple(frames.shape)}; only uint8 [T,H,W,3] with T >= 1 is allowed")

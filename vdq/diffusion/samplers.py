@@ -11,6 +11,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.diffusion.guidance import Reusing, guided
 from vdq.diffusion.observer import step_observers
 from vdq.diffusion.schedule import Schedule
+from vdq.errors import UserError
 from vdq.models.base import Conditions
 
 MOST_GUIDANCE = 1000
@@ -37,9 +38,9 @@ class Sampler(ABC):
 
     def __init__(self, *, steps: int = 20, guidance_scale: float = 7.0, guidance_channels: int = 3) -> None:
         if not 0 <= guidance_scale <= MOST_GUIDANCE:
-            raise ValueError(f"guidance_scale={guidance_scale} must be in 0..{MOST_GUIDANCE}; 1 is no guidance")
+            raise UserError(f"guidance_scale={guidance_scale} must be in 0..{MOST_GUIDANCE}; 1 is no guidance")
         if guidance_channels < 0:
-            raise ValueError(f"guidance_channels={guidance_channels} must be at least 0")
+            raise UserError(f"guidance_channels={guidance_channels} must be at least 0")
         self.schedule = Schedule(steps)
         self.guidance_scale = guidance_scale
         self.guidance_channels = guidance_channels
@@ -57,12 +58,12 @@ class Sampler(ABC):
 
         `clock` is set before every call of the denoiser; `callback(step, latents)` is called after every step. The
         state is fp32 whatever the denoiser's dtype. `Reusing(denoiser)` gives the same latents in less time. The
-        denoiser's `StepObserver`s are told the guided estimate of every step. Raises ValueError when the clock counts
+        denoiser's `StepObserver`s are told the guided estimate of every step. Raises UserError when the clock counts
         other steps than the schedule.
         """
         steps = self.schedule.num_steps
         if clock.num_steps != steps:
-            raise ValueError(f"clock.num_steps={clock.num_steps} must equal the sampler's steps={steps}")
+            raise UserError(f"clock.num_steps={clock.num_steps} must equal the sampler's steps={steps}")
         observers = step_observers(denoiser)
         x = noise.initial().to(conditions.y.device, torch.float32)
         for step, timestep in enumerate(self.schedule.timesteps.tolist()):

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
+
 
 class Schedule:
     """Float64 CPU tables of a respaced linear schedule, indexed by step: 0 is the noisiest, num_steps-1 the last.
@@ -10,7 +12,7 @@ class Schedule:
     timesteps [num_steps] long is what the model is given at each step. betas, log_betas, alphas_cumprod,
     alphas_cumprod_prev, sqrt_recip_alphas_cumprod, sqrt_recipm1_alphas_cumprod, posterior_variance,
     posterior_log_variance, posterior_mean_coef1 and posterior_mean_coef2 are [num_steps]. train_betas and
-    train_alphas_cumprod are [num_train_timesteps], by timestep. Raises ValueError when num_steps is not in
+    train_alphas_cumprod are [num_train_timesteps], by timestep. Raises UserError when num_steps is not in
     1..num_train_timesteps or the betas are not increasing within 0..1.
     """
 
@@ -23,9 +25,9 @@ class Schedule:
         beta_end: float = 0.02,
     ) -> None:
         if not 1 <= num_steps <= num_train_timesteps:
-            raise ValueError(f"num_steps={num_steps} must be in 1..num_train_timesteps={num_train_timesteps}")
+            raise UserError(f"num_steps={num_steps} must be in 1..num_train_timesteps={num_train_timesteps}")
         if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"beta_start={beta_start} and beta_end={beta_end} must satisfy 0 < start <= end < 1")
+            raise UserError(f"beta_start={beta_start} and beta_end={beta_end} must satisfy 0 < start <= end < 1")
         self.num_steps = num_steps
         self.num_train_timesteps = num_train_timesteps
         self.train_betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)

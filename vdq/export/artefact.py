@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vdq.errors import UserError
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.files import complete_folder_or_nothing, write_json
 from vdq.sources import digest
@@ -22,11 +23,11 @@ MANIFEST = "manifest.json"
 
 
 def write(exporter: Exporter, run: QuantizedRun, path: Path) -> dict[str, Any]:
-    """Makes the folder, or replaces it, and returns its manifest. Raises ValueError if what is there is neither an
+    """Makes the folder, or replaces it, and returns its manifest. Raises UserError if what is there is neither an
     artefact nor an empty folder.
     """
     if path.exists() and not is_artefact(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"export.path={path} exists and is no artefact of this program, it is not replaced")
+        raise UserError(f"export.path={path} exists and is no artefact of this program, it is not replaced")
     with complete_folder_or_nothing(path) as folder:
         contents = exporter.write(run, folder)
         manifest = {
@@ -45,36 +46,36 @@ def write(exporter: Exporter, run: QuantizedRun, path: Path) -> dict[str, Any]:
 
 
 def read(path: str | Path, kind: str, layout: int) -> dict[str, Any]:
-    """The manifest of an undamaged artefact of that kind and version. Raises ValueError naming what is wrong."""
+    """The manifest of an undamaged artefact of that kind and version. Raises UserError naming what is wrong."""
     path = Path(path)
     manifest = read_manifest(path)
     for field, wanted in (("kind", kind), ("version", layout)):
         if manifest[field] != wanted:
-            raise ValueError(f"{path / MANIFEST}: {field}={manifest[field]} cannot be loaded; {wanted} is allowed")
+            raise UserError(f"{path / MANIFEST}: {field}={manifest[field]} cannot be loaded; {wanted} is allowed")
     for name, facts in manifest["files"].items():
         file = path / name
         if not file.is_file():
-            raise ValueError(f"{file} is missing; the artefact has {len(manifest['files'])} files and their manifest")
+            raise UserError(f"{file} is missing; the artefact has {len(manifest['files'])} files and their manifest")
         if (size := file.stat().st_size) != facts["bytes"]:
-            raise ValueError(f"{file} has {size} bytes, its manifest says {facts['bytes']}: it is truncated or changed")
+            raise UserError(f"{file} has {size} bytes, its manifest says {facts['bytes']}: it is truncated or changed")
         if digest(file) != facts["sha256"]:
-            raise ValueError(f"{file} is damaged: its SHA-256 is not {facts['sha256']}, as its manifest says")
+            raise UserError(f"{file} is damaged: its SHA-256 is not {facts['sha256']}, as its manifest says")
     return manifest
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest alone, undamaged; the files are not looked at. Raises ValueError."""
+    """The manifest alone, undamaged; the files are not looked at. Raises UserError."""
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} is no artefact, it has no {MANIFEST}") from None
+        raise UserError(f"{path} is no artefact, it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(manifest, dict) or not {"kind", "version", "files", "sha256"} <= manifest.keys():
-        raise ValueError(f"{file} is not the manifest of an artefact")
+        raise UserError(f"{file} is not the manifest of an artefact")
     if _own_digest(manifest) != manifest["sha256"]:
-        raise ValueError(f"{file} is damaged: its content does not have the SHA-256 {manifest['sha256']} that it names")
+        raise UserError(f"{file} is damaged: its content does not have the SHA-256 {manifest['sha256']} that it names")
     return manifest
 
 

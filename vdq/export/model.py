@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.samplers import Noise, Sampler
+from vdq.errors import UserError
 from vdq.export.rebuild import rebuild
 from vdq.models.base import Conditions, VideoModel
 
@@ -40,7 +41,7 @@ class ArtefactModel:
 
     def video_model(self, **changes: Any) -> VideoModel:
         """The model around this denoiser: its text encoder and its autoencoder are no part of the artefact and come
-        from where the configuration says; `changes` are other arguments, such as `weights`. Raises ValueError when they
+        from where the configuration says; `changes` are other arguments, such as `weights`. Raises UserError when they
         are not those of the run.
         """
         model = rebuild(self.contents["config"]["model"] | changes, VideoModel, "model", net=self.denoiser)
@@ -48,7 +49,7 @@ class ArtefactModel:
         return model
 
     def check_companions(self, model: VideoModel) -> None:
-        """Raises ValueError unless the model encodes and decodes as the run's did."""
+        """Raises UserError unless the model encodes and decodes as the run's did."""
         for part, identity in self.contents["companions"].items():
             if model.companions.get(part) != identity:
-                raise ValueError(f"model: {part} {model.companions.get(part)} must be the artefact's, {identity}")
+                raise UserError(f"model: {part} {model.companions.get(part)} must be the artefact's, {identity}")

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import onnx
 import onnxruntime
 
+from vdq.errors import UserError
 from vdq.export.onnx_session import open_session
 
 INTEGER_PRODUCTS = {"MatMulIntegerToFloat", "QLinearMatMul", "QGemm", "MatMulInteger"}
@@ -16,7 +17,7 @@ MADE_UNSIGNED = "_s8_2_u8"  # ends the names of weights that session.x64quantpre
 
 
 def check_integer(path: Path, fqns: Iterable[str]) -> None:
-    """Raises ValueError naming the first layer of a graph that ONNX Runtime would multiply in floating point.
+    """Raises UserError naming the first layer of a graph that ONNX Runtime would multiply in floating point.
 
     It does so without a word when a pattern of operators is not the one that it replaces by an integer kernel.
     """
@@ -24,7 +25,7 @@ def check_integer(path: Path, fqns: Iterable[str]) -> None:
     integer = {name.removesuffix(MADE_UNSIGNED) for node in products for name in node.input}
     for fqn in fqns:
         if f"{fqn}.weight_codes" not in integer:
-            raise ValueError(
+            raise UserError(
                 f"{path.name}: onnxruntime {onnxruntime.__version__} does not multiply layer {fqn} in integers; "
                 f"one of {', '.join(sorted(INTEGER_PRODUCTS))} is wanted"
             )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vdq.backends.base import Backend
 from vdq.backends.integer import BITS, unsupported
+from vdq.errors import UserError
 from vdq.quant.affine import code_range
 from vdq.quant.linear import LayerSpec
 from vdq.quant.params import LinearParams
@@ -67,7 +68,7 @@ class OnnxLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 3:
-            raise ValueError(f"layer {self.layer.fqn} got {x.dim()} dimensions, must be at least 3 to be exported")
+            raise UserError(f"layer {self.layer.fqn} got {x.dim()} dimensions, must be at least 3 to be exported")
         shape = (*x.shape[:-1], len(self.layer.weight))
         name = f"{DOMAIN}::{OPERATOR}"
         return torch.onnx.ops.symbolic(name, (x,), {"fqn": self.layer.fqn}, dtype=torch.float32, shape=shape, version=1)

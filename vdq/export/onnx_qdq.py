@@ -16,6 +16,7 @@ from vdq.backends.base import Backend
 from vdq.backends.integer import BITS
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
+from vdq.errors import UserError
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.onnx_card import INT8, NOTES, UINT8, card
 from vdq.export.onnx_runtime import KIND, NULL_CAPTION, PACKAGES, VERSION, check_installed
@@ -39,7 +40,7 @@ class OnnxQdqExporter(Exporter):
     weight_type: of 8-bit weights of layers with 8-bit activations. "uint8" is exact in every session; "int8" is what
     VNNI, phones and OpenVINO's integer kernels need, and saturates on x86 without VNNI unless the session is told
     otherwise. None: uint8 for gather, int8 for constant. All other weights are int8 and saturate nowhere. Raises
-    ValueError for other values.
+    UserError for other values.
     """
 
     name, version = KIND, VERSION
@@ -47,9 +48,9 @@ class OnnxQdqExporter(Exporter):
     def __init__(self, *, path: str | None = None, steps: str = "gather", weight_type: str | None = None) -> None:
         super().__init__(path=path)
         if steps not in STEPS:
-            raise ValueError(f"export.steps={steps} must be one of {', '.join(STEPS)}")
+            raise UserError(f"export.steps={steps} must be one of {', '.join(STEPS)}")
         if weight_type not in (UINT8, INT8, None):
-            raise ValueError(f"export.weight_type={weight_type} must be {UINT8}, {INT8} or null")
+            raise UserError(f"export.weight_type={weight_type} must be {UINT8}, {INT8} or null")
         self.steps, self.asked_type = steps, weight_type
         self.weight_type = weight_type or (UINT8 if steps == "gather" else INT8)
 
@@ -59,16 +60,16 @@ class OnnxQdqExporter(Exporter):
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
-            raise ValueError("export=onnx_qdq exports quantized models, quant=fp16 quantizes nothing")
+            raise UserError("export=onnx_qdq exports quantized models, quant=fp16 quantizes nothing")
         if not method.static:
-            raise ValueError(
+            raise UserError(
                 f"export=onnx_qdq cannot export {type(method).__name__}: its ranges are measured at run time, a QDQ "
                 "graph holds constants; static recipes are allowed"
             )
         for field in ("weight", "act"):
             bits = getattr(method, f"{field}_bits")
             if bits > BITS:
-                raise ValueError(f"export=onnx_qdq: bits.{field}={bits} must be at most {BITS}, products are of bytes")
+                raise UserError(f"export=onnx_qdq: bits.{field}={bits} must be at most {BITS}, products are of bytes")
         check_installed(PACKAGES)
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
@@ -78,10 +79,10 @@ class OnnxQdqExporter(Exporter):
         from vdq.export.onnx_linear import OnnxBackend, saturates
 
         if not isinstance(run.denoiser, STDiT):
-            raise ValueError(f"export=onnx_qdq knows STDiT, not {type(run.denoiser).__name__}")
+            raise UserError(f"export=onnx_qdq knows STDiT, not {type(run.denoiser).__name__}")
         saturating = any(map(saturates, run.state.layers.values()))
         if self.asked_type == UINT8 and not saturating:
-            raise ValueError("export.weight_type=uint8 does nothing: it is for 8-bit weights with 8-bit activations")
+            raise UserError("export.weight_type=uint8 does nothing: it is for 8-bit weights with 8-bit activations")
         if saturating:
             log.info("export: 8-bit weights as %s: %s", self.weight_type, NOTES[self.weight_type])
         quantized = apply(run.denoiser, run.state, StepClock(run.state.num_steps), OnnxBackend())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
+from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.model import ArtefactModel
 from vdq.export.rebuild import rebuild
@@ -23,10 +24,10 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def check_installed(packages: tuple[str, ...]) -> None:
-    """Raises ValueError that says how to install what is missing."""
+    """Raises UserError that says how to install what is missing."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise ValueError(f"export=onnx_qdq needs {' and '.join(missing)}, try `pip install 'vdq[export]'`")
+        raise UserError(f"export=onnx_qdq needs {' and '.join(missing)}, try `pip install 'vdq[export]'`")
 
 
 class OnnxDenoiser(nn.Module):
@@ -81,7 +82,7 @@ class OnnxDenoiser(nn.Module):
 def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | None = None) -> ArtefactModel:
     """The model of an artefact of `export=onnx_qdq`. `sampler`: None is the one it was made for.
 
-    Raises ValueError when the artefact is damaged, of another version or incomplete, when a graph and the step map do
+    Raises UserError when the artefact is damaged, of another version or incomplete, when a graph and the step map do
     not fit together, for another sampler or step count, and where ONNX Runtime does not multiply bytes exactly.
     """
     path = Path(path)
@@ -94,14 +95,14 @@ def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | Non
     graphs, steps = contents["graphs"], contents["num_steps"]
     for step, name in enumerate(graphs):
         if name not in manifest["files"]:
-            raise ValueError(f"{path}: contents.graphs names {name} for step {step}, the artefact has no such file")
+            raise UserError(f"{path}: contents.graphs names {name} for step {step}, the artefact has no such file")
     own = rebuild(contents["config"]["sampler"], Sampler, "sampler")
     sampler = sampler or own
     if type(sampler) is not type(own):
-        raise ValueError(f"{path}: sampler={type(sampler).__name__} must be {type(own).__name__}, as it was exported")
+        raise UserError(f"{path}: sampler={type(sampler).__name__} must be {type(own).__name__}, as it was exported")
     for field, number in (("sampler.steps", sampler.schedule.num_steps), ("graphs", len(graphs))):
         if number != steps:
-            raise ValueError(f"{path}: {field}={number} must be {steps}, the steps that it was quantized for")
+            raise UserError(f"{path}: {field}={number} must be {steps}, the steps that it was quantized for")
     clock = StepClock(steps)
     return ArtefactModel(OnnxDenoiser(path, graphs, clock, threads), sampler, clock, manifest)
 
@@ -112,4 +113,4 @@ def _open(path: Path, threads: int | None) -> Any:
     try:
         return open_session(path, intra_op_num_threads=threads or 0)
     except Exception as error:  # of several types that are no part of its interface
-        raise ValueError(f"{path} cannot be loaded by onnxruntime: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be loaded by onnxruntime: {str(error).splitlines()[0]}") from error

@@ -18,6 +18,7 @@ import torch
 
 from vdq.backends.integer import BITS
 from vdq.diffusion.clock import StepClock
+from vdq.errors import UserError
 from vdq.export.onnx_graph import Graph, TensorFile, layer_template
 from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec, SampleRows
@@ -33,14 +34,14 @@ def open_session(
     model: Path | bytes, *, entries: dict[str, str] | None = None, **settings: Any
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU that multiplies bytes exactly. entries: of its configuration, beside the needed ones;
-    settings: attributes of SessionOptions, such as intra_op_num_threads. Raises ValueError if no session is exact here.
+    settings: attributes of SessionOptions, such as intra_op_num_threads. Raises UserError if no session is exact here.
     """
     return plain_session(model, exact_entries() | (entries or {}), **settings)
 
 
 @cache
 def exact_entries() -> dict[str, str]:
-    """Configuration that a session needs to be exact on this CPU: none with VNNI. Raises ValueError if none helps."""
+    """Configuration that a session needs to be exact on this CPU: none with VNNI. Raises UserError if none helps."""
     for entries in ({}, PRECISE):
 
         def run(model: bytes, x: np.ndarray, entries: dict[str, str] = entries) -> np.ndarray:
@@ -49,7 +50,7 @@ def exact_entries() -> dict[str, str]:
         if all(multiplies_exactly(run, unsigned=unsigned) for unsigned in (False, True)):
             return entries
     (name,) = PRECISE
-    raise ValueError(
+    raise UserError(
         f"onnxruntime {onnxruntime.__version__} does not multiply bytes exactly on this CPU, with {name}=1 neither; "
         "another version may, and an artefact of export=packed is sampled without it"
     )

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vdq.backends.base import Backend
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
+from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.card import card
@@ -70,12 +71,12 @@ class PackedExporter(Exporter):
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
-            raise ValueError("export=packed stores integer weights, quant=fp16 has none; other recipes are allowed")
+            raise UserError("export=packed stores integer weights, quant=fp16 has none; other recipes are allowed")
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         dimensions = getattr(run.denoiser, "dimensions", None)
         if dimensions is None:
-            raise ValueError(f"export=packed needs {type(run.denoiser).__name__}.dimensions, from which it is rebuilt")
+            raise UserError(f"export=packed needs {type(run.denoiser).__name__}.dimensions, from which it is rebuilt")
         before = list(run.denoiser.state_dict().values())
         contents = {
             "num_steps": run.state.num_steps,
@@ -107,7 +108,7 @@ def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock |
     `clock`: None is a new one.
 
     Codes stay memory-mapped where the backend does not unpack them: the files must not be changed meanwhile. Raises
-    ValueError when the artefact is damaged, of another version, or not made of the tensors that its layers need.
+    UserError when the artefact is damaged, of another version, or not made of the tensors that its layers need.
     """
     path = Path(path)
     manifest = artefact.read(path, KIND, VERSION)
@@ -118,7 +119,7 @@ def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock |
     clock = clock or StepClock(steps)
     for field, number in (("sampler.steps", sampler.schedule.num_steps), ("clock.num_steps", clock.num_steps)):
         if number != steps:
-            raise ValueError(f"{path}: {field}={number} must be {steps}, the steps that its tables are for")
+            raise UserError(f"{path}: {field}={number} must be {steps}, the steps that its tables are for")
     with torch.device("meta"):
         net = rebuild(contents["denoiser"], nn.Module, "denoiser")
     tensors = _read_tensors([path / name for name in manifest["files"] if name.endswith(".safetensors")])
@@ -247,14 +248,14 @@ def _layer_tensors(facts: dict[str, Any], out: int, in_: int, steps: int) -> dic
 
 
 def _read_tensors(files: list[Path]) -> dict[str, Tensor]:
-    """Memory-mapped tensors of all files. Raises ValueError for a file that is none of safetensors."""
+    """Memory-mapped tensors of all files. Raises UserError for a file that is none of safetensors."""
     tensors = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
                 tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{file} must be a whole safetensors file; reading it failed: {error}") from error
+            raise UserError(f"{file} must be a whole safetensors file; reading it failed: {error}") from error
     return tensors
 
 
@@ -262,22 +263,22 @@ def _check_tensors(
     tensors: dict[str, Tensor], expected: dict[str, Kind], layers: dict[str, dict[str, Any]], path: Path
 ) -> None:
     if missing := sorted(expected.keys() - tensors.keys()):
-        raise ValueError(f"{path} lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}")
+        raise UserError(f"{path} lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}")
     if extra := sorted(tensors.keys() - expected.keys()):
-        raise ValueError(f"{path} has {len(extra)} tensors that no layer needs, such as {extra[0]}")
+        raise UserError(f"{path} has {len(extra)} tensors that no layer needs, such as {extra[0]}")
     for name, kind in expected.items():
         found = Kind(tuple(tensors[name].shape), tensors[name].dtype)
         if found != kind:
-            raise ValueError(f"{path}: tensor {name} is {_words(found)}, must be {_words(kind)}")
+            raise UserError(f"{path}: tensor {name} is {_words(found)}, must be {_words(kind)}")
     for fqn, facts in layers.items():
         if (shift := f"{facts.get('shift_of', fqn)}.shift") not in tensors and facts.get("shifts"):
-            raise ValueError(f"{path} lacks tensor {shift}, the shift of layer {fqn}")
+            raise UserError(f"{path} lacks tensor {shift}, the shift of layer {fqn}")
         rows = (len(tensors.get(f"{fqn}.{table}", ())) for table in ("act_scale", "shift", "correction"))
         act_ranges = next(filter(None, rows), 0)
         for table, ranges in (("weight_range", facts["weight_ranges"]), ("act_range", act_ranges)):
             steps = tensors.get(f"{fqn}.{table}")
             if ranges and not (0 <= int(steps.min()) and int(steps.max()) < ranges):
-                raise ValueError(f"{path}: tensor {fqn}.{table} has values outside 0..{ranges - 1}, its ranges")
+                raise UserError(f"{path}: tensor {fqn}.{table} has values outside 0..{ranges - 1}, its ranges")
 
 
 def _words(kind: Kind) -> str:

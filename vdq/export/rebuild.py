@@ -6,6 +6,8 @@ import inspect
 from importlib import import_module
 from typing import Any, TypeVar
 
+from vdq.errors import UserError
+
 T = TypeVar("T")
 TARGET = "_target_"
 
@@ -18,17 +20,17 @@ def describe(obj: object, arguments: dict[str, Any]) -> dict[str, Any]:
 def rebuild(description: dict[str, Any], base: type[T], field: str, **more: Any) -> T:
     """The object that a config group describes: `_target_` and arguments; ``name`` is no argument.
 
-    Only subclasses of `base` that this package defines are called. Raises ValueError that names `field`.
+    Only subclasses of `base` that this package defines are called. Raises UserError that names `field`.
     """
     target = description.get(TARGET)
     arguments = {key: value for key, value in description.items() if key not in (TARGET, "name")} | more
     kind = _find(str(target))
     if not (inspect.isclass(kind) and issubclass(kind, base) and kind.__module__.startswith("vdq.")):
-        raise ValueError(f"{field}.{TARGET}={target} must be a {base.__name__} of the package vdq")
+        raise UserError(f"{field}.{TARGET}={target} must be a {base.__name__} of the package vdq")
     try:
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"{field}: {kind.__name__} of this version takes other arguments ({error})") from error
+        raise UserError(f"{field}: {kind.__name__} of this version takes other arguments ({error})") from error
     return kind(**arguments)
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vdq.data.video import write_mp4
 from vdq.diffusion.noise import PromptNoise
+from vdq.errors import UserError
 from vdq.export import artefact, onnx_runtime, packed
 from vdq.export.model import ArtefactModel
 from vdq.files import check_folder, complete_or_nothing
@@ -30,20 +31,20 @@ def main(arguments: list[str] | None = None) -> Path:
     args = _parser().parse_args(arguments)
     try:
         if args.out.suffix.lower() not in ENDINGS:
-            raise ValueError(f"--out={args.out} must end in {' or '.join(ENDINGS)}")
+            raise UserError(f"--out={args.out} must end in {' or '.join(ENDINGS)}")
         if not args.prompt.strip():
-            raise ValueError("--prompt is empty, must say what the video shall show")
+            raise UserError("--prompt is empty, must say what the video shall show")
         if args.threads is not None and args.threads < 1:
-            raise ValueError(f"--threads={args.threads} must be at least 1")
+            raise UserError(f"--threads={args.threads} must be at least 1")
         check_folder("--out: its folder", args.out.parent)
         if args.out.is_dir():
-            raise ValueError(f"--out={args.out} is a folder, must be a file")
+            raise UserError(f"--out={args.out} is a folder, must be a file")
         model = load(args.artefact, threads=args.threads)
         seed = model.contents["seed"] if args.seed is None else args.seed
         changes = places(model.contents["config"]["model"], args.weights, args.cache)
         frames, fps = sample(model, args.prompt, seed=seed, changes=changes)
         write_video(args.out, frames, fps, comment=args.prompt)
-    except ValueError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped, nothing was written")
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 def load(path: Path, *, threads: int | None = None) -> ArtefactModel:
-    """An artefact of either kind; `threads`: None is all cores. Raises ValueError for another one, or if damaged."""
+    """An artefact of either kind; `threads`: None is all cores. Raises UserError for another one, or if damaged."""
     kind = artefact.read_manifest(path)["kind"]
     if kind == onnx_runtime.KIND:
         return onnx_runtime.load(path, threads=threads)
@@ -67,13 +68,13 @@ def sample(
 ) -> tuple[Tensor, float]:
     """Frames uint8 [T, H, W, 3] and their rate per second. The noise is that of a run's first prompt with this seed.
 
-    `changes`: arguments of the video model in place of the run's, as `places` makes them. Raises ValueError when the
+    `changes`: arguments of the video model in place of the run's, as `places` makes them. Raises UserError when the
     text encoder or the autoencoder are missing or others than the run's.
     """
     try:
         videos = model.video_model(**(changes or {}))
-    except ValueError as error:
-        raise ValueError(f"{error}; --weights says where they are on this machine") from error
+    except UserError as error:
+        raise UserError(f"{error}; --weights says where they are on this machine") from error
     for remark in videos.remarks([prompt]):
         print(f"warning: {remark}", file=sys.stderr)
     videos.prepare([prompt], "cpu")
@@ -86,7 +87,7 @@ def sample(
 def places(config: dict[str, Any], weights: list[str], cache: str | None) -> dict[str, Any]:
     """What the command line changes of a model's configuration: where its weights are, and where it may keep files.
 
-    Raises ValueError for parts that the model does not have.
+    Raises UserError for parts that the model does not have.
     """
     changes: dict[str, Any] = {}
     known = config.get("weights")
@@ -94,17 +95,17 @@ def places(config: dict[str, Any], weights: list[str], cache: str | None) -> dic
         parts = dict(text.partition("=")[::2] for text in weights)
         allowed = [part for part in known if part != "denoiser"]  # which the artefact has
         if wrong := [text for text in weights if text.partition("=")[0] not in allowed or "=" not in text]:
-            raise ValueError(f"--weights={wrong[0]} must be PART=PATH, with PART one of {', '.join(allowed)}")
+            raise UserError(f"--weights={wrong[0]} must be PART=PATH, with PART one of {', '.join(allowed)}")
         changes["weights"] = known | parts
     elif weights:
         if len(weights) > 1:
-            raise ValueError(f"--weights is given {len(weights)} times, this model has one folder of weights")
+            raise UserError(f"--weights is given {len(weights)} times, this model has one folder of weights")
         changes["weights"] = weights[0]
     if "cache" in config:
         changes["cache"] = cache or DEFAULT_CACHE
         check_folder("--cache", changes["cache"])
     elif cache is not None:
-        raise ValueError(f"--cache={cache} has no use: this model keeps no files")
+        raise UserError(f"--cache={cache} has no use: this model keeps no files")
     return changes
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vdq.errors import UserError
 from vdq.quant.affine import check_bits
 from vdq.quant.layers import Projection, projections
 from vdq.quant.report import layer_reports
@@ -86,13 +87,13 @@ class Method(ABC):
         timesteps: Tensor | None = None,
     ) -> QuantState:
         """Parameters of every linear projection with `quantizable(fqn)` and of `temporal_layers`, and a report row for
-        every layer. Pure: the denoiser is only read. Raises ValueError for missing or unfitting statistics, a weight
+        every layer. Pure: the denoiser is only read. Raises UserError for missing or unfitting statistics, a weight
         that is not finite, or when nothing would be quantized.
         """
         self.check(num_steps)
         chosen = [p for p in projections(denoiser) if quantizable(p.fqn)]
         if not chosen:
-            raise ValueError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
+            raise UserError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
         options = self.layer_options(denoiser, {p.fqn for p in chosen})
         layers = {}
         for input_fqn, group in groupby(chosen, key=lambda p: p.input_fqn):
@@ -117,19 +118,19 @@ class Method(ABC):
 
     def _stats_of(self, fqn: str, wanted: frozenset[str], stats: Stats | None, num_steps: int) -> LayerStats:
         if stats is None or fqn not in stats.layers:
-            raise ValueError(f"{type(self).__name__} needs calibration statistics of layer {fqn}")
+            raise UserError(f"{type(self).__name__} needs calibration statistics of layer {fqn}")
         if stats.num_steps != num_steps:
-            raise ValueError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
+            raise UserError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
         found = stats.layers[fqn]
         if SAMPLES in wanted and found.samples is None:
-            raise ValueError(f"{type(self).__name__} needs recorded inputs of layer {fqn}")
+            raise UserError(f"{type(self).__name__} needs recorded inputs of layer {fqn}")
         return found
 
 
 def check_weight(p: Projection) -> None:
     """Raise ValueError when a weight is not finite."""
     if not bool(torch.isfinite(p.weight).all()):
-        raise ValueError(f"layer {p.fqn} has NaN or infinite weights")
+        raise UserError(f"layer {p.fqn} has NaN or infinite weights")
 
 
 class SmoothedMethod(Method):

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.methods.base import ABSMAX, SmoothedMethod
 from vdq.quant.convert import weight_qparams
 from vdq.quant.smoothing import MOMENTUM
@@ -17,7 +18,7 @@ class DynamicMethod(SmoothedMethod):
     token_granularity: "per_token" takes one range per token and row, so results do not depend on the batch;
     "token_shared" is upstream's range per token index, shared by all rows of the batch. alpha None is ViDiT-Q's W8A8
     and W6A6; with smoothing its presets use 0.625 and one range. The other options are those of StaticMethod. Raises
-    ValueError for a value outside these.
+    UserError for a value outside these.
     """
 
     static = False
@@ -43,7 +44,7 @@ class DynamicMethod(SmoothedMethod):
         )
         if token_granularity not in TOKEN_GRANULARITIES:
             allowed = ", ".join(TOKEN_GRANULARITIES)
-            raise ValueError(f"token_granularity={token_granularity} must be one of {allowed}")
+            raise UserError(f"token_granularity={token_granularity} must be one of {allowed}")
         self.token_granularity = token_granularity
 
     def needs(self, fqn: str) -> frozenset[str]:

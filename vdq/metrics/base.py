@@ -14,6 +14,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from vdq.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 UNNUMBERED = -1
@@ -88,13 +90,13 @@ class VideoMetric(Metric):
         check_videos("videos", videos)
         check_index(index, len(videos))
         if reason := self.refusal(*videos.shape[1:4]):
-            raise ValueError(reason)
+            raise UserError(reason)
 
     def _record(self, index: Sequence[int] | Tensor | None, count: int, values: Mapping[str, Sequence[float]]) -> None:
         """Keep the values of `count` videos, one list per key; `index` None leaves them unnumbered.
 
         Raises:
-            ValueError: for a value that is NaN or infinite, of which no mean could be told.
+            UserError: for a value that is NaN or infinite, of which no mean could be told.
         """
         for key in self.keys:
             check_finite(key, torch.as_tensor(values[key]), self.assets)
@@ -110,7 +112,7 @@ class VideoMetric(Metric):
         """Index and values of the distinct videos, sorted by index."""
         index = dim_zero_cat(self.index) if len(self.index) else torch.empty(0)
         if not len(index):
-            raise ValueError(f"{type(self).__name__} has no value because it was given no video")
+            raise UserError(f"{type(self).__name__} has no value because it was given no video")
         index, order = torch.sort(index, stable=True)
         repeated = torch.zeros_like(index, dtype=torch.bool)
         repeated[1:] = (index[1:] == index[:-1]) & (index[1:] != UNNUMBERED)
@@ -131,16 +133,16 @@ def check_videos(name: str, videos: Tensor) -> None:
     """ValueError unless `videos` is uint8 [B,T,H,W,3] with at least one video of at least one frame."""
     if not isinstance(videos, Tensor) or videos.dtype != torch.uint8:
         found = getattr(videos, "dtype", type(videos).__name__)
-        raise ValueError(f"{name} has type {found}; only a tensor of torch.uint8 is allowed")
+        raise UserError(f"{name} has type {found}; only a tensor of torch.uint8 is allowed")
     if videos.ndim != 5 or videos.shape[-1] != 3 or min(videos.shape[:2]) < 1:
-        raise ValueError(f"{name} has shape {tuple(videos.shape)}; only [B,T,H,W,3] with B >= 1 and T >= 1 is allowed")
+        raise UserError(f"{name} has shape {tuple(videos.shape)}; only [B,T,H,W,3] with B >= 1 and T >= 1 is allowed")
 
 
 def check_finite(name: str, values: Tensor, assets: Mapping[str, str]) -> None:
     """ValueError that names the networks in `assets` unless all values are finite numbers."""
     if not bool(torch.isfinite(values).all()):
         by = f"; the weights of {' or '.join(assets)} may be damaged" if assets else ""
-        raise ValueError(f"{name} has NaN or infinite values{by}")
+        raise UserError(f"{name} has NaN or infinite values{by}")
 
 
 def check_index(index: Sequence[int] | Tensor | None, count: int) -> None:
@@ -149,4 +151,4 @@ def check_index(index: Sequence[int] | Tensor | None, count: int) -> None:
         return
     numbers = [int(i) for i in index]
     if len(numbers) != count or any(i < 0 for i in numbers):
-        raise ValueError(f"index is {numbers}; one integer >= 0 for each of the {count} videos is allowed")
+        raise UserError(f"index is {numbers}; one integer >= 0 for each of the {count} videos is allowed")

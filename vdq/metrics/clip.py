@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.metrics.base import VideoMetric
 
 
@@ -72,7 +73,7 @@ class ClipMetric(VideoMetric):
         self.keys = tuple(f"{key}_{label}" if label else key for key in ClipMetric.keys)
         super().__init__(**kwargs)
         if frames_per_batch < 1:
-            raise ValueError(f"frames_per_batch is {frames_per_batch}; an integer >= 1 is allowed")
+            raise UserError(f"frames_per_batch is {frames_per_batch}; an integer >= 1 is allowed")
         self.encoder = encoder
         self.frames_per_batch = frames_per_batch
 
@@ -93,11 +94,11 @@ class ClipMetric(VideoMetric):
         """Add videos, uint8 [B,T,H,W,3], and their B prompts; `index` numbers the videos within the set.
 
         Raises:
-            ValueError: on another dtype or shape, a prompt too many or too few, or one-frame videos.
+            UserError: on another dtype or shape, a prompt too many or too few, or one-frame videos.
         """
         self._check(videos, index)
         if isinstance(prompts, str) or len(prompts) != len(videos):
-            raise ValueError(f"prompts is {prompts!r}; one string for each of the {len(videos)} videos is allowed")
+            raise UserError(f"prompts is {prompts!r}; one string for each of the {len(videos)} videos is allowed")
         scores = [self._score(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
         self._record(index, len(videos), dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
 

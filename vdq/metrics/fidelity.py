@@ -11,6 +11,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from vdq.errors import UserError
 from vdq.metrics.base import VideoMetric, check_index, check_videos
 
 DATA_RANGE = 255.0
@@ -39,7 +40,7 @@ class FidelityMetric(VideoMetric):
         """Add videos and their full-precision references, both uint8 [B,T,H,W,3]; `index` numbers them within the set.
 
         Raises:
-            ValueError: on another dtype, on shapes that differ, or frames smaller than the SSIM window.
+            UserError: on another dtype, on shapes that differ, or frames smaller than the SSIM window.
         """
         self._check(videos, index)
         check_videos("reference", reference)
@@ -59,14 +60,14 @@ class LatentMetric(VideoMetric):
         """Add latents and their full-precision references, both floating [B,...]; `index` numbers them within the set.
 
         Raises:
-            ValueError: on shapes that differ or a reference that is zero.
+            UserError: on shapes that differ or a reference that is zero.
         """
         check_index(index, len(latents))
         _check_same_shape("latents", latents, reference)
         reference = reference.double().flatten(1)
         norm = reference.norm(dim=1)
         if (norm == 0).any():
-            raise ValueError("reference has norm 0; a relative distance needs latents that are not all zero")
+            raise UserError("reference has norm 0; a relative distance needs latents that are not all zero")
         distance = (latents.double().flatten(1) - reference).norm(dim=1) / norm
         self._record(index, len(latents), {"latent_rel_l2": distance.tolist()})
 
@@ -74,7 +75,7 @@ class LatentMetric(VideoMetric):
 def _check_same_shape(name: str, tensor: Tensor, reference: Tensor) -> None:
     if tensor.shape != reference.shape:
         shape, allowed = tuple(tensor.shape), tuple(reference.shape)
-        raise ValueError(f"{name} have shape {shape}; only that of the reference {allowed} is allowed")
+        raise UserError(f"{name} have shape {shape}; only that of the reference {allowed} is allowed")
 
 
 def _frame_means(video: Tensor, reference: Tensor) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
+from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 from vdq.metrics.base import VideoMetric, check_videos
 from vdq.sources import Download, find_download, sha256
@@ -65,7 +66,7 @@ class I3dDetector(nn.Module):
         weights: the TorchScript file; None: the published one, downloaded when the cache has none.
 
     Raises:
-        ValueError: for a file that cannot be had, is no TorchScript, or does not give 400 logits for a video.
+        UserError: for a file that cannot be had, is no TorchScript, or does not give 400 logits for a video.
     """
 
     name = "I3D StyleGAN-V, 400 logits"
@@ -85,7 +86,7 @@ class I3dDetector(nn.Module):
         """uint8 [B,T,H,W,3] with T >= 10 to float32 [B,400], one video at a time; ValueError for other videos."""
         check_videos("videos", videos)
         if reason := too_short(videos.shape[1]):
-            raise ValueError(reason)
+            raise UserError(reason)
         return torch.cat([_logits(self.net, video) for video in videos])
 
 
@@ -191,7 +192,7 @@ class FvdMetric(FrechetVideoDistance):
         """Add videos, uint8 [B,T,H,W,3]; `index` numbers them within the set.
 
         Raises:
-            ValueError: on another dtype or shape, or another number of frames than the real clips have.
+            UserError: on another dtype or shape, or another number of frames than the real clips have.
         """
         self._check(videos, index)
         self._record(index, len(videos), {self.keys[0]: self.detector.features(videos)})
@@ -212,13 +213,13 @@ class FvdFp16Metric(FrechetVideoDistance):
         """Add videos and their full-precision references, both uint8 [B,T,H,W,3]; `index` numbers them within the set.
 
         Raises:
-            ValueError: on another dtype, shapes that differ, or fewer than 10 frames.
+            UserError: on another dtype, shapes that differ, or fewer than 10 frames.
         """
         self._check(videos, index)
         check_videos("reference", reference)
         if videos.shape != reference.shape:
             shape, allowed = tuple(videos.shape), tuple(reference.shape)
-            raise ValueError(f"videos have shape {shape}; only that of the reference {allowed} is allowed")
+            raise UserError(f"videos have shape {shape}; only that of the reference {allowed} is allowed")
         features = torch.stack([self.detector.features(videos), self.detector.features(reference)], dim=1)
         self._record(index, len(videos), {self.keys[0]: features})
 
@@ -232,7 +233,7 @@ def frechet_distance(features: Tensor, real: Tensor) -> float:
     For n or m <= d the covariance is singular; the value then has an error of about 1e-7 of the traces.
     """
     if min(len(features), len(real)) < 2:
-        raise ValueError(f"the sets have {len(features)} and {len(real)} videos; a covariance needs at least 2 each")
+        raise UserError(f"the sets have {len(features)} and {len(real)} videos; a covariance needs at least 2 each")
     features, real = features.double().cpu(), real.double().cpu()
     # The distance does not depend on the origin, and torchmetrics subtracts squared means from means of squares.
     origin = real.mean(dim=0)
@@ -288,13 +289,9 @@ def _load(path: Path) -> nn.Module:
             shape = tuple(_logits(net, torch.zeros(MIN_FRAMES, 32, 32, 3, dtype=torch.uint8)).shape)
     except Exception as error:  # whatever TorchScript raises on a file of another kind or another signature
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].strip()}"
-        raise ValueError(
-            f"{I3D.field}={path} is not the TorchScript of I3D ({reason}); {I3D.url} is allowed"
-        ) from error
+        raise UserError(f"{I3D.field}={path} is not the TorchScript of I3D ({reason}); {I3D.url} is allowed") from error
     if shape != (1, WIDTH):
-        raise ValueError(
-            f"{I3D.field}={path} gives features of shape {shape} for a video; only (1, {WIDTH}) is allowed"
-        )
+        raise UserError(f"{I3D.field}={path} gives features of shape {shape} for a video; only (1, {WIDTH}) is allowed")
     return net
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 from torchvision.models import AlexNet_Weights
 
+from vdq.errors import UserError
 from vdq.metrics.base import VideoMetric, check_videos
 from vdq.sources import sha256
 
@@ -41,7 +42,7 @@ class LpipsMetric(VideoMetric):
             a path that is given must be right.
 
     Raises:
-        ValueError: for a file that is missing or is no AlexNet, or one in torch hub's cache that is not the published
+        UserError: for a file that is missing or is no AlexNet, or one in torch hub's cache that is not the published
             one.
     """
 
@@ -52,7 +53,7 @@ class LpipsMetric(VideoMetric):
     def __init__(self, *, cache: str, weights: str | None = None, frames_per_batch: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if frames_per_batch < 1:
-            raise ValueError(f"frames_per_batch is {frames_per_batch}; an integer >= 1 is allowed")
+            raise UserError(f"frames_per_batch is {frames_per_batch}; an integer >= 1 is allowed")
         self.frames_per_batch = frames_per_batch
         self.path = _hub_file() if weights is None else Path(weights).expanduser()
         self.unavailable = None
@@ -60,10 +61,10 @@ class LpipsMetric(VideoMetric):
             self.unavailable = f"lpips needs AlexNet's weights, and {self.path} does not exist; fetch it with `{FETCH}`"
             return
         if not self.path.is_file():
-            raise ValueError(f"{FIELD}={weights} must be an existing file, or null for {self.path}")
+            raise UserError(f"{FIELD}={weights} must be an existing file, or null for {self.path}")
         self.sha256 = sha256(self.path, Path(cache))
         if weights is None and not self.sha256.startswith(SHA256_PREFIX):
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is not the published file (its SHA-256 starts with {self.sha256[:8]}, not "
                 f"{SHA256_PREFIX}); remove it and fetch it with `{FETCH}`"
             )
@@ -82,15 +83,15 @@ class LpipsMetric(VideoMetric):
         """Add videos and their full-precision references, both uint8 [B,T,H,W,3]; `index` numbers them within the set.
 
         Raises:
-            ValueError: on another dtype, shapes that differ, frames below 31 x 31 pixels, or without weights.
+            UserError: on another dtype, shapes that differ, frames below 31 x 31 pixels, or without weights.
         """
         if self.unavailable:
-            raise ValueError(self.unavailable)
+            raise UserError(self.unavailable)
         self._check(videos, index)
         check_videos("reference", reference)
         if videos.shape != reference.shape:
             shape, allowed = tuple(videos.shape), tuple(reference.shape)
-            raise ValueError(f"videos have shape {shape}; only that of the reference {allowed} is allowed")
+            raise UserError(f"videos have shape {shape}; only that of the reference {allowed} is allowed")
         values = [self._mean(video, ref) for video, ref in zip(videos, reference, strict=True)]
         self._record(index, len(videos), {"lpips": values})
 
@@ -121,7 +122,7 @@ def _load(path: Path) -> nn.Module:
         net.net.load_state_dict({name: features[source] for name, source in names.items()})
     except Exception as error:  # whatever torch raises on a file of another kind
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].strip()}"
-        raise ValueError(f"{FIELD}={path} is not torchvision's AlexNet ({reason}); {URL} is allowed") from error
+        raise UserError(f"{FIELD}={path} is not torchvision's AlexNet ({reason}); {URL} is allowed") from error
     return net
 
 

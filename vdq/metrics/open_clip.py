@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdq.clip_library import open_clip
+from vdq.errors import UserError
 from vdq.sources import Source, find_file, sha256
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class OpenClip(nn.Module):
 
     `weights` is a local file or owner/name/file of a Hugging Face repository at `revision`. A file other than the
     published ones carries its own name in every result, so that its values do not stand beside the paper's. Raises
-    ValueError for another preprocessing, or for a file that cannot be had or is no such CLIP.
+    UserError for another preprocessing, or for a file that cannot be had or is no such CLIP.
     """
 
     frame_size = None
@@ -50,7 +51,7 @@ class OpenClip(nn.Module):
     def __init__(self, weights: str, revision: str | None, cache: str, preprocessing: str = "evalcrafter") -> None:
         super().__init__()
         if preprocessing not in PREPROCESSINGS:
-            raise ValueError(f"preprocessing={preprocessing} is not known; allowed: {', '.join(PREPROCESSINGS)}")
+            raise UserError(f"preprocessing={preprocessing} is not known; allowed: {', '.join(PREPROCESSINGS)}")
         path = find_file(Source(FIELD, weights, revision, 0.6))
         self.sha256 = sha256(path, Path(cache))
         self.name = PUBLISHED if self.sha256 in FILES else f"{ARCHITECTURE} {path.name}"
@@ -93,7 +94,7 @@ def _load(path: Path) -> nn.Module:
         net = open_clip.create_model(ARCHITECTURE, pretrained=str(path))
     except Exception as error:  # whatever the library raises on a file that is none of its checkpoints
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{FIELD}={path} is not a checkpoint of {ARCHITECTURE} ({reason})") from error
+        raise UserError(f"{FIELD}={path} is not a checkpoint of {ARCHITECTURE} ({reason})") from error
     if not any(isinstance(module, open_clip.transformer.QuickGELU) for module in net.visual.modules()):
         raise AssertionError("open_clip built the network without QuickGELU")
     return net.eval().requires_grad_(False)

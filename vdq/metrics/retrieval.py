@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.metrics.base import VideoMetric, check_finite
 from vdq.metrics.clip import ClipEncoder, refused_size
 
@@ -44,11 +45,11 @@ class PromptRetrieval(VideoMetric):
         """Add videos, uint8 [B,T,H,W,3], their B prompts, and all prompts of the set.
 
         Raises:
-            ValueError: on another dtype or shape, or a prompt that is no candidate.
+            UserError: on another dtype or shape, or a prompt that is no candidate.
         """
         self._check(videos, index)
         if unknown := set(prompts) - set(candidates):
-            raise ValueError(f"prompts has {min(unknown)!r}, which is not one of the {len(candidates)} candidates")
+            raise UserError(f"prompts has {min(unknown)!r}, which is not one of the {len(candidates)} candidates")
         texts = F.normalize(self.encoder.encode_text(list(candidates)).double(), dim=-1)
         similarities = torch.stack([self._similarity(video, texts) for video in videos])
         check_finite("the similarity of top1", similarities, self.assets)  # NaN would be the largest

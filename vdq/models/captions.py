@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
+from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 from vdq.models.base import RANDOM
 from vdq.sources import Source, find_folder, sha256
@@ -40,13 +41,13 @@ class CaptionEncoder:
     """T5 v1.1 encoder features [L, width] of cleaned prompts, at most L = ``max_length`` tokens.
 
     ``source`` names the encoder, or is "random": features are then drawn from a stream of the text's own, for work on
-    structure and speed. ``dtype`` is fp32 (upstream) or bf16. Raises ValueError for another dtype.
+    structure and speed. ``dtype`` is fp32 (upstream) or bf16. Raises UserError for another dtype.
     """
 
     def __init__(self, *, source: Source, dtype: str, max_length: int, width: int, cache: Path) -> None:
         if dtype not in DTYPES:
             why = "; T5 overflows in fp16" if dtype == "fp16" else ""
-            raise ValueError(f"model.text_dtype={dtype} must be one of {', '.join(DTYPES)}{why}")
+            raise UserError(f"model.text_dtype={dtype} must be one of {', '.join(DTYPES)}{why}")
         self.source, self.dtype, self.max_length, self.width, self.cache = source, dtype, max_length, width, cache
 
     @property
@@ -67,7 +68,7 @@ class CaptionEncoder:
     def prepare(self, prompts: list[str], device: torch.device | str) -> int:
         """Encodes on ``device`` the prompts whose features are not on disk yet; returns how many that were.
 
-        Raises ValueError when the encoder is needed and cannot be found or read.
+        Raises UserError when the encoder is needed and cannot be found or read.
         """
         new = [] if self.random else [text for text in dict.fromkeys(map(clean, prompts)) if not self._readable(text)]
         if not new:
@@ -118,12 +119,12 @@ class CaptionEncoder:
             encoder, loaded = T5EncoderModel.from_pretrained(folder, dtype=DTYPES[self.dtype], output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{field}={folder} holds no T5 encoder with its tokenizer ({reason})") from error
+            raise UserError(f"{field}={folder} holds no T5 encoder with its tokenizer ({reason})") from error
         wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
         if wrong:
-            raise ValueError(f"{field}={folder} lacks or misshapes {len(wrong)} tensors, such as {wrong[0]}")
+            raise UserError(f"{field}={folder} lacks or misshapes {len(wrong)} tensors, such as {wrong[0]}")
         if encoder.config.d_model != self.width:
-            raise ValueError(
+            raise UserError(
                 f"{field}={folder} has features of width {encoder.config.d_model}; "
                 f"the denoiser's caption_channels={self.width} must be equal"
             )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 from vdq.models.stdit import STDiT
 from vdq.sources import sha256
@@ -33,12 +34,12 @@ def load_denoiser(build: Callable[[], STDiT], path: Path, cache: Path, field: st
     The file is .safetensors, the index of several of them, or .pth or .pt of torch.save: names to tensors, or such a
     dictionary under one of NESTED. What torch.save wrote is converted once, to fp32 in ``cache``/weights. What is fp32
     on disk stays there, memory-mapped. One of PREFIXES that all names have is taken away, which is logged. Position
-    tables are those of the network's own size. Raises ValueError, which names ``field``, when the file is of another
+    tables are those of the network's own size. Raises UserError, which names ``field``, when the file is of another
     kind, damaged, wants to run code, or does not hold exactly the network's tensors.
     """
     name = f"{field}={path}"
     if not path.name.endswith((".safetensors", INDEX, *PICKLED)) or not path.is_file():
-        raise ValueError(f"{name} must be a file that ends in .safetensors, {INDEX}, {' or '.join(PICKLED)}")
+        raise UserError(f"{name} must be a file that ends in .safetensors, {INDEX}, {' or '.join(PICKLED)}")
     _check_format(path, name)
     with torch.device("meta"):
         net = build()
@@ -60,27 +61,27 @@ def _converted(net: STDiT, path: Path, cache: Path, name: str) -> dict[str, Tens
 def files(path: Path) -> list[Path]:
     """The files that hold a checkpoint: the path itself, and those that it names if it is an index.
 
-    Raises ValueError for an index that cannot be read or names a file that is not beside it.
+    Raises UserError for an index that cannot be read or names a file that is not beside it.
     """
     if not path.name.endswith(INDEX):
         return [path]
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must be an index of safetensors files with a weight_map") from error
+        raise UserError(f"{path} must be an index of safetensors files with a weight_map") from error
     if missing := [name for name in names if not (path.parent / name).is_file()]:
-        raise ValueError(f"{path} names {missing[0]}, which is not beside it")
+        raise UserError(f"{path} names {missing[0]}, which is not beside it")
     return [path, *(path.parent / name for name in names)]
 
 
 def _check_format(path: Path, name: str) -> None:
-    """Raises ValueError where the beginning of a file is that of another format than its name says."""
+    """Raises UserError where the beginning of a file is that of another format than its name says."""
     with path.open("rb") as file:
         start = file.read(9)
     if path.suffix in PICKLED and start[8:9] == b"{":
-        raise ValueError(f"{name} must be a file of torch.save, but is a safetensors file: name it .safetensors")
+        raise UserError(f"{name} must be a file of torch.save, but is a safetensors file: name it .safetensors")
     if path.suffix == ".safetensors" and start.startswith((ZIP, LEGACY_PICKLE)):
-        raise ValueError(f"{name} must be a safetensors file, but is one of torch.save: name it {PICKLED[0]}")
+        raise UserError(f"{name} must be a safetensors file, but is one of torch.save: name it {PICKLED[0]}")
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:
@@ -90,21 +91,21 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
             return {key: value for shard in shards for key, value in load_file(shard).items()}
         return load_file(first)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{name} must be a whole safetensors file; reading it failed: {error}") from error
+        raise UserError(f"{name} must be a whole safetensors file; reading it failed: {error}") from error
 
 
 def _unpickle(path: Path, name: str) -> dict[Any, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails anywhere in torch's reader, with almost any type
-        raise ValueError(
+        raise UserError(
             f"{name} must be a whole zip file of torch.save with nothing but tensors, and no code is run from it; "
             f"reading it failed with {type(error).__name__}"
         ) from error
     while isinstance(content, dict) and (key := next((key for key in NESTED if key in content), None)):
         content = content[key]
     if not isinstance(content, dict):
-        raise ValueError(f"{name} must hold a dictionary of names to tensors, not a {type(content).__name__}")
+        raise UserError(f"{name} must hold a dictionary of names to tensors, not a {type(content).__name__}")
     return content
 
 
@@ -118,7 +119,7 @@ def _unprefixed(content: dict[Any, Any], name: str) -> dict[Any, Any]:
 
 
 def _fitting(net: STDiT, content: dict[Any, Any], name: str) -> dict[str, Tensor]:
-    """``content`` without prefix and position tables. Raises ValueError unless it then is what ``net`` needs."""
+    """``content`` without prefix and position tables. Raises UserError unless it then is what ``net`` needs."""
     found = {key: value for key, value in _unprefixed(content, name).items() if key not in RECOMPUTED}
     expected = {key: value for key, value in net.state_dict().items() if key not in RECOMPUTED}
     kinds = {key: (_kind(found[key]), _kind(value)) for key, value in expected.items() if key in found}
@@ -129,7 +130,7 @@ def _fitting(net: STDiT, content: dict[Any, Any], name: str) -> dict[str, Tensor
     }
     words = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
     if words:
-        raise ValueError(f"{name} must hold the {len(expected)} tensors of the denoiser, but has {', '.join(words)}")
+        raise UserError(f"{name} must hold the {len(expected)} tensors of the denoiser, but has {', '.join(words)}")
     return found
 
 

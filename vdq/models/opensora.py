@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from vdq.data.video import to_uint8
+from vdq.errors import UserError
 from vdq.models.base import RANDOM, Conditions, VideoModel
 from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import files, load_denoiser
@@ -36,7 +37,7 @@ class OpenSoraModel(VideoModel):
     ``denoiser`` holds STDiT's dimensions; ``weights`` and ``revisions`` say where denoiser, autoencoder and
     text_encoder come from: a path, a Hugging Face repository (owner/name, for the denoiser owner/name/file), or
     "random". ``net`` takes the place of the denoiser, of which `weights_sha256` does not know. ``decode_frames`` frames
-    are decoded at a time. Files are looked for, and fetched, when they are needed. Raises ValueError for a size that
+    are decoded at a time. Files are looked for, and fetched, when they are needed. Raises UserError for a size that
     does not split into patches and for weights that are neither a local path nor a name on the Hub.
     """
 
@@ -61,17 +62,17 @@ class OpenSoraModel(VideoModel):
     ) -> None:
         multiple = 2 * DOWNSAMPLING
         if len(image_size) != 2 or any(type(side) is not int or side < 1 or side % multiple for side in image_size):
-            raise ValueError(f"model.image_size={list(image_size)} must be two multiples of {multiple}: height, width")
+            raise UserError(f"model.image_size={list(image_size)} must be two multiples of {multiple}: height, width")
         if num_frames < 1 or decode_frames < 1:
-            raise ValueError(f"model.num_frames={num_frames} and model.decode_frames={decode_frames} must be >= 1")
+            raise UserError(f"model.num_frames={num_frames} and model.decode_frames={decode_frames} must be >= 1")
         for name, value in {"space_scale": space_scale, "time_scale": time_scale}.items():
             if value <= 0:
-                raise ValueError(f"model.{name}={value} must be above 0")
+                raise UserError(f"model.{name}={value} must be above 0")
         for name, value in (denoiser or {}).items():
             if name in POSITIVE and (type(value) is not int or value < 1):
-                raise ValueError(f"model.denoiser.{name}={value} must be an integer of at least 1")
+                raise UserError(f"model.denoiser.{name}={value} must be an integer of at least 1")
         if decode_dtype not in DTYPES:
-            raise ValueError(f"model.decode_dtype={decode_dtype} must be one of {', '.join(DTYPES)}")
+            raise UserError(f"model.decode_dtype={decode_dtype} must be one of {', '.join(DTYPES)}")
         height, width = (side // DOWNSAMPLING for side in image_size)
         self.latent_shape = (4, num_frames, height, width)
         self.fps, self.decode_dtype, self.decode_frames = fps, DTYPES[decode_dtype], decode_frames
@@ -190,10 +191,10 @@ def _load_autoencoder(path: Path, source: Source) -> AutoencoderKL:
     try:
         net, loaded = AutoencoderKL.from_pretrained(path, output_loading_info=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{source.field}={path} holds no AutoencoderKL ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{source.field}={path} holds no AutoencoderKL ({str(error).splitlines()[0]})") from error
     wrong = sorted(map(str, [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]))
     if wrong:
-        raise ValueError(f"{source.field}={path}: {len(wrong)} tensors do not fit AutoencoderKL, such as {wrong[0]}")
+        raise UserError(f"{source.field}={path}: {len(wrong)} tensors do not fit AutoencoderKL, such as {wrong[0]}")
     return net.eval().requires_grad_(False)
 
 

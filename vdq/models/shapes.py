@@ -12,6 +12,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from vdq.data.video import to_uint8
+from vdq.errors import UserError
 from vdq.models.base import Conditions, VideoModel
 from vdq.shapes.nets import build_autoencoder, build_denoiser, build_text_encoder
 from vdq.shapes.tokenizer import MAX_LENGTH, build_tokenizer, unknown_words
@@ -25,7 +26,7 @@ class ShapesModel(nn.Module, VideoModel):
     """16 frames of 64 x 64 pixels from a caption of one moving shape; 256 tokens a video.
 
     ``weights`` is a folder as `python -m vdq.shapes.train` makes it, None the one that ships with the package. ``net``
-    takes the place of its denoiser, of which `weights_sha256` does not know. Raises ValueError when a file is missing.
+    takes the place of its denoiser, of which `weights_sha256` does not know. Raises UserError when a file is missing.
     """
 
     latent_shape = (4, 16, 8, 8)
@@ -98,7 +99,7 @@ class ShapesModel(nn.Module, VideoModel):
     def _file(self, name: str) -> Path:
         path = self.weights / name
         if not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"model.weights={self.weights} has no file {name}; train it with `python -m vdq.shapes.train`"
             )
         return path

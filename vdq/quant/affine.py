@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
+
 MIN_BITS, MAX_BITS = 2, 16
 EPS = 1e-6
 
@@ -28,9 +30,9 @@ class QParams(NamedTuple):
 
 
 def check_bits(bits: int, name: str = "bits") -> int:
-    """Return `bits`, or raise ValueError when it is not an integer in 2..16."""
+    """Return `bits`, or raise UserError when it is not an integer in 2..16."""
     if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
-        raise ValueError(f"{name}={bits} must be an integer in {MIN_BITS}..{MAX_BITS}")
+        raise UserError(f"{name}={bits} must be an integer in {MIN_BITS}..{MAX_BITS}")
     return bits
 
 
@@ -47,7 +49,7 @@ def tensor_range(x: Tensor, granularity: str = "per_tensor") -> tuple[Tensor, Te
     ViDiT-Q's statistic of x [B, n, C], one range per token index over batch and channels jointly (section 2.4).
     """
     if granularity not in _REDUCED:
-        raise ValueError(f"granularity={granularity} must be one of {', '.join(GRANULARITIES)}")
+        raise UserError(f"granularity={granularity} must be one of {', '.join(GRANULARITIES)}")
     dims = _REDUCED[granularity](x)
     return x.amin(dims, keepdim=True).float(), x.amax(dims, keepdim=True).float()
 
@@ -57,7 +59,7 @@ def qparams_from_range(lo: Tensor, hi: Tensor, *, bits: int, symmetric: bool = F
 
     With m = min(lo, 0) and M = max(hi, 0): D = (M - m) / (2^n - 1), z = round(-m / D); symmetric: D = max(-m, M) /
     (2^(n-1) - 1), z = 0. Each D is at least `eps` by itself: upstream replaces the whole tensor as soon as one D is
-    smaller, which is not reproduced. Raises ValueError for bits outside 2..16.
+    smaller, which is not reproduced. Raises UserError for bits outside 2..16.
     """
     first, last = code_range(bits, symmetric)
     m, M = lo.float().clamp(max=0), hi.float().clamp(min=0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
+from vdq.errors import UserError
 from vdq.quant.layers import linear_modules, split
 from vdq.quant.stats import LayerStats, Stats, check_complete
 
@@ -19,7 +20,7 @@ class Observer:
     for `stats`. Call the denoiser itself: one that reuses results (vdq.models.reuse) does not call every layer in
     every step. An input is read as [rows, n, C], a 2-d one as a single row. The recorded row statistic is max over n
     of |X| (spec/quantization.md 3.1), summed over rows; one-row inputs are packed tokens of all prompts and keep the
-    maximum instead. A NaN or infinite input raises ValueError naming layer and step.
+    maximum instead. A NaN or infinite input raises UserError naming layer and step.
     """
 
     def __init__(self, denoiser: nn.Module, clock: StepClock, quantizable: Callable[[str], bool]) -> None:
@@ -41,11 +42,11 @@ class Observer:
             hook.remove()
 
     def stats(self, *, num_prompts: int, signature: str = "") -> Stats:
-        """What was recorded, on the CPU. Raises ValueError when a step saw no input."""
+        """What was recorded, on the CPU. Raises UserError when a step saw no input."""
         layers = {fqn: layer.to("cpu") for fqn, layer in self._layers.items()}
         if len(layers) < len(self._modules):
             unseen = next(fqn for fqn, _ in self._modules if fqn not in layers)
-            raise ValueError(f"layer {unseen} saw no input during calibration")
+            raise UserError(f"layer {unseen} saw no input during calibration")
         check_complete(layers.items())
         return Stats(layers, num_steps=self._clock.num_steps, num_prompts=num_prompts, signature=signature)
 
@@ -62,7 +63,7 @@ class Observer:
         # Two reductions: on the CPU aminmax over this axis is not vectorized and 20 times slower.
         lo, hi = x.amin(1).float(), x.amax(1).float()
         if not bool((torch.isfinite(lo) & torch.isfinite(hi)).all()):
-            raise ValueError(f"layer {fqn} received NaN or infinite values at step {step}")
+            raise UserError(f"layer {fqn} received NaN or infinite values at step {step}")
         row_max = torch.maximum(hi, -lo).double()
         seen = LayerStats(lo.amin(0), hi.amax(0), row_max.sum(0), torch.tensor(len(x), device=x.device))
         before = LayerStats(layer.min[step], layer.max[step], layer.abs_sum[step], layer.rows[step])

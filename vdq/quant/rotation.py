@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vdq.compiled import shared_library
+from vdq.errors import UserError
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("rotation.cpp")
@@ -19,9 +20,9 @@ DENSE = 128
 
 
 def check_block(block: int, width: int, name: str = "rotation") -> int:
-    """Return `block`, or raise ValueError unless it is a power of two that divides `width`."""
+    """Return `block`, or raise UserError unless it is a power of two that divides `width`."""
     if not isinstance(block, int) or block < 1 or block & (block - 1) or width % block:
-        raise ValueError(f"{name}={block} must be a power of two that divides the {width} channels")
+        raise UserError(f"{name}={block} must be a power of two that divides the {width} channels")
     return block
 
 
@@ -37,7 +38,7 @@ def hadamard(x: Tensor, block: int) -> Tensor:
     x W^T (DVD-Quant's ARQ [S]; blocks of 128 for 1152 and 4608 channels [I]). On the CPU by log2(block) additions a
     channel, whose bits depend neither on the processor nor on the number of rows. Elsewhere up to 128 channels by one
     matrix product, where passes over memory cost more than arithmetic; larger blocks add a pass for every doubling.
-    Raises ValueError unless `block` is a power of two that divides C.
+    Raises UserError unless `block` is a power of two that divides C.
     """
     check_block(block, x.shape[-1])
     if x.device.type in ("cpu", "meta"):

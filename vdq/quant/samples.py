@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.quant import storage
 
 KIND = "vdq.samples"
@@ -55,20 +56,20 @@ class Samples:
         change: Tensor,
         signature: str,
     ) -> "Samples":
-        """From what vdq.quant.search.InputRecorder has of every step. Raises ValueError naming a layer whose inputs do
+        """From what vdq.quant.search.InputRecorder has of every step. Raises UserError naming a layer whose inputs do
         not fit into half precision.
         """
         halved = {fqn: _by_step(steps).half() for fqn, steps in inputs.items()}
         for fqn, tensor in halved.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"layer {fqn} has inputs beyond 65504, which cannot be recorded in half precision")
+                raise UserError(f"layer {fqn} has inputs beyond 65504, which cannot be recorded in half precision")
         numbers = {fqn: _by_step(steps) for fqn, steps in places.items()}
         return cls(halved, numbers, error.float(), change.float(), signature)
 
     def layer(self, fqn: str) -> LayerSamples:
-        """Raises ValueError when nothing was recorded of the layer."""
+        """Raises UserError when nothing was recorded of the layer."""
         if fqn not in self.inputs:
-            raise ValueError(f"no inputs of layer {fqn} were recorded")
+            raise UserError(f"no inputs of layer {fqn} were recorded")
         return LayerSamples(self.inputs[fqn], self.places[fqn], self.step_error, self.step_change)
 
     def save(self, path: str | Path) -> None:
@@ -79,11 +80,11 @@ class Samples:
 
     @classmethod
     def load(cls, path: str | Path) -> "Samples":
-        """Raises ValueError when the file holds something else."""
+        """Raises UserError when the file holds something else."""
         tensors, header = storage.load(path, kind=KIND)
         steps = [tensors.pop(name) for name in _STEPS]
         if not any(name.startswith("places.") for name in tensors):
-            raise ValueError(f"{path} has no places of its inputs, an earlier version wrote it")
+            raise UserError(f"{path} has no places of its inputs, an earlier version wrote it")
         layers = ({k.split(".", 1)[1]: t for k, t in tensors.items() if k.startswith(f"{name}.")} for name in _LAYERS)
         return cls(*layers, *steps, header["signature"])
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.quant.time_ranges import TimeRanges
 
 MOMENTUM = 0.95
@@ -18,7 +19,7 @@ def aggregate_absmax(
     (section 3.1).
 
     A <- a for the first step of a range, then A <- momentum * A + (1 - momentum) * a. "ascending_t" (upstream) starts
-    at the last sampling step, "descending_t" at the first. Raises ValueError for another order or a momentum outside
+    at the last sampling step, "descending_t" at the first. Raises UserError for another order or a momentum outside
     0..1.
 
     A deviation from upstream: there every batch of eight rows updates A, two random ones of each of ten steps, which
@@ -33,11 +34,11 @@ def check_ema(momentum: float, order: str) -> None:
     """Raise ValueError unless momentum is in 0..1 and order is known."""
     _check_unit("momentum", momentum)
     if order not in EMA_ORDERS:
-        raise ValueError(f"ema_order={order} must be one of {', '.join(EMA_ORDERS)}")
+        raise UserError(f"ema_order={order} must be one of {', '.join(EMA_ORDERS)}")
 
 
 def check_alpha(alpha: float) -> float:
-    """Return alpha, or raise ValueError outside 0..1."""
+    """Return alpha, or raise UserError outside 0..1."""
     return _check_unit("alpha", alpha)
 
 
@@ -46,7 +47,7 @@ def smoothing_factors(act_absmax: Tensor, weight_absmax: Tensor, *, alpha: float
 
     act_absmax [K, C] and weight_absmax [C] = max_o |W[o, j]|, both per input channel. Where the quotient is not a
     number in 1e-20..1e20 (a channel that is zero in every activation or weight) s is 1 and the layer stays exact;
-    upstream puts A = 1e-5 for A = 0 and gets infinity for w = 0. Raises ValueError for alpha outside 0..1.
+    upstream puts A = 1e-5 for A = 0 and gets infinity for w = 0. Raises UserError for alpha outside 0..1.
     """
     check_alpha(alpha)
     s = act_absmax.float().pow(alpha) / weight_absmax.float().pow(1 - alpha)
@@ -75,7 +76,7 @@ def range_over_steps(lo: Tensor, hi: Tensor, ranges: TimeRanges) -> tuple[Tensor
 
 def _check_unit(name: str, value: float) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must be a number in 0..1")
+        raise UserError(f"{name}={value} must be a number in 0..1")
     return value
 
 

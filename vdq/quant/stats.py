@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.quant import storage
 from vdq.quant.samples import LayerSamples, Samples
 
@@ -59,12 +60,12 @@ class LayerStats:
         return (self.abs_sum / self.rows[:, None]).float()
 
     def merge(self, other: "LayerStats") -> "LayerStats":
-        """Statistics of both inputs together; one-row inputs keep the maximum. Raises ValueError when the two kinds
+        """Statistics of both inputs together; one-row inputs keep the maximum. Raises UserError when the two kinds
         mix.
         """
         packed = _packed(self.rows)
         if packed != _packed(other.rows):
-            raise ValueError("statistics of one-row (packed) and of many-row inputs cannot be merged")
+            raise UserError("statistics of one-row (packed) and of many-row inputs cannot be merged")
         joined = torch.maximum(self.abs_sum, other.abs_sum) if packed else self.abs_sum + other.abs_sum
         rows = torch.maximum(self.rows, other.rows) if packed else self.rows + other.rows
         return LayerStats(torch.minimum(self.min, other.min), torch.maximum(self.max, other.max), joined, rows)
@@ -86,7 +87,7 @@ class Stats:
     signature: str = ""
 
     def merge(self, *others: "Stats") -> "Stats":
-        """Statistics of disjoint sets of prompts (devices, micro-batches) together. Raises ValueError when they do
+        """Statistics of disjoint sets of prompts (devices, micro-batches) together. Raises UserError when they do
         not match.
         """
         return reduce(_merge, others, self)
@@ -99,18 +100,18 @@ class Stats:
 
     @classmethod
     def load(cls, path: str | Path) -> "Stats":
-        """Raises ValueError when the file holds something else."""
+        """Raises UserError when the file holds something else."""
         tensors, header = storage.load(path, kind=KIND)
         fqns = sorted(name.removesuffix(".min") for name in tensors if name.endswith(".min"))
         layers = {fqn: LayerStats(**{name: tensors[f"{fqn}.{name}"] for name in _TENSORS}) for fqn in fqns}
         return cls(layers=layers, **header)
 
     def with_samples(self, samples: Samples) -> "Stats":
-        """The same statistics with the recorded inputs of every layer. Raises ValueError when they are of another
+        """The same statistics with the recorded inputs of every layer. Raises UserError when they are of another
         calibration or lack a layer.
         """
         if samples.signature != self.signature:
-            raise ValueError(f"samples have signature={samples.signature}, must be {self.signature} as the statistics")
+            raise UserError(f"samples have signature={samples.signature}, must be {self.signature} as the statistics")
         layers = {fqn: replace(layer, samples=samples.layer(fqn)) for fqn, layer in self.layers.items()}
         return replace(self, layers=layers)
 
@@ -120,7 +121,7 @@ def check_complete(layers: Iterable[tuple[str, LayerStats]]) -> None:
     for fqn, layer in layers:
         missing = (layer.rows == 0).nonzero().flatten()
         if len(missing):
-            raise ValueError(f"layer {fqn} saw no input at step {int(missing[0])}, calibration must run every step")
+            raise UserError(f"layer {fqn} saw no input at step {int(missing[0])}, calibration must run every step")
 
 
 def _packed(rows: Tensor) -> bool:
@@ -129,6 +130,6 @@ def _packed(rows: Tensor) -> bool:
 
 def _merge(a: Stats, b: Stats) -> Stats:
     if (a.num_steps, a.signature) != (b.num_steps, b.signature) or a.layers.keys() != b.layers.keys():
-        raise ValueError("statistics of different models, layers, step counts or signatures cannot be merged")
+        raise UserError("statistics of different models, layers, step counts or signatures cannot be merged")
     layers = {fqn: a.layers[fqn].merge(b.layers[fqn]) for fqn in a.layers}
     return replace(a, layers=layers, num_prompts=a.num_prompts + b.num_prompts)

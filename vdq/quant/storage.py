@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 
 
@@ -26,11 +27,11 @@ def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *
 
 
 def load(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file that `save` wrote. Raises ValueError when it is a file of another kind."""
+    """Tensors and header of a file that `save` wrote. Raises UserError when it is a file of another kind."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("kind") != kind:
-            raise ValueError(f"{path} holds {metadata.get('kind') or 'no vdq data'}, must hold {kind}")
+            raise UserError(f"{path} holds {metadata.get('kind') or 'no vdq data'}, must hold {kind}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     tensors |= {name: tensors[owner] for name, owner in json.loads(metadata.get("others", "{}")).items()}
     return tensors, json.loads(metadata["header"])

@@ -7,6 +7,7 @@ is known before sampling and added as a correction.
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.quant.rotation import hadamard
 
 
@@ -49,19 +50,19 @@ def shift_correction(weight: Tensor, shift: Tensor) -> Tensor:
 
 
 def in_half(table: Tensor, name: str) -> Tensor:
-    """A table of shifts or corrections as it is stored, fp16. Raises ValueError for values beyond its range."""
+    """A table of shifts or corrections as it is stored, fp16. Raises UserError for values beyond its range."""
     half = table.half()
     if not half.is_meta and not bool(torch.isfinite(half).all()):
-        raise ValueError(f"{name} reaches {float(table.abs().max()):g}, half precision holds at most 65504")
+        raise UserError(f"{name} reaches {float(table.abs().max()):g}, half precision holds at most 65504")
     return half
 
 
 def video_rows(x: Tensor, rows: int) -> Tensor:
     """[..., C] -> [B, rows, C], the token rows of each video in the order in which the layer gets them.
 
-    Raises ValueError when they are not whole videos.
+    Raises UserError when they are not whole videos.
     """
     count = x.shape[:-1].numel()
     if count % rows:
-        raise ValueError(f"act_group is for videos of {rows} token rows, got {count} rows, which are not whole videos")
+        raise UserError(f"act_group is for videos of {rows} token rows, got {count} rows, which are not whole videos")
     return x.reshape(-1, rows, x.shape[-1])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vdq.errors import UserError
 from vdq.files import write_text
 from vdq.reports.neighbours import DIGITS, numbers, over_seeds, videos_of
 from vdq.reports.paper_report import MARKDOWN, marked
@@ -55,7 +56,7 @@ def variants(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
     rows = seeds[seeds["method"] == RECIPE]
     unchanged = rows[rows["changed"] == ""]
     if unchanged.empty:
-        raise ValueError(f"no run of {RECIPE} as its file has it; the ablation compares with it")
+        raise UserError(f"no run of {RECIPE} as its file has it; the ablation compares with it")
     whole = fields_of(unchanged.iloc[0])
     rows = rows[[fields_of(run).keys() == whole.keys() for _, run in rows.iterrows()]]
     varied = rows.loc[rows["changed"] != "", ["bits", "seed"]].drop_duplicates()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vdq.errors import UserError
 from vdq.files import write_text
 from vdq.reports.paper_report import claims_of
 from vdq.reports.paper_tables import FIDELITY, METRICS, TITLES, Find, fill, per_video
@@ -45,7 +46,7 @@ def changes(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     pairs = {tuple(run[KEYS]): run for _, run in first.iterrows() if tuple(run[KEYS]) in others}
     rows = [row for key, run in pairs.items() for row in _rows(run, others[key])]
     if not rows:
-        raise ValueError("the two folders have no run in common that was made or scored on different processors")
+        raise UserError("the two folders have no run in common that was made or scored on different processors")
     return pd.DataFrame(rows)
 
 
@@ -140,7 +141,7 @@ def main(folder: Path, other: Path, results: Path) -> None:
     registries = [runs(folder), runs(other)]
     for path, registry in zip((folder, other), registries, strict=True):
         if registry.empty:
-            raise ValueError(f"{path} holds no finished run")
+            raise UserError(f"{path} holds no finished run")
     table = changes(*registries)
     write_text(results / FILE, table.to_csv(index=False))
     tables = {}
@@ -161,5 +162,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     try:
         main(given.runs, given.other, given.folder)
-    except ValueError as error:
+    except UserError as error:
         sys.exit(f"error: {error}")

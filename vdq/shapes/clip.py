@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from vdq.errors import UserError
 from vdq.shapes.nets import build_clip
 from vdq.shapes.render import SIDE
 from vdq.shapes.tokenizer import build_tokenizer
@@ -26,7 +27,7 @@ class ShapesClip(nn.Module):
         super().__init__()
         path = Path(weights or WEIGHTS)
         if not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"metrics.clip.encoder.weights={path} is not a file; train it with `python -m vdq.shapes.train clip`"
             )
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()

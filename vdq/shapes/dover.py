@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from vdq.errors import UserError
 from vdq.metrics.dover.metric import DoverMetric
 from vdq.metrics.dover.model import Dover
 from vdq.shapes.nets import AESTHETIC, TECHNICAL, build_dover
@@ -17,7 +18,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "dover.safetensors"
 def metric(weights: str | None = None) -> DoverMetric:
     """VQA-a and VQA-t of videos of 16 frames of 64 x 64 pixels, 0..100; what it sees of them is not random.
 
-    Raises ValueError for a file of weights that is missing or holds other tensors.
+    Raises UserError for a file of weights that is missing or holds other tensors.
     """
     return DoverMetric(model=dover(weights), technical=TECHNICAL, aesthetic=AESTHETIC, constants="shapes")
 
@@ -26,7 +27,7 @@ def dover(weights: str | None = None) -> Dover:
     """The network with its weights, None those that ship with the package; ValueError as `metric`."""
     path = Path(weights or WEIGHTS)
     if not path.is_file():
-        raise ValueError(f"metrics.dover.weights={path} is no file; train it with `python -m vdq.shapes.train_dover`")
+        raise UserError(f"metrics.dover.weights={path} is no file; train it with `python -m vdq.shapes.train_dover`")
     model = build_dover().load_published(path).eval().requires_grad_(False)
     model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return model

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vdq.errors import UserError
 from vdq.metrics.base import check_videos
 from vdq.metrics.dover.views import technical_clips
 from vdq.shapes.dover import dover
@@ -42,7 +43,7 @@ class ShapesDetector(nn.Module):
         """uint8 [B,16,64,64,3] to float32 [B,96], one video at a time; ValueError for other videos."""
         check_videos("videos", videos)
         if reason := self.refusal(*videos.shape[1:4]):
-            raise ValueError(reason)
+            raise UserError(reason)
         return torch.cat([self._features(video) for video in videos])
 
     def _features(self, video: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class ShapesClips:
     """Real clips: item i is uint8 [16, 64, 64, 3], a scene of `split` as vdq.shapes.render draws it.
 
     Scenes are drawn from a part that no evaluation prompt is of, with all motions, shapes and backgrounds. Raises
-    ValueError when there are not as many.
+    UserError when there are not as many.
     """
 
     num_frames = FRAMES
@@ -63,7 +64,7 @@ class ShapesClips:
     def __init__(self, num_clips: int = 512, seed: int = 0, part: str = "training") -> None:
         scenes = split()[part]
         if not 2 <= num_clips <= len(scenes):
-            raise ValueError(f"num_clips={num_clips} must be in 2..{len(scenes)}, the {part} scenes")
+            raise UserError(f"num_clips={num_clips} must be in 2..{len(scenes)}, the {part} scenes")
         self.scenes, self.seed = random.Random(seed).sample(scenes, num_clips), seed
         self.name = f"{num_clips} rendered {part} scenes, seed {seed}"
 

@@ -11,6 +11,7 @@ import warnings
 
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.errors import UserError
 from vdq.processes import end_with_parent
 from vdq.stages.experiment import Experiment
 
@@ -23,13 +24,13 @@ def names() -> list[str]:
 
 
 def run(cfg: DictConfig) -> str:
-    """Runs ``cfg.stages`` in their order; returns the name of the run folder. Raises ValueError on an unknown stage."""
+    """Runs ``cfg.stages`` in their order; returns the name of the run folder. Raises UserError on an unknown stage."""
     end_with_parent()  # one run of a sweep may be a worker's
     if not OmegaConf.is_list(cfg.stages) or not cfg.stages:
-        raise ValueError(f"stages={cfg.stages} must be a list of stages, such as [sample,evaluate]")
+        raise UserError(f"stages={cfg.stages} must be a list of stages, such as [sample,evaluate]")
     for stage in cfg.stages:
         if stage not in names():
-            raise ValueError(f"stages={list(cfg.stages)} has the unknown stage {stage}; allowed: {', '.join(names())}")
+            raise UserError(f"stages={list(cfg.stages)} has the unknown stage {stage}; allowed: {', '.join(names())}")
     _quiet_lightning()
     _check_folder(cfg)
     experiment = Experiment(cfg)
@@ -62,7 +63,7 @@ def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:
 def _check_folder(cfg: DictConfig) -> None:
     """Fields that belong together: a folder of videos is scored and nothing else."""
     if cfg.videos is not None and list(cfg.stages) != ["evaluate"]:
-        raise ValueError(f"videos={cfg.videos} can only be scored: add 'stages=[evaluate]'")
+        raise UserError(f"videos={cfg.videos} can only be scored: add 'stages=[evaluate]'")
     for field in ("prompts", "reference", "skip_bad"):
         if cfg.videos is None and cfg[field]:
-            raise ValueError(f"{field}={cfg[field]} belongs to a folder of videos; add videos=FOLDER")
+            raise UserError(f"{field}={cfg[field]} belongs to a folder of videos; add videos=FOLDER")

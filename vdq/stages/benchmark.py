@@ -22,6 +22,7 @@ from vdq.benchmark import block, gemm, peers, record, sampling, targets, work
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
+from vdq.errors import UserError
 from vdq.files import write_json
 from vdq.quant.layers import linear_modules, split
 from vdq.quant.state import QuantState
@@ -152,7 +153,7 @@ def _sampler(
     """Rounds are batches of the first `videos` prompts, or repetitions of the first batch."""
     size, prompts = experiment.batch_size, experiment.prompts.evaluation
     if plan.videos is not None and plan.videos > len(prompts):
-        raise ValueError(f"benchmark.videos={plan.videos} must be at most {len(prompts)}, the evaluation prompts")
+        raise UserError(f"benchmark.videos={plan.videos} must be at most {len(prompts)}, the evaluation prompts")
     chosen = prompts[: plan.videos or size]
     full = _placed(experiment.denoiser, machine)
     conditions = [experiment.model.encode(chosen[start : start + size]) for start in range(0, len(chosen), size)]
@@ -242,9 +243,9 @@ def _write(
 def _machine(experiment: Experiment) -> Machine:
     trainer = experiment.trainer()
     if trainer.world_size > 1:
-        raise ValueError(f"trainer.devices={experiment.cfg.trainer.devices} cannot be benchmarked; 1 is allowed")
+        raise UserError(f"trainer.devices={experiment.cfg.trainer.devices} cannot be benchmarked; 1 is allowed")
     if trainer.precision not in DTYPES:
-        raise ValueError(f"trainer.precision={trainer.precision} cannot be benchmarked; allowed: {', '.join(DTYPES)}")
+        raise UserError(f"trainer.precision={trainer.precision} cannot be benchmarked; allowed: {', '.join(DTYPES)}")
     return Machine(trainer.strategy.root_device, DTYPES[trainer.precision])
 
 
@@ -254,7 +255,7 @@ def _recipes(experiment: Experiment, plan: Plan, machine: Machine) -> Recipes:
     """
     if not plan.integer and not plan.simulated:
         if not experiment.method.quantizes:
-            raise ValueError(
+            raise UserError(
                 f"quant={experiment.cfg.quant.name} cannot be benchmarked; a recipe that quantizes is allowed"
             )
         return [(experiment.cfg.quant.name, experiment)]
@@ -262,7 +263,7 @@ def _recipes(experiment: Experiment, plan: Plan, machine: Machine) -> Recipes:
     if plan.integer and experiment.backend.simulated:
         options["backend"] = INTEGER_BACKENDS[machine.device.type]
         if not (CONF / "backend" / f"{options['backend']}.yaml").is_file():
-            raise ValueError(
+            raise UserError(
                 f"benchmark.integer={list(plan.integer)} needs backend={options['backend']}, not known here"
             )
     recipes = [(name, experiment.variant(quant=name, **options)) for name in plan.integer]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from vdq.errors import UserError
 from vdq.files import write_text
 from vdq.reports.alpha import GRID, HEIRS, RECIPES, WIDTHS, best, choose, curves, pivot, tied
 from vdq.reports.paper_tables import key_of, per_video
@@ -44,7 +45,7 @@ Among those that tie the one with the highest PSNR is chosen; over all alphas PS
 def run(experiment: Experiment) -> None:
     found = grid(experiment)
     if missing := lacking(found):
-        raise ValueError(
+        raise UserError(
             f"paths.runs={experiment.cfg.paths.runs} lacks {missing} runs of the grid of alphas; "
             f"`python run.py -m experiment=alpha` makes them"
         )

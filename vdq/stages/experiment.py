@@ -31,6 +31,7 @@ from vdq.cli import check_types, unknown_field
 from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
+from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.export.base import Exporter
 from vdq.files import check_folder
@@ -71,7 +72,7 @@ class Experiment:
     """Typed objects of one composed configuration.
 
     The cheap ones (sampler, recipe, backend, prompts) are made at once and `check` makes what the stages need, so that
-    a wrong value is refused before any video model is built. Raises ValueError.
+    a wrong value is refused before any video model is built. Raises UserError.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -79,7 +80,7 @@ class Experiment:
         check_known(cfg)
         check_types("", {name: cfg[name] for name in TYPES}, TYPES)
         if cfg.batch_size is not None and cfg.batch_size < 1:
-            raise ValueError(f"batch_size={cfg.batch_size} must be null or at least 1")
+            raise UserError(f"batch_size={cfg.batch_size} must be null or at least 1")
         self.sampler: Sampler = _made("sampler", cfg.sampler)
         self.method: Method = _made("quant", cfg.quant)
         self.method.check(self.sampler.schedule.num_steps)
@@ -87,7 +88,7 @@ class Experiment:
         self.prompts: PromptSet = _made("dataset", cfg.dataset)
 
     def check(self, stages: list[str]) -> None:
-        """Makes what these stages will need; raises ValueError if something is wrong with it.
+        """Makes what these stages will need; raises UserError if something is wrong with it.
 
         Cheap things first: what the configuration alone can tell is told before anything is loaded or fetched.
         """
@@ -102,7 +103,7 @@ class Experiment:
             self.method.quantizes
             and max(bits := (self.method.weight_bits, self.method.act_bits)) > self.backend.most_bits
         ):
-            raise ValueError(
+            raise UserError(
                 f"bits={self.bits} has {max(bits)}-bit codes, must have at most {self.backend.most_bits} for "
                 f"backend={self.backend.name}, whose products are of bytes"
             )
@@ -120,7 +121,7 @@ class Experiment:
         if self.cfg.videos is None:
             given, channels = self.sampler.guidance_channels, self.model.latent_shape[0]
             if given > channels:
-                raise ValueError(
+                raise UserError(
                     f"sampler.guidance_channels={given} must be in 0..{channels}, the channels of the latents of "
                     f"model={self.cfg.model.name}"
                 )
@@ -143,7 +144,7 @@ class Experiment:
     def exporter(self) -> Exporter:
         if self.cfg.get("export") is None:
             allowed = sorted(path.stem for path in (CONF / "export").glob("*.yaml"))
-            raise ValueError(f"export=null must say what 'stages=[export]' shall write; allowed: {', '.join(allowed)}")
+            raise UserError(f"export=null must say what 'stages=[export]' shall write; allowed: {', '.join(allowed)}")
         return _made("export", self.cfg.export)
 
     @cached_property
@@ -156,7 +157,7 @@ class Experiment:
             ours, its = _computed(self.cfg[group]), _without_places(manifest["contents"]["config"][group])
             for key in sorted(ours.keys() | its.keys(), key=lambda key: (key != "name", key)):
                 if ours.get(key) != its.get(key):
-                    raise ValueError(
+                    raise UserError(
                         f"{group}.{key}={ours.get(key)} must be {its.get(key)}, as artefact={self.cfg.artefact} has it"
                     )
         return manifest
@@ -325,7 +326,7 @@ class Experiment:
             return instantiate(self.cfg.trainer, **dict.fromkeys(off, False), **overrides)
         except InstantiationException as error:
             if isinstance(error.__cause__, MisconfigurationException):  # such as a GPU that is not there
-                raise ValueError(f"trainer: {error.__cause__}") from error
+                raise UserError(f"trainer: {error.__cause__}") from error
             raise
 
     def predict(self, task: Generation) -> None:
@@ -385,7 +386,7 @@ def changed_fields(cfg: DictConfig) -> str:
 
 
 def check_known(cfg: DictConfig) -> None:
-    """Raises ValueError for a field that nothing reads, which ``+name=value`` can add.
+    """Raises UserError for a field that nothing reads, which ``+name=value`` can add.
 
     Objects check the arguments that they are made of themselves; here are the top level and groups of plain values.
     """
@@ -395,15 +396,15 @@ def check_known(cfg: DictConfig) -> None:
     top -= {"defaults", "hydra", "experiment", "debug"}
     for name in cfg:
         if name not in top:
-            raise ValueError(unknown_field(str(name), [], sorted(top)))
+            raise UserError(unknown_field(str(name), [], sorted(top)))
     for group in PLAIN_GROUPS:
         fields = {str(key) for path in groups[group].glob("*.yaml") for key in OmegaConf.load(path)}
         for name in cfg[group]:
             if name not in fields:
-                raise ValueError(unknown_field(f"{group}.{name}", [group], sorted(fields)))
+                raise UserError(unknown_field(f"{group}.{name}", [group], sorted(fields)))
     for name, metric in cfg.metrics.items():
         if not OmegaConf.is_dict(metric) or "_target_" not in metric:
-            raise ValueError(f"metrics.{name}={metric} must be a metric: a mapping with _target_, as in conf/metrics")
+            raise UserError(f"metrics.{name}={metric} must be a metric: a mapping with _target_, as in conf/metrics")
 
 
 def intact(load: Callable[..., object], *arguments: object) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.base import QuantizedRun
 from vdq.quant.report import MEGABYTE
@@ -33,16 +34,16 @@ def run(experiment: Experiment) -> None:
 
 
 def _check_same(experiment: Experiment, path: Path) -> None:
-    """Raises ValueError unless an undamaged artefact of this run and these options is there."""
+    """Raises UserError unless an undamaged artefact of this run and these options is there."""
     try:
         manifest = artefact.read(path, experiment.exporter.name, experiment.exporter.version)
         if manifest["signature"] != experiment.signature:
-            raise ValueError(f"{path} is of another run, {manifest['run']}")
+            raise UserError(f"{path} is of another run, {manifest['run']}")
         for field, value in experiment.exporter.choices.items():
             if (made := manifest["contents"].get(field)) != value:
-                raise ValueError(f"{path} was made with export.{field}={made}, not {value}")
-    except ValueError as error:
-        raise ValueError(f"{error}; force=true replaces an artefact, or choose another export.path") from error
+                raise UserError(f"{path} was made with export.{field}={made}, not {value}")
+    except UserError as error:
+        raise UserError(f"{error}; force=true replaces an artefact, or choose another export.path") from error
 
 
 def _quantized(experiment: Experiment) -> QuantizedRun:

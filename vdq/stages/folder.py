@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vdq.data.folder import Clip, Clips, load_clips, read_clip
 from vdq.data.read_video import READER
+from vdq.errors import UserError
 from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
 from vdq.reports.tables import comparison
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment) -> Path:
     """Scores ``cfg.videos`` and returns the folder of the result.
 
-    Raises ValueError when nothing can be scored and, after the result is written, when something could not be and
+    Raises UserError when nothing can be scored and, after the result is written, when something could not be and
     ``skip_bad`` is false.
     """
     cfg = experiment.cfg
@@ -85,13 +86,13 @@ def _evaluate(
     data = ClipDataset(clips) if clips else None
     metrics = usable(experiment.metrics, data.inputs) if data else {}
     if data and not metrics:
-        raise ValueError(f"metrics can take none of videos={experiment.cfg.videos} without prompts or reference")
+        raise UserError(f"metrics can take none of videos={experiment.cfg.videos} without prompts or reference")
     progress = tqdm(clips, desc="reading", unit="video", delay=2)
     refused = {clip.path.name: reason for clip in progress if (reason := _reason(clip, metrics))}
     good, excluded = [clip for clip in clips if clip.path.name not in refused], excluded | refused
     if not good:
         _report(excluded, experiment.cfg.videos, skip_bad=True)
-        raise ValueError(f"videos={experiment.cfg.videos} has no video that can be scored; the reasons are above")
+        raise UserError(f"videos={experiment.cfg.videos} has no video that can be scored; the reasons are above")
     task = Evaluation(metrics=metrics, data=ClipDataset(good), folder=folder, batch_size=1)
     experiment.trainer(precision="32-true").test(task, verbose=False)
     return _finish(experiment, good, excluded, folder, signature)
@@ -102,7 +103,7 @@ def _reason(clip: Clip, metrics: dict[str, VideoMetric]) -> str | None:
     try:
         video = read_clip(clip.path)
         reference = None if clip.reference is None else read_clip(clip.reference)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     if reference is not None and reference.shape != video.shape:
         return "it is {}x{}x{}, its reference {}x{}x{} (frames, height, width)".format(
@@ -157,7 +158,7 @@ def _report(excluded: dict[str, str], videos: str, skip_bad: bool) -> None:
     for name, reason in excluded.items():
         log.warning("excluded: %s: %s", name, reason)
     if excluded and not skip_bad:
-        raise ValueError(
+        raise UserError(
             f"videos={videos} has {len(excluded)} that could not be scored and are in no mean (listed above and in "
             f"{RESULT}); skip_bad=true accepts that"
         )

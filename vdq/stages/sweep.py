@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from vdq.errors import UserError
 from vdq.files import write_json
 from vdq.reports.tables import comparison
 from vdq.tracking import registry
@@ -112,7 +113,7 @@ def _write_results(config: DictConfig) -> None:
     del cfg["hydra"]
     try:
         tabulate.run(Experiment(cfg))
-    except ValueError as error:  # such as no finished run yet; the sweep itself went well
+    except UserError as error:  # such as no finished run yet; the sweep itself went well
         print(f"tabulate: {error}", file=sys.stderr)
 
 

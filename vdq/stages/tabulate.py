@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
+from vdq.errors import UserError
 from vdq.files import write_text
 from vdq.models.shapes import ShapesModel
 from vdq.quant.stats import Stats
@@ -59,7 +60,7 @@ def _run(experiment: Experiment) -> None:
     figures = _write_figures(experiment, find, folder) if main_set else []
     table = _finished(experiment, registry)
     if table.empty and not figures and not measured:
-        raise ValueError(
+        raise UserError(
             f"paths.runs={experiment.cfg.paths.runs} holds no finished run of these prompts; sample and score one first"
         )
     if len(table):
@@ -194,7 +195,7 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
         option = experiment.model.prompt_sets[SETS.index(dataset)]
         try:
             return experiment.variant(dataset=option, quant="fp16")
-        except ValueError as error:  # prompts that were never fetched; then there are no runs of them either
+        except UserError as error:  # prompts that were never fetched; then there are no runs of them either
             log.warning("tabulate: no tables of dataset=%s: %s", option, error)
             return None
 
@@ -209,7 +210,7 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
         else:
             try:
                 wanted = full.variant(quant=method, bits=f"w{weight_bits}a{act_bits}")
-            except ValueError:  # time ranges that do not divide the number of steps
+            except UserError:  # time ranges that do not divide the number of steps
                 return None
         rows = registry[registry["signature"] == wanted.signature]
         judges = registry.loc[registry["signature"] == full.signature, "metrics"]

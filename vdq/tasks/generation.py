@@ -22,6 +22,7 @@ from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.observer import step_observers
 from vdq.diffusion.samplers import Sampler
+from vdq.errors import UserError
 from vdq.files import write_json
 from vdq.models.base import VideoModel
 from vdq.peak_memory import PeakMemory
@@ -112,7 +113,7 @@ class Generation(pl.LightningModule):
         self.counter.__exit__()
         calls = int(self.trainer.strategy.reduce(torch.tensor(self.counter.total, device=self.device), reduce_op="sum"))
         if quantized_layers(self.denoiser) and not calls:
-            raise ValueError("the recipe quantizes layers, but none of them was called while sampling")
+            raise UserError("the recipe quantizes layers, but none of them was called while sampling")
         if self.trainer.is_global_zero:
             write_json(self.folder / EXECUTION, self._execution(calls))
 

@@ -15,6 +15,8 @@ import pandas as pd
 import yaml
 from safetensors import SafetensorError, safe_open
 
+from vdq.errors import UserError
+
 log = logging.getLogger(__name__)
 RESULT = "result.json"
 SCORES = "per_video.csv"
@@ -29,7 +31,7 @@ def read_result(folder: Path) -> dict | None:
     try:
         result = _json(path)
         if not {"signature", "metrics", "finished"} <= result.keys():
-            raise ValueError("it is not the result of a run")
+            raise UserError("it is not the result of a run")
         for path in filter(Path.is_file, (folder / name for name in RECORDS)):
             _json(path)
         path = folder / SCORES
@@ -47,14 +49,14 @@ def read_result(folder: Path) -> dict | None:
 def _json(path: Path) -> dict:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError("it holds no fields")
+        raise UserError("it holds no fields")
     return content
 
 
 def _check_scores(path: Path, count: int | None) -> None:
     rows = len(pd.read_csv(path))
     if count not in (None, rows):
-        raise ValueError(f"it has {rows} rows instead of {count}")
+        raise UserError(f"it has {rows} rows instead of {count}")
 
 
 def read_config(folder: str | Path) -> dict:

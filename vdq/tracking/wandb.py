@@ -15,6 +15,8 @@ import pandas as pd
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
+from vdq.errors import UserError
+
 log = logging.getLogger(__name__)
 MODES = ("online", "offline", "disabled")
 OWN_TABLES = {"per_video.csv", "report.csv"}  # of a run folder, logged with videos and under a name of their own
@@ -38,16 +40,16 @@ class WandbTracker:
         mode: str | None = None,
     ) -> None:
         if mode not in (None, *MODES):
-            raise ValueError(f"logger.mode={mode} must be {', '.join(MODES)} or null (online if logged in)")
+            raise UserError(f"logger.mode={mode} must be {', '.join(MODES)} or null (online if logged in)")
         self.project, self.entity, self.group, self.tags, self.mode = project, entity, group, list(tags or []), mode
 
     def check(self) -> None:
-        """Raises ValueError when nothing could be logged, before anything is computed."""
+        """Raises UserError when nothing could be logged, before anything is computed."""
         mode = os.environ.get("WANDB_MODE")
         if self.mode is None and mode not in (None, *MODES):
-            raise ValueError(f"WANDB_MODE={mode} must be one of {', '.join(MODES)}")
+            raise UserError(f"WANDB_MODE={mode} must be one of {', '.join(MODES)}")
         if self._mode() == "online" and not _logged_in():
-            raise ValueError("logger.mode=online needs an account: run `wandb login`, or take logger.mode=offline")
+            raise UserError("logger.mode=online needs an account: run `wandb login`, or take logger.mode=offline")
 
     def _mode(self) -> str:
         return self.mode or os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")

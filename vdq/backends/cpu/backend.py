@@ -17,6 +17,7 @@ from vdq.backends.cpu.passes import MIDDLE, Codes, Grid, Source, TorchPasses, wr
 from vdq.backends.cpu.weights import KeptSets, PrefetchedSets, WeightSet
 from vdq.backends.fused_block import FusedBlock, fusible
 from vdq.backends.integer import BITS, IntegerLinear, signed_weight_bits, unsupported
+from vdq.errors import UserError
 from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
 
@@ -36,7 +37,7 @@ class Int8CpuBackend(Backend):
     its codes here. `fused`: blocks of STDiT run as a whole where all their projections are quantized, unless tokens
     share a range. `weight_sets`: "keep" has the weights of all time ranges in memory, a byte each, and a switch costs
     nothing; "prefetch" two sets, that of the step and that of the next range, which a thread makes meanwhile from the
-    original weight, held by reference, on cores that the model computes on as well. Raises ValueError for another value
+    original weight, held by reference, on cores that the model computes on as well. Raises UserError for another value
     and for a kernel that does not work here.
     """
 
@@ -46,14 +47,14 @@ class Int8CpuBackend(Backend):
 
     def __init__(self, kernel: str = AUTO, fused: bool = True, weight_sets: str = "keep") -> None:
         if kernel not in (AUTO, *KERNELS):
-            raise ValueError(f"backend.kernel={kernel} must be one of {', '.join((AUTO, *KERNELS))}")
+            raise UserError(f"backend.kernel={kernel} must be one of {', '.join((AUTO, *KERNELS))}")
         if weight_sets not in WEIGHT_SETS:
-            raise ValueError(f"backend.weight_sets={weight_sets} must be one of {', '.join(WEIGHT_SETS)}")
+            raise UserError(f"backend.weight_sets={weight_sets} must be one of {', '.join(WEIGHT_SETS)}")
         self.kernel, self.candidates = kernel, tuple(KERNELS) if kernel == AUTO else (kernel,)
         self.fused, self.passes, self.weight_sets = fused, elementwise_passes(), weight_sets
         name, failures = self._choose(2, 2)
         if name is None:
-            raise ValueError(f"backend.kernel={kernel} cannot run here ({failures})")
+            raise UserError(f"backend.kernel={kernel} cannot run here ({failures})")
         self.chosen: dict[tuple[int, int], str] = {}  # kernels by the bits of weights and codes, of what was built
 
     @property

@@ -11,6 +11,7 @@ from torch import nn
 from vdq.backends.base import Backend
 from vdq.backends.fused_block import FusedBlock, fusible
 from vdq.backends.integer import BITS, too_wide
+from vdq.errors import UserError
 from vdq.quant.linear import LayerSpec
 
 AUTO = "auto"
@@ -41,7 +42,7 @@ class Int8CudaBackend(Backend):
     of its time ranges, a byte each: "keep": all on the device. "stream": in pinned host memory, and two sets on the
     device, the next being copied while one is used. "auto": "keep" for one set or at most 16 MB of sets, as every layer
     of the testbed has, "stream" for larger ones. `fused`: replace whole STDiT blocks, which quantizes inside the norms,
-    GELU and residual sums and keeps them in fp32; False computes each layer alone. Raises ValueError for another value,
+    GELU and residual sums and keeps them in fp32; False computes each layer alone. Raises UserError for another value,
     without Triton, and with neither a CUDA device nor Triton's interpreter.
     """
 
@@ -52,9 +53,9 @@ class Int8CudaBackend(Backend):
     def __init__(self, weight_sets: str = AUTO, fused: bool = True) -> None:
         if weight_sets not in (AUTO, *WEIGHT_SETS):
             allowed = ", ".join((AUTO, *WEIGHT_SETS))
-            raise ValueError(f"backend.weight_sets={weight_sets} must be one of {allowed}")
+            raise UserError(f"backend.weight_sets={weight_sets} must be one of {allowed}")
         if (reason := unavailable()) is not None:
-            raise ValueError(f"backend {self.name} cannot run here: {reason}")
+            raise UserError(f"backend {self.name} cannot run here: {reason}")
         self.weight_sets, self.fused = weight_sets, fused
 
     @property

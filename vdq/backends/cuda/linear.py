@@ -10,6 +10,7 @@ from vdq.backends.cuda.kernels import INTERPRETED
 from vdq.backends.cuda.ops import int8_linear, quantize_tokens
 from vdq.backends.cuda.weights import KeptSets, StreamedSets, integer_weights
 from vdq.backends.integer import IntegerLinear
+from vdq.errors import UserError
 from vdq.quant.affine import code_range
 from vdq.quant.linear import LayerSpec
 
@@ -154,7 +155,7 @@ def quantize(
     + scale) + shift. swap=(a, b): tokens [n, a, b] become [n, b, a]. position [a, C] is added first.
     """
     if x.device.type != "cuda" and not INTERPRETED:
-        raise ValueError(f"layer {layers[0].fqn} has an input on {x.device.type}, int8_cuda computes on cuda only")
+        raise UserError(f"layer {layers[0].fqn} has an input on {x.device.type}, int8_cuda computes on cuda only")
     sources = [number if layer.source is None else layer.source for number, layer in enumerate(layers)]
     distinct = [layers[number] for number in sorted(set(sources))]
     first = distinct[0]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vdq.backends.integer import signed_weight
+from vdq.errors import UserError
 from vdq.quant.linear import LayerSpec
 from vdq.quant.weight_sets import Shared
 
@@ -40,7 +41,7 @@ class StreamedSets(nn.Module):
 
     At the first call in a range, the copy of the following one starts on a side stream, beside the computation of a
     whole step; the range after the last is the first, of the next batch. Any other order is right too, and waits. The
-    host decides, by `clock.step`: a captured graph would keep its range, so capturing raises ValueError, and
+    host decides, by `clock.step`: a captured graph would keep its range, so capturing raises UserError, and
     torch.compile breaks its graph here.
     """
 
@@ -60,7 +61,7 @@ class StreamedSets(nn.Module):
     def ready(self) -> None:
         wanted = self.ranges[self.clock.step]
         if self.table.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise ValueError(f"layer {self.fqn} streams its weights and cannot be captured; set weight_sets=keep")
+            raise UserError(f"layer {self.fqn} streams its weights and cannot be captured; set weight_sets=keep")
         if self.held[self.current] == wanted:
             return
         other = 1 - self.current

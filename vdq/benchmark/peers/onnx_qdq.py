@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vdq.backends.integer import BITS
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import PEER, Contender
+from vdq.errors import UserError
 from vdq.export.onnx_session import exact_entries, multiplies_exactly, open_session
 
 OPSET = 21
@@ -68,12 +69,12 @@ def openvino_static(module: nn.Module, x: Tensor, machine: Machine, folder: Path
 @cache
 def openvino_weight_bits() -> int:
     """The widest weights whose integer products are exact in OpenVINO on this CPU: 8 bits, or 7 where sums of two
-    products with 8 saturate. Raises ValueError if neither is exact.
+    products with 8 saturate. Raises UserError if neither is exact.
     """
     for bits in (BITS, BITS - 1):
         if multiplies_exactly(lambda model, x: _compiled(model)([x])[0], weight_bits=bits):
             return bits
-    raise ValueError("openvino does not multiply bytes exactly on this CPU, also not with weights of 7 bits")
+    raise UserError("openvino does not multiply bytes exactly on this CPU, also not with weights of 7 bits")
 
 
 def _compiled(model: Path | bytes) -> Any:

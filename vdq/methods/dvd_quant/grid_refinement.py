@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.quant.affine import EPS, QParams, code_range, fake_quantize, qparams_from_range, tensor_range
 
 NUM_BOUNDS = 20
@@ -43,7 +44,7 @@ def refine_grid(
     best of everything seen is kept per row [I], so no row is worse than with its min-max grid.
 
     num_bounds and tolerance are published nowhere: 20 and 1e-4 are ours [I]. A weight on the meta device gets its
-    min-max grid. Raises ValueError for num_bounds or max_updates below 1, a tolerance outside 0..1, bits outside 2..16.
+    min-max grid. Raises UserError for num_bounds or max_updates below 1, a tolerance outside 0..1, bits outside 2..16.
     """
     check_refinement(num_bounds, tolerance, max_updates)
     weight = weight.detach().float()
@@ -64,9 +65,9 @@ def check_refinement(num_bounds: int, tolerance: float, max_updates: int = MAX_U
     """Raise ValueError for options that `refine_grid` does not take."""
     for name, value in (("num_bounds", num_bounds), ("max_updates", max_updates)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value} must be an integer of at least 1")
+            raise UserError(f"{name}={value} must be an integer of at least 1")
     if not 0 <= tolerance <= 1:
-        raise ValueError(f"tolerance={tolerance} must be a number in 0..1")
+        raise UserError(f"tolerance={tolerance} must be a number in 0..1")
 
 
 def _refined(

@@ -7,6 +7,7 @@ told apart in spec/dvd_quant_and_qvd.md 1. The three parts and that nothing is c
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.methods.base import Method
 from vdq.methods.dvd_quant.grid_refinement import NUM_BOUNDS, TOLERANCE, check_refinement, refine_grid
 from vdq.quant.affine import QParams, check_bits
@@ -29,7 +30,7 @@ class DVDQuantMethod(Method):
     is the paper's formula [S]; a K-block such as 128 is what its kernels and all its reported numbers are said to have
     [S], which is coarser. num_bounds, tolerance: of the weight grids
     (vdq.methods.dvd_quant.grid_refinement). Which layers stay in full precision is not known; here those that the
-    model leaves out for every recipe [I]. Raises ValueError for a value outside these.
+    model leaves out for every recipe [I]. Raises UserError for a value outside these.
     """
 
     static = False
@@ -86,5 +87,5 @@ class DVDQuantMethod(Method):
 
 def _check_power(block: int, name: str) -> int:
     if not isinstance(block, int) or block < 1 or block & (block - 1):
-        raise ValueError(f"{name}={block} must be a power of two")
+        raise UserError(f"{name}={block} must be a power of two")
     return block

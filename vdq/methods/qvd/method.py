@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vdq.errors import UserError
 from vdq.methods.base import RANGE, Method, Table, check_weight
 from vdq.methods.qvd.scri import SHIFTS, best_factors, channel_ranges, channel_shift
 from vdq.methods.qvd.tables import coverage_table, temporal_table, timestep_table
@@ -34,13 +35,13 @@ class QvdMethod(Method):
 
     weight_bits, act_bits: 2..16. shift: "mid" or "mean" (vdq.methods.qvd.scri.channel_shift), None for no shift.
     absorb: the bias gets the shift times the "original" weight, so that the weight's error multiplies X - shift, or
-    times the "quantized" one, so that it multiplies X, which is smaller where a channel's values lie at one end of its range
-    (after GELU) and matters at 4 bits [I]. scale: factors of the channels above the threshold with the smallest
+    times the "quantized" one, so that it multiplies X, which is smaller where a channel's values lie at one end of its
+    range (after GELU) and matters at 4 bits [I]. scale: factors of the channels above the threshold with the smallest
     expected error (best_factors), one set for all steps; they also take the room that other prompts need beyond the
     calibrated range. num_time_ranges: of shift and activation range, a divisor of the step count or "per_step"; weights
     stay one set. symmetric_acts: of activations. temporal_bits: of inputs and weights of temporal linears, whose error
     reaches all tokens of all blocks alike, so that they do not follow the other bits down [I]; None leaves these layers
-    in full precision. Raises ValueError for a value outside these.
+    in full precision. Raises UserError for a value outside these.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class QvdMethod(Method):
         self.act_bits = check_bits(act_bits, "act_bits")
         self.temporal_bits = None if temporal_bits is None else check_bits(temporal_bits, "temporal_bits")
         if shift not in (None, *SHIFTS):
-            raise ValueError(f"shift={shift} must be null or one of {', '.join(SHIFTS)}")
+            raise UserError(f"shift={shift} must be null or one of {', '.join(SHIFTS)}")
         if absorb not in ABSORB:
-            raise ValueError(f"absorb={absorb} must be one of {', '.join(ABSORB)}")
+            raise UserError(f"absorb={absorb} must be one of {', '.join(ABSORB)}")
         self.absorb = absorb
         self.shift, self.scale, self.symmetric_acts = shift, scale, symmetric_acts
         self.num_time_ranges = num_time_ranges
@@ -101,7 +102,7 @@ class QvdMethod(Method):
         return shift_correction(restore_weight(params.dequantized_weight(weight, 0), params.range_smoothing(0)), shift)
 
     def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LinearParams]:
-        """HTDQ of every linear of temporal features; raises ValueError where model or caller do not tell them."""
+        """HTDQ of every linear of temporal features; raises UserError where model or caller do not tell them."""
         if self.temporal_bits is None:
             return {}
         by_fqn, layers = {p.fqn: p for p in projections(denoiser)}, {}
@@ -146,5 +147,5 @@ def _features(denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, Tensor
     """Temporal features by the fqn of their linear, each [N, C]."""
     if timesteps is None or not hasattr(denoiser, "temporal_features"):
         missing = "the schedule's timesteps" if timesteps is None else "a model with temporal_features"
-        raise ValueError(f"temporal_bits must be null without {missing}")
+        raise UserError(f"temporal_bits must be null without {missing}")
     return denoiser.temporal_features(timesteps)

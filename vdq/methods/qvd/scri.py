@@ -8,6 +8,7 @@ first step's, the error that chooses the threshold, the formula of coverage (spe
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.quant.affine import QParams, fake_quantize, qparams_from_range, quantize, tensor_range
 from vdq.quant.time_ranges import TimeRanges
 
@@ -24,10 +25,10 @@ def channel_shift(lo: Tensor, hi: Tensor, ranges: TimeRanges, mode: str = "mid")
     """The centre z of every channel in each time range, fp32 [K, C] of ranges [N, C] of the steps.
 
     "mid": of the range over all steps, (max + min) / 2. "mean": the mean over the steps of their centres; the port's
-    mean of the values themselves needs them, and statistics have extremes only [I]. Raises ValueError for another mode.
+    mean of the values themselves needs them, and statistics have extremes only [I]. Raises UserError for another mode.
     """
     if mode not in SHIFTS:
-        raise ValueError(f"shift={mode} must be null or one of {', '.join(SHIFTS)}")
+        raise UserError(f"shift={mode} must be null or one of {', '.join(SHIFTS)}")
     if mode == "mean":
         return _by_range((lo + hi) / 2, ranges).mean(1)
     lo, hi = channel_ranges(lo, hi, ranges)

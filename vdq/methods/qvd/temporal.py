@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.quant.affine import check_bits, dequantize, qparams_from_range
 from vdq.quant.params import Codebook
 
@@ -47,12 +48,12 @@ class Trial:
 
 def choose(features: Tensor, bits: int) -> list[Trial]:
     """The best quantizer of each family and the best of all first: the smallest step-difference error, of equal ones
-    the smallest L2 error [I]. features [N, C] of N steps in their order. Raises ValueError for bits outside 2..16 and
+    the smallest L2 error [I]. features [N, C] of N steps in their order. Raises UserError for bits outside 2..16 and
     features that are not finite.
     """
     check_bits(bits, "temporal_bits")
     if not bool(torch.isfinite(features).all()):
-        raise ValueError("temporal features have NaN or infinite values")
+        raise UserError("temporal features have NaN or infinite values")
     best: dict[str, Trial] = {}
     for candidate in candidates(features, bits):
         trial = evaluate(features, candidate)

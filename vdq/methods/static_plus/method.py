@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vdq.errors import UserError
 from vdq.methods.base import ABSMAX, RANGE, SAMPLES, SmoothedMethod, Table
 from vdq.methods.dvd_quant.grid_refinement import refine_grid
 from vdq.methods.static_plus.folding import Fold, attention_folds
@@ -48,12 +49,12 @@ class StaticPlusMethod(SmoothedMethod):
     low_rank: the rank of a branch in half precision that takes the largest directions of every weight.
     step_bits: "spread" gives each step the bits that its error deserves (vdq.methods.static_plus.step_bits), "switched"
     is delta-GBS frozen. token_groups: the tokens of each "frame" or latent "position" have a scale of their own, that
-    of all in proportion to their root mean square; text has one. clamp_acts: the range of every step is narrowed to the share of
-    1 to 0.4 with the least error of the layer's output. weight_grid: "minmax" or "refined" (BGR). rounding: "nearest"
-    or "gptq", which minimizes the error of the layer's output over all steps, with its `damping`. correct_bias: the
-    mean error of every output that is left is taken off at each step.
+    of all in proportion to their root mean square; text has one. clamp_acts: the range of every step is narrowed to the
+    share of 1 to 0.4 with the least error of the layer's output. weight_grid: "minmax" or "refined" (BGR). rounding:
+    "nearest" or "gptq", which minimizes the error of the layer's output over all steps, with its `damping`.
+    correct_bias: the mean error of every output that is left is taken off at each step.
 
-    Raises ValueError for a value outside these.
+    Raises UserError for a value outside these.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ class StaticPlusMethod(SmoothedMethod):
         self.weight_grid = _one_of("weight_grid", weight_grid, GRIDS)
         self.rounding = _one_of("rounding", rounding, ROUNDINGS)
         if rotation_block and (rotation_block < 0 or rotation_block & (rotation_block - 1)):
-            raise ValueError(f"rotation_block={rotation_block} must be 0 or a power of two")
+            raise UserError(f"rotation_block={rotation_block} must be 0 or a power of two")
         if not isinstance(low_rank, int) or low_rank < 0:
-            raise ValueError(f"low_rank={low_rank} must be 0 or a positive integer")
+            raise UserError(f"low_rank={low_rank} must be 0 or a positive integer")
         self.rotation_block, self.fold_rotation, self.low_rank = rotation_block, fold_rotation, low_rank
         self.clamp_acts, self.correct_bias = clamp_acts, correct_bias
         if damping <= 0:
-            raise ValueError(f"damping={damping} must be a number above 0")
+            raise UserError(f"damping={damping} must be a number above 0")
         self.damping = damping
 
     def needs(self, fqn: str) -> frozenset[str]:
@@ -259,5 +260,5 @@ def _mean_error(seen: SeenInput, target: Tensor, quantized: Tensor, act: QParams
 
 def _one_of(name: str, value: Any, allowed: tuple) -> Any:
     if value not in allowed:
-        raise ValueError(f"{name}={value} must be one of {', '.join('null' if a is None else a for a in allowed)}")
+        raise UserError(f"{name}={value} must be one of {', '.join('null' if a is None else a for a in allowed)}")
     return value

@@ -7,6 +7,8 @@ is evaluated once on the calibration prompts and frozen.
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
+
 MIN_BITS, MAX_BITS = 2, 8  # of codes that integer kernels multiply
 
 
@@ -15,7 +17,7 @@ def spread_bits(step_error: Tensor, mean_bits: int, *, low: int = MIN_BITS, high
 
     A bit more divides the squared rounding error by four (spec/quantization.md 2.1), so the bit that gains most is
     given first, again and again; for a sum of convex terms that is the optimum. With mean_bits >= high every step has
-    mean_bits. Raises ValueError for a mean below low.
+    mean_bits. Raises UserError for a mean below low.
     """
     _check_mean(mean_bits, low)
     count, error = len(step_error), step_error.double()
@@ -31,7 +33,7 @@ def spread_bits(step_error: Tensor, mean_bits: int, *, low: int = MIN_BITS, high
 def frozen_switch(step_change: Tensor, mean_bits: int, *, high: int = MAX_BITS) -> Tensor:
     """Bits long [N] of delta-GBS on the mean change d_t of the calibration prompts, step_change [N]: mean_bits - 1 or
     `high`, with the smallest delta for which their mean is at most mean_bits. With mean_bits >= high every step has
-    mean_bits. Raises ValueError for a mean below 3.
+    mean_bits. Raises UserError for a mean below 3.
     """
     _check_mean(mean_bits, MIN_BITS + 1)
     if mean_bits >= high:
@@ -42,7 +44,7 @@ def frozen_switch(step_change: Tensor, mean_bits: int, *, high: int = MAX_BITS) 
         bits = switched_bits(step_change, low=mean_bits - 1, high=high, delta=delta)
         if bits.double().mean() <= mean_bits:
             return bits
-    raise ValueError(f"act_bits={mean_bits} is too small for a first step of {high} bits in {len(step_change)} steps")
+    raise UserError(f"act_bits={mean_bits} is too small for a first step of {high} bits in {len(step_change)} steps")
 
 
 def switched_bits(step_change: Tensor, *, low: int, high: int, delta: float) -> Tensor:
@@ -59,4 +61,4 @@ def switched_bits(step_change: Tensor, *, low: int, high: int, delta: float) -> 
 
 def _check_mean(mean_bits: int, least: int) -> None:
     if mean_bits < least:
-        raise ValueError(f"act_bits={mean_bits} must be at least {least} when steps differ in bits")
+        raise UserError(f"act_bits={mean_bits} must be at least {least} when steps differ in bits")

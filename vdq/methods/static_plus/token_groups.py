@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vdq.errors import UserError
 from vdq.models.stdit import STDiTBlock
 from vdq.quant.layers import projections
 
@@ -31,11 +32,11 @@ def token_groups(denoiser: nn.Module, kind: str) -> dict[str, TokenGroups]:
     """Of every projection that gets tokens of videos, by fqn; kind: one group a "frame" or a latent "position".
 
     Temporal attention gets the frames of one position after another, all others the positions of one frame after
-    another (STDiTBlock). Text has no groups. Raises ValueError for a denoiser without such blocks.
+    another (STDiTBlock). Text has no groups. Raises UserError for a denoiser without such blocks.
     """
     blocks = [name for name, module in denoiser.named_modules() if isinstance(module, STDiTBlock)]
     if not blocks:
-        raise ValueError(f"token_groups={kind} needs blocks of STDiT, {type(denoiser).__name__} has none")
+        raise UserError(f"token_groups={kind} needs blocks of STDiT, {type(denoiser).__name__} has none")
     frames, positions = denoiser.pos_embed_temporal.shape[1], denoiser.pos_embed.shape[1]
     count = frames if kind == "frame" else positions
     index = torch.arange(count).view((-1, 1) if kind == "frame" else (1, -1)).expand(frames, positions)

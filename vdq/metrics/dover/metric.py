@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vdq.errors import UserError
 from vdq.metrics.base import UNNUMBERED, VideoMetric
 from vdq.metrics.dover.model import Dover
 from vdq.metrics.dover.scores import CONSTANTS, percentage
@@ -49,9 +50,9 @@ class DoverMetric(VideoMetric):
     ) -> None:
         super().__init__(**kwargs)
         if num_offsets < 1:
-            raise ValueError(f"num_offsets is {num_offsets}; an integer >= 1 is allowed")
+            raise UserError(f"num_offsets is {num_offsets}; an integer >= 1 is allowed")
         if constants not in CONSTANTS:
-            raise ValueError(f"constants is {constants!r}; one of {', '.join(CONSTANTS)} is allowed")
+            raise UserError(f"constants is {constants!r}; one of {', '.join(CONSTANTS)} is allowed")
         self.model = model
         self.technical, self.aesthetic = technical or TechnicalView(), aesthetic or AestheticView()
         self.num_offsets, self.seed, self.constants = num_offsets, seed, constants
@@ -64,7 +65,7 @@ class DoverMetric(VideoMetric):
         """Add videos, uint8 [B,T,H,W,3]; `index` numbers them within the set.
 
         Raises:
-            ValueError: on another dtype or shape.
+            UserError: on another dtype or shape.
         """
         self._check(videos, index)
         numbers = [UNNUMBERED] * len(videos) if index is None else [int(i) for i in index]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vdq.errors import UserError
 from vdq.metrics.dover.convnext import ConvNeXt3D, ConvNeXtV23D
 from vdq.metrics.dover.swin import SwinTransformer3D
 
@@ -56,10 +57,10 @@ class Dover(nn.Module):
     def score_map(self, view: Tensor, branch: str) -> Tensor:
         """Clips of a view, normalised [B, 3, T, H, W] -> raw score of every position [B, 1, T', H', W'].
 
-        Raises ValueError on another branch than "technical" and "aesthetic".
+        Raises UserError on another branch than "technical" and "aesthetic".
         """
         if branch not in BRANCHES:
-            raise ValueError(f"branch={branch!r} must be one of {', '.join(BRANCHES)}")
+            raise UserError(f"branch={branch!r} must be one of {', '.join(BRANCHES)}")
         features = getattr(self, f"{branch}_backbone")(view)
         return getattr(self, f"{branch}_head")(features)
 
@@ -73,7 +74,7 @@ class Dover(nn.Module):
     def load_published(self, path: str | Path) -> Self:
         """Takes the weights of a file, .safetensors or of torch.save, its tensors flat or under "state_dict".
 
-        Raises ValueError when the file is damaged, wants to run code, or does not hold exactly the model's tensors.
+        Raises UserError when the file is damaged, wants to run code, or does not hold exactly the model's tensors.
         """
         found = _read(Path(path))
         self._check(found, path)
@@ -92,7 +93,7 @@ class Dover(nn.Module):
         }
         words = [f"{len(keys)} {fault} ({', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
         if words:
-            raise ValueError(
+            raise UserError(
                 f"{path} must hold the {len(expected)} tensors of {self.name}, but {_resemblance(found)}"
                 f"{', '.join(words)}"
             )
@@ -109,21 +110,21 @@ def build_dover_mobile() -> Dover:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Content of a weights file, unwrapped. Raises ValueError when it cannot be read as one."""
+    """Content of a weights file, unwrapped. Raises UserError when it cannot be read as one."""
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails anywhere in the readers, with almost any type
-        raise ValueError(
+        raise UserError(
             f"{path} must be a whole .safetensors file or one of torch.save with nothing but tensors, and no code is "
             f"run from it; reading it failed with {type(error).__name__}"
         ) from error
     if isinstance(content, dict):
         content = content.get("state_dict", content)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a dictionary of names to tensors, not a {type(content).__name__}")
+        raise UserError(f"{path} must hold a dictionary of names to tensors, not a {type(content).__name__}")
     return content
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from html import escape
 
+from vdq.errors import UserError
+
 _CELL = re.compile(r"(?<!\\)\|")
 _RULE = re.compile(r":?-+:?")
 _INLINE = (
@@ -37,7 +39,7 @@ def _block(lines: list[str]) -> str:
 def _table(lines: list[str]) -> str:
     head, rule, *body = ([cell.strip() for cell in _CELL.split(line.strip().strip("|"))] for line in lines)
     if not all(_RULE.fullmatch(cell) for cell in rule):
-        raise ValueError(f"tables holds {lines[1]!r} below a table's head; only a row of |---| is allowed there")
+        raise UserError(f"tables holds {lines[1]!r} below a table's head; only a row of |---| is allowed there")
     rows = "\n".join(f"<tr>{_row(row)}</tr>" for row in body)
     titles = "".join(f'<th scope="col">{_inline(cell)}</th>' for cell in head)
     return f"<table>\n<thead><tr>{titles}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"

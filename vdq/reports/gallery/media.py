@@ -16,6 +16,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from vdq.errors import UserError
+
 SPEED = 8  # of the encoder: 5 times as fast as its default and as small within a few per cent
 
 
@@ -67,7 +69,7 @@ def frames_per_second(path: Path) -> float:
         with av.open(str(path)) as container:
             return float(container.streams.video[0].average_rate)
     except (av.FFmpegError, IndexError, TypeError) as error:
-        raise ValueError(f"video {path} has no frame rate ({error}); a video file is allowed") from error
+        raise UserError(f"video {path} has no frame rate ({error}); a video file is allowed") from error
 
 
 def _tile(frames: np.ndarray) -> np.ndarray:

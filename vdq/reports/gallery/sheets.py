@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vdq.errors import UserError
 from vdq.files import write_json
 from vdq.reports.gallery.media import SPEED, Sheet
 
@@ -53,7 +54,7 @@ class Sheets:
 def _known(path: Path) -> dict[str, dict[str, str | float]]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except UserError as error:
         log.warning("%s cannot be read (%s); all sheets are made again", path, error)
         return {}
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from vdq.data.samples import read_sample, video_path
+from vdq.errors import UserError
 from vdq.reports.gallery import markdown, media
 from vdq.reports.gallery.page import MARK, RUN_FIELDS, content_of, html_page
 from vdq.reports.gallery.sheets import Sheets
@@ -51,7 +52,7 @@ def write_gallery(
         note: a paragraph below the title, Markdown.
 
     Raises:
-        ValueError: if runs do not belong together, lack samples, or an argument is out of range.
+        UserError: if runs do not belong together, lack samples, or an argument is out of range.
     """
     _check_numbers(prompts=(prompts, 1, None), edge=(edge, 16, None))
     _check_numbers(quality=(quality, 0, 100), difference_quality=(difference_quality, 0, 100))
@@ -75,21 +76,21 @@ def _check_numbers(**ranges: tuple[int, int, int | None]) -> None:
     for name, (value, low, high) in ranges.items():
         if value < low or (high is not None and value > high):
             allowed = f"at least {low}" if high is None else f"{low} to {high}"
-            raise ValueError(f"{name} is {value}; {allowed} is allowed")
+            raise UserError(f"{name} is {value}; {allowed} is allowed")
 
 
 def _reference(runs: pd.DataFrame) -> pd.Series:
     """The row that is the reference of all rows, which also come from one model and one set of prompts."""
     missing = [field for field in FIELDS if field not in runs.columns]
     if missing:
-        raise ValueError(f"runs lacks the columns {missing}; rows of vdq.tracking.runs() are allowed")
+        raise UserError(f"runs lacks the columns {missing}; rows of vdq.tracking.runs() are allowed")
     for field in ("model", "dataset", "reference"):
         if runs[field].nunique() != 1:
             found = sorted(map(str, runs[field].unique()))
-            raise ValueError(f"runs has the {field} values {found}; exactly one is allowed in a gallery")
+            raise UserError(f"runs has the {field} values {found}; exactly one is allowed in a gallery")
     rows = runs[runs["signature"] == runs["reference"]]
     if len(rows) != 1 or runs["signature"].duplicated().any():
-        raise ValueError(f"runs holds {len(rows)} reference rows; one row a run and exactly one reference is allowed")
+        raise UserError(f"runs holds {len(rows)} reference rows; one row a run and exactly one reference is allowed")
     return rows.iloc[0]
 
 
@@ -97,7 +98,7 @@ def _scores(folder: Path) -> pd.DataFrame:
     """per_video.csv: one row a prompt, its text and its values."""
     path = folder / "per_video.csv"
     if not path.is_file():
-        raise ValueError(f"runs holds {folder.name}, which has no {path.name}; only runs that were scored are allowed")
+        raise UserError(f"runs holds {folder.name}, which has no {path.name}; only runs that were scored are allowed")
     return pd.read_csv(path, index_col="index")
 
 
@@ -106,7 +107,7 @@ def _chosen(scores: Mapping[str, pd.DataFrame], reference: str, count: int) -> l
     prompts = scores[reference]["prompt"]
     common = [i for i in prompts.index if all(i in s.index and s["prompt"][i] == prompts[i] for s in scores.values())]
     if not common:
-        raise ValueError("runs have no prompt in common; runs of the same prompts are allowed")
+        raise UserError("runs have no prompt in common; runs of the same prompts are allowed")
     places = np.linspace(0, len(common) - 1, min(count, len(common))).round().astype(int)
     return [int(common[place]) for place in places]
 
@@ -118,7 +119,7 @@ def _markdown(tables: Mapping[str, str] | Sequence[Path]) -> dict[str, str]:
     texts = {}
     for path in map(Path, tables):
         if not path.is_file():
-            raise ValueError(f"tables holds {path.name}, which does not exist; existing Markdown files are allowed")
+            raise UserError(f"tables holds {path.name}, which does not exist; existing Markdown files are allowed")
         first, _, rest = path.read_text(encoding="utf-8").partition("\n")
         if first.startswith("#"):
             texts[first.lstrip("#").strip()] = rest
@@ -131,7 +132,7 @@ def _markdown(tables: Mapping[str, str] | Sequence[Path]) -> dict[str, str]:
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """An empty folder beside ``folder`` that takes its place when the block ends without an error."""
     if folder.exists() and not _is_gallery(folder):
-        raise ValueError(f"folder {folder} holds something else; an older gallery or no folder is allowed")
+        raise UserError(f"folder {folder} holds something else; an older gallery or no folder is allowed")
     partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("part", "old"))
     partial.mkdir(parents=True)
     try:
@@ -167,7 +168,7 @@ def _write_media(
         for run in runs.itertuples():
             frames = original if run.signature == reference.signature else _frames(Path(run.folder), index)
             if not frames.shape == original.shape == shape:
-                raise ValueError(f"runs holds {run.signature} with frames {frames.shape}; only {shape} is allowed")
+                raise UserError(f"runs holds {run.signature} with frames {frames.shape}; only {shape} is allowed")
             small = media.shrink(frames, edge)
             name = f"{run.signature}_{index:04d}"
             errors["video"].append(sheets.write(f"{name}_video.avif", media.video_sheet, small, quality=quality))
@@ -197,4 +198,4 @@ def _frames(folder: Path, index: int) -> np.ndarray:
         return read_sample(folder, index)["frames"].numpy()
     except (OSError, KeyError) as error:
         message = f"runs holds {folder.name} without the frames of prompt {index}; complete runs are allowed"
-        raise ValueError(message) from error
+        raise UserError(message) from error
