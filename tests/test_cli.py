@@ -13,8 +13,8 @@ from torch import nn
 
 from vdq import stages
 from vdq.cli import check_types, flags_first, one_sentence, quoted
-from vdq.diffusion.guidance import guided
 from vdq.errors import UserError
+from vdq.models.guidance import guided
 from vdq.models.shapes import ShapesModel
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_model
 from torch import nn
 
-from vdq.shapes.nets import build_autoencoder, build_clip, build_denoiser, build_text_encoder
-from vdq.shapes.tokenizer import build_tokenizer
+from vdq.models.shapes_nets import build_autoencoder, build_denoiser, build_text_encoder
+from vdq.models.shapes_tokenizer import build_tokenizer
+from vdq.shapes.nets import build_clip
 from vdq.stages import run
 from vdq.stages.experiment import Experiment
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import Sampler
-from vdq.models.base import Conditions
+
+if TYPE_CHECKING:
+    from vdq.models.base import EncodedPrompts, VideoModel
 
 
 class Batches:
@@ -19,15 +21,13 @@ class Batches:
 
     def __init__(
         self,
-        conditions: Sequence[Conditions],
+        conditions: Sequence[EncodedPrompts],
         *,
+        model: VideoModel,
         sampler: Sampler,
-        latent_shape: tuple[int, ...],
         seed: int,
-        device: torch.device,
     ) -> None:
-        self.conditions = [part.to(device) for part in conditions]
-        self.sampler, self.latent_shape, self.seed = sampler, latent_shape, seed
+        self.conditions, self.model, self.sampler, self.seed = conditions, model, sampler, seed
         ends = torch.tensor([0, *map(len, conditions)]).cumsum(0).tolist()
         self.indices = [list(range(*pair)) for pair in zip(ends, ends[1:], strict=False)]
 
@@ -36,8 +36,8 @@ class Batches:
 
         def run(round_: int) -> Tensor:
             batch = round_ % len(self.conditions)
-            noise = PromptNoise(self.seed, self.indices[batch], self.latent_shape)
+            noise = PromptNoise(self.seed, self.indices[batch], self.model.latent_shape)
             # A new one each time: the same captions again would otherwise cost nothing.
-            return self.sampler.sample(Reusing(net), self.conditions[batch], noise, clock)
+            return self.model.sample(self.model.reusing(net), self.conditions[batch], noise, clock, self.sampler)
 
         return run

@@ -73,8 +73,7 @@ class CaptionEncoder:
         new = [] if self.random else [text for text in dict.fromkeys(map(clean, prompts)) if not self._readable(text)]
         if not new:
             return 0
-        folder = find_folder(self.source, FILES)
-        tokenizer, encoder = self._load(folder)
+        tokenizer, encoder = self.load()
         encoder.to(device)
         too_long = [text for text in new if len(tokenizer(text).input_ids) > self.max_length]
         if too_long:
@@ -112,8 +111,11 @@ class CaptionEncoder:
         output = encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[0]
         return output[: int(tokens.attention_mask.sum())].cpu().contiguous()
 
-    def _load(self, folder: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
-        field = self.source.field
+    def load(self) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+        """Tokenizer and encoder, which are fetched if they are not on this machine. Raises UserError when they cannot
+        be found, are damaged or do not fit the denoiser.
+        """
+        field, folder = self.source.field, find_folder(self.source, FILES)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             encoder, loaded = T5EncoderModel.from_pretrained(folder, dtype=DTYPES[self.dtype], output_loading_info=True)

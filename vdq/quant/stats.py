@@ -79,6 +79,11 @@ class LayerStats:
             packed=self.packed,
         )
 
+    def beyond(self, window: range) -> "LayerStats":
+        """The same with every step outside a window of consecutive steps replaced by the nearest one inside it."""
+        steps = torch.arange(len(self.rows)).clamp(window.start, window.stop - 1)
+        return replace(self, **{name: getattr(self, name)[steps] for name in _TENSORS})
+
     def to(self, device: torch.device | str) -> "LayerStats":
         samples = self.samples and LayerSamples(*(tensor.to(device) for tensor in self.samples))
         return replace(self, samples=samples, **{name: getattr(self, name).to(device) for name in _TENSORS})

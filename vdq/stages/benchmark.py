@@ -71,7 +71,7 @@ class _RandomBlock:
         self.plan, self.machine = plan, machine
         self.block = block.RandomBlock(plan, experiment.sampler.schedule, machine)
         self.backends = [(name, recipe.backend) for name, recipe in recipes]
-        with tqdm(total=experiment.sampler.schedule.num_steps, desc="benchmark: calibrating", unit="step") as progress:
+        with tqdm(total=experiment.sampler.steps, desc="benchmark: calibrating", unit="step") as progress:
             stats = self.block.stats(progress.update)
         converted: dict[str, QuantState] = {}  # a recipe's parameters do not depend on its backend
         self.states = {}
@@ -159,10 +159,9 @@ def _sampler(
     conditions = [experiment.model.encode(chosen[start : start + size]) for start in range(0, len(chosen), size)]
     batches = sampling.Batches(
         conditions,
+        model=experiment.model,
         sampler=experiment.sampler,
-        latent_shape=experiment.model.latent_shape,
         seed=experiment.cfg.seed,
-        device=machine.device,
     )
     once = batches.sampling(full, experiment.clock)
     chosen_linears = [
@@ -179,7 +178,7 @@ def _sampler(
         call = batches.sampling(quantized, recipe.clock.to(machine.device))
         contenders.append(Contender(name, kind, recipe.arithmetic, call, facts=facts))
     counted = work.count(full, lambda: once(0), experiment.model.quantizable)
-    steps = experiment.sampler.schedule.num_steps
+    steps = experiment.sampler.steps
     title = f"Sampler of {experiment.cfg.model.name}, {steps} steps, batches of {len(conditions[0])} prompts"
     facts = {"key": "sampler", "videos": plan.videos, "of_videos": len(prompts), "steps": steps}
     facts |= {"note": NOTE if experiment.model.random else ""}

@@ -83,7 +83,7 @@ class Experiment:
             raise UserError(f"batch_size={cfg.batch_size} must be null or at least 1")
         self.sampler: Sampler = _made("sampler", cfg.sampler)
         self.method: Method = _made("quant", cfg.quant)
-        self.method.check(self.sampler.schedule.num_steps)
+        self.method.check(self.sampler.steps)
         self.backend: Backend = _made("backend", cfg.backend)
         self.prompts: PromptSet = _made("dataset", cfg.dataset)
 
@@ -119,12 +119,7 @@ class Experiment:
         if "tabulate" in stages or self.cfg.tabulate:
             check_folder("paths.results", self.cfg.paths.results)
         if self.cfg.videos is None:
-            given, channels = self.sampler.guidance_channels, self.model.latent_shape[0]
-            if given > channels:
-                raise UserError(
-                    f"sampler.guidance_channels={given} must be in 0..{channels}, the channels of the latents of "
-                    f"model={self.cfg.model.name}"
-                )
+            self.model.check(self.sampler)
         if scores:
             _ = self.metrics
 
@@ -173,7 +168,7 @@ class Experiment:
 
     @cached_property
     def clock(self) -> StepClock:
-        return StepClock(self.sampler.schedule.num_steps)
+        return StepClock(self.sampler.steps)
 
     @cached_property
     def calibrates(self) -> bool:
