@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.backends.cuda.backend import unavailable
 from vdq.reports.tables import METRICS
-from vdq.stages import Experiment
+from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"

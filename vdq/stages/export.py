@@ -11,8 +11,8 @@ from vdq.export.base import QuantizedRun
 from vdq.quant.report import MEGABYTE
 from vdq.quant.state import QuantState
 from vdq.stages import quantize
+from vdq.stages.compute import load_denoiser
 from vdq.stages.experiment import Experiment
-from vdq.stages.pipeline import load_denoiser
 from vdq.stages.run_folder import intact
 
 log = logging.getLogger(__name__)

@@ -28,10 +28,10 @@ from vdq.quant.layers import linear_modules, split
 from vdq.quant.state import QuantState
 from vdq.reports import execution
 from vdq.stages import sample
+from vdq.stages.compute import load_denoiser
 from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 from vdq.stages.identity import signature_of
-from vdq.stages.pipeline import load_denoiser
 
 log = logging.getLogger(__name__)
 DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}

@@ -15,6 +15,7 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from vdq.commands import choose_alpha
 from vdq.diffusion.noise import PromptNoise
 from vdq.files import write_text
 from vdq.methods.base import Method
@@ -22,9 +23,9 @@ from vdq.quant.layers import Projection, projections
 from vdq.quant.search import InputRecorder, output_error
 from vdq.quant.stats import Stats
 from vdq.reports.alpha import GRID, RECIPES, WIDTHS, pivot
-from vdq.stages import calibrate, choose_alpha
+from vdq.stages import calibrate
+from vdq.stages.compute import load_denoiser
 from vdq.stages.experiment import Experiment
-from vdq.stages.pipeline import load_denoiser
 from vdq.stages.run_folder import intact
 from vdq.tasks.calibration import Calibration
 
