@@ -18,6 +18,8 @@ class Backend(ABC):
     name: str
     simulated: bool
     most_bits = MAX_BITS
+    unsigned: tuple[str, ...] = ()  # arguments that say where things are: no number depends on them
+    version = 1  # to be raised when the same parameters would give other outputs
 
     @property
     def arithmetic(self) -> str:

@@ -42,6 +42,7 @@ class Int8CpuBackend(Backend):
     """
 
     name = "int8_cpu"
+    unsigned = ("weight_sets",)
     simulated = False
     most_bits = BITS
 
