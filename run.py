@@ -21,7 +21,7 @@ failed: list[str] = []  # sentences of the runs of a sweep that were refused
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> str | None:
-    from vdq.stages import run  # imports torch, which --help and --cfg job do not need
+    from vdq.commands.run import run  # imports torch, which --help and --cfg job do not need
 
     try:
         return run(cfg)
