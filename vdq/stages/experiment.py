@@ -107,6 +107,7 @@ class Experiment:
                 f"bits={self.bits} has {max(bits)}-bit codes, must have at most {self.backend.most_bits} for "
                 f"backend={self.backend.name}, whose products are of bytes"
             )
+        self.backend.check_parts(self.method.parts())
         if "benchmark" in stages:
             recipes = [path.stem for path in (CONF / "quant").glob("*.yaml")]
             self.benchmark.check_recipes([name for name in recipes if name != "fp16"])
@@ -189,8 +190,8 @@ class Experiment:
     def _needs(self) -> frozenset[str]:
         if self.artefact is not None:
             return frozenset()
-        names = [p.fqn for p in projections(self.model.structure)]
-        return frozenset().union(*(self.method.needs(fqn) for fqn in names if self.model.quantizable(fqn)))
+        chosen = projections(self.model.structure, self.model.quantizable)
+        return frozenset().union(*(self.method.needs(p.fqn) for p in chosen))
 
     @cached_property
     def stats_signature(self) -> str:

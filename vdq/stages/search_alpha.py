@@ -47,7 +47,7 @@ def run(experiment: Experiment) -> None:
         calibrate.run(experiment)
     stats = Stats.load(experiment.stats_path)
     recorder = _recorded(experiment)
-    layers = [p for p in projections(experiment.denoiser) if experiment.model.quantizable(p.fqn)]
+    layers = projections(experiment.denoiser, experiment.model.quantizable)
     start, rows = time.monotonic(), []
     settings = [(quant, bits, alpha) for quant in RECIPES for bits in WIDTHS for alpha in GRID]
     for quant, bits, alpha in tqdm(settings, desc="searching alpha", unit="setting"):
