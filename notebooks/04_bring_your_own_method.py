@@ -31,7 +31,7 @@ from vdq.methods.static import StaticMethod
 from vdq.quant.affine import QParams
 from vdq.reports.tables import METRICS, comparison
 from vdq.stages import run
-from vdq.stages.experiment import CONF
+from vdq.stages.configuration import CONF
 from vdq.tracking.registry import read_result
 
 # %% [markdown]

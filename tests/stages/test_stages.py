@@ -16,8 +16,9 @@ from vdq import stages
 from vdq.quant.operations import Operations
 from vdq.quant.state import LayerReport, QuantState
 from vdq.stages import tabulate
-from vdq.stages.experiment import Experiment, intact
+from vdq.stages.experiment import Experiment
 from vdq.stages.quantize import report_table
+from vdq.stages.run_folder import intact
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -61,7 +62,7 @@ def test_default_stages_are_the_whole_job():
     ],
 )
 def test_difference_from_the_recipe_is_named(overrides, changed):
-    assert Experiment(config(*overrides)).changed == changed
+    assert Experiment(config(*overrides)).identity.changed == changed
 
 
 def test_runs_made_before_a_recipes_file_changed_are_told_apart(tmp_path):

@@ -6,21 +6,22 @@ from __future__ import annotations
 
 import importlib
 import logging
-import pkgutil
 import warnings
 
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.errors import UserError
 from vdq.processes import end_with_parent
+from vdq.stages.checks import check
 from vdq.stages.experiment import Experiment
 
-NO_STAGES = {"experiment", "folder"}
+STAGES = ("calibrate", "quantize", "sample", "evaluate", "export")
+COMMANDS = ("benchmark", "choose_alpha", "search_alpha", "tabulate")
 
 
 def names() -> list[str]:
-    """Every module of this package that is a verb: the allowed values of ``stages``."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in NO_STAGES)
+    """The allowed values of ``stages``: what makes an artefact of a run, and commands that work with many runs."""
+    return sorted((*STAGES, *COMMANDS))
 
 
 def run(cfg: DictConfig) -> str:
@@ -34,11 +35,11 @@ def run(cfg: DictConfig) -> str:
     _quiet_lightning()
     _check_folder(cfg)
     experiment = Experiment(cfg)
-    experiment.check(cfg.stages)
+    check(experiment, cfg.stages)
     if cfg.videos is not None:
-        return importlib.import_module("vdq.stages.folder").run(experiment).name
+        return importlib.import_module("vdq.stages.videos").run(experiment).name
     if cfg.force:
-        experiment.forget(cfg.stages)
+        experiment.files.forget(cfg.stages)
     for stage in cfg.stages:
         for each in _with_yardstick(experiment, stage):
             importlib.import_module(f"vdq.stages.{stage}").run(each)
@@ -47,7 +48,7 @@ def run(cfg: DictConfig) -> str:
 
 def _quiet_lightning() -> None:
     """Silences what Lightning tells programmers: its greetings, offers, advice on loaders and own deprecations. That a
-    GPU is not used is told by `Experiment.check`.
+    GPU is not used is told by `vdq.stages.checks`.
     """
     # Not the package's own logger, whose level its import sets again, later than here.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)

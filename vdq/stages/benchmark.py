@@ -28,7 +28,10 @@ from vdq.quant.layers import linear_modules, split
 from vdq.quant.state import QuantState
 from vdq.reports import execution
 from vdq.stages import sample
-from vdq.stages.experiment import CONF, Experiment, signature_of
+from vdq.stages.configuration import CONF
+from vdq.stages.experiment import Experiment
+from vdq.stages.identity import signature_of
+from vdq.stages.pipeline import load_denoiser
 
 log = logging.getLogger(__name__)
 DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
@@ -61,7 +64,7 @@ def run(experiment: Experiment) -> None:
             else:
                 random = random or _RandomBlock(experiment, plan, machine, recipes)
                 cases = random.cases(part, peaks, skipped)
-            _write(experiment, recipes[0][1].bits, machine, part, cases, peaks, skipped)
+            _write(experiment, recipes[0][1].identity.bits, machine, part, cases, peaks, skipped)
 
 
 class _RandomBlock:
@@ -155,7 +158,7 @@ def _sampler(
     if plan.videos is not None and plan.videos > len(prompts):
         raise UserError(f"benchmark.videos={plan.videos} must be at most {len(prompts)}, the evaluation prompts")
     chosen = prompts[: plan.videos or size]
-    full = _placed(experiment.denoiser, machine)
+    full = _placed(load_denoiser(experiment), machine)
     conditions = [experiment.model.encode(chosen[start : start + size]) for start in range(0, len(chosen), size)]
     batches = sampling.Batches(
         conditions,
@@ -174,7 +177,7 @@ def _sampler(
     contenders = [Contender(FULL, FULL, f"torch, {machine.full}", once, facts=facts)]
     for name, recipe in recipes:
         quantized = sample.denoiser(recipe).to(machine.dtype).to(machine.device)
-        facts = block.weight_facts(quantized, QuantState.load(recipe.state_path))
+        facts = block.weight_facts(quantized, QuantState.load(recipe.files.state))
         kind = SIMULATED if recipe.backend.simulated else INTEGER
         call = batches.sampling(quantized, recipe.clock.to(machine.device))
         contenders.append(Contender(name, kind, recipe.arithmetic, call, facts=facts))

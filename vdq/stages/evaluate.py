@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 from omegaconf import OmegaConf
 
 from vdq.data.samples import video_path
@@ -28,7 +27,7 @@ from vdq.tasks.evaluation import Evaluation, SampleDataset
 from vdq.tasks.generation import EXECUTION
 from vdq.tracking.finished import log_finished, wants_logging
 from vdq.tracking.manifest import manifest
-from vdq.tracking.registry import RESULT, read_result
+from vdq.tracking.registry import RESULT
 
 log = logging.getLogger(__name__)
 SWEEP = "WANDB_SWEEP_ID"  # in the environment of a run that `wandb agent` has started
@@ -47,7 +46,7 @@ def run(experiment: Experiment) -> None:
 
 def _evaluate(experiment: Experiment) -> dict:
     folder = experiment.folder
-    if result := _done(experiment):
+    if result := experiment.files.result():
         log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
         waited_for = SWEEP in os.environ and experiment.reference is not None  # by the sweep's agent
         if waited_for or wants_logging(folder):
@@ -55,8 +54,8 @@ def _evaluate(experiment: Experiment) -> dict:
         return result
     if not sample.complete(experiment):
         sample.run(experiment)
-    with FileLock(folder / ".lock"):
-        if result := _done(experiment):  # by another process, while this one waited
+    with experiment.files.lock():
+        if result := experiment.files.result():  # by another process, while this one waited
             return result
         (folder / RESULT).unlink(missing_ok=True)
         reference = experiment.reference.folder if experiment.reference else None
@@ -64,12 +63,6 @@ def _evaluate(experiment: Experiment) -> dict:
         task = Evaluation(metrics=experiment.metrics, data=data, folder=folder)
         experiment.trainer(precision="32-true").test(task, verbose=False)
         return _finish(experiment)
-
-
-def _done(experiment: Experiment) -> dict | None:
-    """The result, if the run was finished with the same metrics."""
-    result = read_result(experiment.folder)
-    return result if result and result["metrics"] == experiment.metrics_signature else None
 
 
 def _finish(experiment: Experiment) -> dict:
@@ -82,7 +75,7 @@ def _finish(experiment: Experiment) -> dict:
     result |= _cost(experiment) | _operations(experiment, result["mean_act_bits"])
     result |= _ran(execution) | scores["values"] | scores["notes"]
     result |= {
-        "metrics": experiment.metrics_signature,
+        "metrics": experiment.identity.metrics_signature,
         "scored_on": scores["machine"]["processor"],
         "higher_is_better": scores["higher_is_better"],
         "assets": scores["assets"],
@@ -115,17 +108,17 @@ def _identity(experiment: Experiment) -> dict:
     kinds = {"static" if params.static else "dynamic" for params in state.layers.values()}
     size = model_size(structure, state)
     return {
-        "name": experiment.name,
+        "name": experiment.identity.name,
         "model": cfg.model.name,
         "dataset": experiment.prompts.name,
         "quant": cfg.quant.name,
-        "bits": experiment.bits or "full",
+        "bits": experiment.identity.bits or "full",
         "weight_bits": method.weight_bits,
         "act_bits": method.act_bits,
         "mean_act_bits": mean_act_bits(state),
         "kind": "+".join(sorted(kinds)) or "full precision",
-        "backend": experiment.integer,
-        "changed": experiment.changed,
+        "backend": experiment.identity.integer,
+        "changed": experiment.identity.changed,
         "alpha": cfg.quant.get("alpha"),
         "seed": cfg.seed,
         "num_prompts": len(experiment.prompts.evaluation),
@@ -133,15 +126,15 @@ def _identity(experiment: Experiment) -> dict:
         "size_mb": size.total,
         "size_mb_fp16": size.half,
         "bits_per_weight": size.bits_per_weight,
-        "signature": experiment.signature,
-        "reference": (experiment.reference or experiment).signature,
-        "stats": experiment.stats_signature if experiment.calibrates else None,
+        "signature": experiment.identity.signature,
+        "reference": (experiment.reference or experiment).identity.signature,
+        "stats": experiment.identity.stats_signature if experiment.identity.calibrates else None,
     }
 
 
 def _state(experiment: Experiment) -> QuantState:
     if experiment.method.quantizes:
-        return QuantState.load(experiment.state_path)
+        return QuantState.load(experiment.files.state)
     return QuantState({}, experiment.clock.num_steps)
 
 
@@ -158,8 +151,8 @@ def _operations(experiment: Experiment, act_bits: float | None) -> dict:
 
 def _cost(experiment: Experiment) -> dict:
     """Prompts and seconds of the calibration, and seconds in which the recipe made its parameters; None: unknown."""
-    made = [experiment.stats_path] if experiment.calibrates else []
-    made += [experiment.samples_path] if experiment.records else []
+    made = [experiment.files.stats] if experiment.identity.calibrates else []
+    made += [experiment.files.samples] if experiment.identity.records else []
     seconds = [_seconds(calibrate.cost_path(path)) for path in made]
     return {
         "calibration_prompts": len(experiment.prompts.calibration) if made else 0,
