@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.cli import one_sentence
 from vdq.errors import UserError
-from vdq.stages.experiment import CONF, Experiment
+from vdq.installation import CONF
+from vdq.stages.experiment import Experiment
 from vdq.tracking.registry import runs
 
 

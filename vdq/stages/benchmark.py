@@ -24,11 +24,12 @@ from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
 from vdq.errors import UserError
 from vdq.files import write_json
+from vdq.installation import CONF
 from vdq.quant.layers import linear_modules, split
 from vdq.quant.state import QuantState
 from vdq.reports import execution
 from vdq.stages import sample
-from vdq.stages.experiment import CONF, Experiment, signature_of
+from vdq.stages.experiment import Experiment, signature_of
 
 log = logging.getLogger(__name__)
 DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}

@@ -35,6 +35,7 @@ from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.export.base import Exporter
 from vdq.files import check_folder
+from vdq.installation import CONF
 from vdq.methods.base import SAMPLES, Method
 from vdq.models.base import RANDOM, VideoModel
 from vdq.peak_memory import PeakMemory
@@ -50,7 +51,6 @@ if TYPE_CHECKING:  # Lightning and torchmetrics take seconds to import, and only
 log = logging.getLogger(__name__)
 SIGNATURE_LENGTH = 10
 BITS = ("weight_bits", "act_bits")
-CONF = Path(__file__).parents[2] / "conf"
 TYPES = {
     "seed": int,
     "batch_size": int | None,
