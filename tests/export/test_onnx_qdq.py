@@ -22,6 +22,7 @@ pytest.importorskip("onnxscript", reason="needs the packages of vdq[export]")
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 
+from vdq import installation  # noqa: E402
 from vdq.backends import FakeQuantBackend  # noqa: E402
 from vdq.benchmark.peers.onnx_qdq import openvino_weight_bits  # noqa: E402
 from vdq.diffusion.clock import StepClock  # noqa: E402
@@ -322,7 +323,7 @@ def test_a_type_that_would_change_nothing_is_refused(bits, make_run, tmp_path):
 
 
 def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setattr(onnx_runtime, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(installation, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ValueError, match=r"needs onnxscript, try `pip install 'vdq\[export\]'`"):
         onnx_qdq.OnnxQdqExporter().check(StaticMethod(), DDIMSampler(), FakeQuantBackend())
 

@@ -24,12 +24,12 @@ from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
 from vdq.errors import UserError
 from vdq.files import write_json
+from vdq.installation import CONF
 from vdq.quant.layers import receiving_modules
 from vdq.quant.state import QuantState
 from vdq.reports import execution
 from vdq.stages import sample
 from vdq.stages.compute import load_denoiser
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 from vdq.stages.identity import signature_of
 

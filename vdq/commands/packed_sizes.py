@@ -24,11 +24,11 @@ from vdq.export import artefact
 from vdq.export.base import QuantizedRun
 from vdq.export.packed import PackedExporter
 from vdq.files import write_text
+from vdq.installation import CONF
 from vdq.quant.layers import projections
 from vdq.quant.report import MEGABYTE, model_size
 from vdq.quant.state import LinearParams, QuantState
 from vdq.quant.stats import LayerStats
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 
 TEXT = """# Size of quantized STDiT-XL/2 on disk

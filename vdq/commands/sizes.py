@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from vdq.files import write_text
+from vdq.installation import CONF
 from vdq.quant.layers import projections
 from vdq.quant.operations import call_rows, quantized_operations, total
 from vdq.quant.report import MEGABYTE, ModelSize, model_size
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 
 WEIGHT_BITS = {8: "w8a8", 6: "w6a8", 4: "w4a8"}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vdq.data.video import to_uint8
 from vdq.errors import UserError
+from vdq.installation import require
 from vdq.models.base import RANDOM, Conditions, VideoModel
 from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import files, load_denoiser
@@ -60,6 +61,7 @@ class OpenSoraModel(VideoModel):
         cache: str = "runs/cache",
         net: nn.Module | None = None,
     ) -> None:
+        require("Open-Sora's text encoder", "opensora", "bs4", "ftfy", "sentencepiece")
         multiple = 2 * DOWNSAMPLING
         if len(image_size) != 2 or any(type(side) is not int or side < 1 or side % multiple for side in image_size):
             raise UserError(f"model.image_size={list(image_size)} must be two multiples of {multiple}: height, width")
