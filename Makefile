@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-avx2 test-all lint tables neighbours
+.PHONY: help run test test-avx2 test-wheel test-all lint tables neighbours
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ test: $(INSTALLED) ## Run the tests that take seconds, file by file on every cor
 # The variables are torch's and oneDNN's. ONNX Runtime, OpenVINO and what is compiled here do not follow them.
 test-avx2: $(INSTALLED) ## Run the tests of backends, exports and methods as on a CPU without AVX-512 and VNNI
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) tests/backends tests/export tests/methods
+
+test-wheel: $(INSTALLED) ## Build a wheel, install it elsewhere and run it there
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_wheel.py
 
 test-all: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest

@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.cli import one_sentence
+from vdq.installation import CONF
 from vdq.stages.checks import check
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 
 NUMBERS = ("abc", "nan", "inf", "-1e30", "[1]", "{a: 1}", "ünïcode", "true")

@@ -50,7 +50,7 @@ def run(experiment: Experiment) -> None:
         calibrate.run(experiment)
     stats = Stats.load(experiment.files.stats)
     recorder = _recorded(experiment)
-    layers = [p for p in projections(load_denoiser(experiment)) if experiment.model.quantizable(p.fqn)]
+    layers = projections(load_denoiser(experiment), experiment.model.quantizable)
     start, rows = time.monotonic(), []
     settings = [(quant, bits, alpha) for quant in RECIPES for bits in WIDTHS for alpha in GRID]
     for quant, bits, alpha in tqdm(settings, desc="searching alpha", unit="setting"):

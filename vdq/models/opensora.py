@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from vdq.data.video import to_uint8
 from vdq.errors import UserError
+from vdq.installation import require
 from vdq.models.base import RANDOM, Conditions, VideoModel
 from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import files, load_denoiser
-from vdq.models.stdit import STDiT
+from vdq.models.stdit import PACKED_INPUT, STDiT
 from vdq.sources import Source, check_unmoved, find_file, find_folder, identity, named_file, named_folder, sha256
 
 DOWNSAMPLING = 8  # of the autoencoder, per side
@@ -61,6 +62,7 @@ class OpenSoraModel(VideoModel):
         cache: str = "runs/cache",
         net: nn.Module | None = None,
     ) -> None:
+        require("Open-Sora's text encoder", "opensora", "bs4", "ftfy", "sentencepiece")
         multiple = 2 * DOWNSAMPLING
         if len(image_size) != 2 or any(type(side) is not int or side < 1 or side % multiple for side in image_size):
             raise UserError(f"model.image_size={list(image_size)} must be two multiples of {multiple}: height, width")
@@ -145,6 +147,9 @@ class OpenSoraModel(VideoModel):
     def quantizable(self, fqn: str) -> bool:
         """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
         return fqn.startswith("blocks.")
+
+    def packed(self, fqn: str) -> bool:
+        return fqn.endswith(PACKED_INPUT)
 
     @property
     def companions(self) -> dict[str, str]:

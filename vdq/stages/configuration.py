@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
@@ -13,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.cli import check_types, one_sentence, unknown_field
 from vdq.errors import UserError
+from vdq.installation import CONF
 
-CONF = Path(__file__).parents[2] / "conf"
 TYPES = {
     "seed": int,
     "batch_size": int | None,

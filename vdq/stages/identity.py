@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from vdq.data import samples
 from vdq.errors import UserError
 from vdq.export import artefact, packed
+from vdq.installation import CONF
 from vdq.methods.base import SAMPLES
 from vdq.quant import samples as recorded
 from vdq.quant import state, stats
 from vdq.stages.components import Components
-from vdq.stages.configuration import CONF, plain
+from vdq.stages.configuration import plain
 
 SIGNATURE_LENGTH = 10
 BITS = ("weight_bits", "act_bits")
