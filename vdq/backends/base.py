@@ -20,6 +20,8 @@ class Backend(ABC):
     simulated: bool
     parts: frozenset[str] | None = None
     most_bits = MAX_BITS
+    unsigned: tuple[str, ...] = ()  # arguments that say where things are: no number depends on them
+    version = 1  # to be raised when the same parameters would give other outputs
 
     @property
     def option(self) -> str:

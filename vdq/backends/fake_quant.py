@@ -26,6 +26,7 @@ class FakeQuantBackend(Backend):
     """
 
     name = "fake_quant"
+    unsigned = ("weight_sets",)
     simulated = True
 
     def __init__(self, weight_sets: str = AUTO) -> None:

@@ -34,8 +34,10 @@ class Method(ABC):
 
     weight_bits: int
     act_bits: int
+    version = 1  # to be raised by a method when its options would give other parameters
     quantizes = True
     static = True
+    depends_on_batch = False  # whether prompts that are sampled together change each other's videos
 
     @abstractmethod
     def needs(self, fqn: str) -> frozenset[str]:

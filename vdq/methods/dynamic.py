@@ -47,6 +47,10 @@ class DynamicMethod(SmoothedMethod):
             raise UserError(f"token_granularity={token_granularity} must be one of {allowed}")
         self.token_granularity = token_granularity
 
+    @property
+    def depends_on_batch(self) -> bool:
+        return self.token_granularity == "token_shared"
+
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset() if self.alpha is None else frozenset({ABSMAX})
 

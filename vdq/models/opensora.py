@@ -23,7 +23,7 @@ from vdq.models.base import RANDOM, Conditions, VideoModel
 from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import files, load_denoiser
 from vdq.models.stdit import PACKED_INPUT, STDiT
-from vdq.sources import Source, find_file, find_folder, named_file, named_folder, sha256
+from vdq.sources import Source, check_unmoved, find_file, find_folder, identity, named_file, named_folder, sha256
 
 DOWNSAMPLING = 8  # of the autoencoder, per side
 SCALING_FACTOR = 0.18215
@@ -43,6 +43,7 @@ class OpenSoraModel(VideoModel):
     """
 
     batch_size = 1  # of 512 x 512 pixels; guidance doubles it
+    unsigned = ("weights", "revisions", "cache", "decode_frames")
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class OpenSoraModel(VideoModel):
         }
         self._net = net
         for part, source in self._sources.items():
-            if source.value != RANDOM and not (part == "denoiser" and net is not None):
+            if not self._given(part):
                 (named_file if part == "denoiser" else named_folder)(source)
         structure = self.structure
         self.captions = CaptionEncoder(
@@ -158,9 +159,16 @@ class OpenSoraModel(VideoModel):
 
     @cached_property
     def weights_sha256(self) -> str:
-        found = [[] if path is None else files(path) for path in self._paths.values()]
-        parts = [" ".join(sha256(path, self.cache) for path in paths) or RANDOM for paths in found]
+        parts = [self._identity(part) for part in ("denoiser", "autoencoder")]
         return hashlib.sha256(" ".join([*parts, self.captions.identity]).encode()).hexdigest()
+
+    def _identity(self, part: str) -> str:
+        source = self._sources[part]
+        if self._given(part):
+            return RANDOM
+        path = Path(source.value).expanduser()
+        shards = files(path) if path.is_file() else []
+        return " ".join(sha256(shard, self.cache) for shard in shards) or identity(source, self.cache)
 
     @cached_property
     def _paths(self) -> dict[str, Path | None]:
@@ -169,11 +177,15 @@ class OpenSoraModel(VideoModel):
 
     def _find(self, part: str) -> Path | None:
         source = self._sources[part]
-        if source.value == RANDOM or (part == "denoiser" and self._net is not None):
+        if self._given(part):
             return None
-        if part == "denoiser":
-            return find_file(source)
-        return find_folder(source, ["*.json", "*.safetensors"])
+        path = find_file(source) if part == "denoiser" else find_folder(source, ["*.json", "*.safetensors"])
+        check_unmoved(source, path, self.cache)
+        return path
+
+    def _given(self, part: str) -> bool:
+        """Whether a part is not read from a file."""
+        return self._sources[part].value == RANDOM or (part == "denoiser" and self._net is not None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OpenSoraModel:
         """Itself: its parts are never changed in place, and the denoiser is too large for copies nobody asked for."""

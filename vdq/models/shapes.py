@@ -30,6 +30,7 @@ class ShapesModel(nn.Module, VideoModel):
     takes the place of its denoiser, of which `weights_sha256` does not know. Raises UserError when a file is missing.
     """
 
+    unsigned = ("weights",)
     latent_shape = (4, 16, 8, 8)
     fps = 8
     prompt_sets = ("shapes", "shapes_short")

@@ -6,10 +6,11 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vdq.cli import check_types, unknown_field
+from vdq.cli import check_types, one_sentence, unknown_field
 from vdq.errors import UserError
 from vdq.installation import CONF
 
@@ -18,7 +19,6 @@ TYPES = {
     "batch_size": int | None,
     "tabulate": bool,
     "yardstick": bool,
-    "force": bool,
     "videos": str | None,
     "prompts": str | None,
     "reference": str | None,
@@ -26,6 +26,8 @@ TYPES = {
     "artefact": str | None,
 }
 PLAIN_GROUPS = ("alpha", "bits", "paths")
+# Stages in the order in which they use each other's artefacts.
+STAGES = ("calibrate", "quantize", "sample", "evaluate", "export")
 
 
 def check(cfg: DictConfig) -> None:
@@ -34,6 +36,16 @@ def check(cfg: DictConfig) -> None:
     check_types("", {name: cfg[name] for name in TYPES}, TYPES)
     if cfg.batch_size is not None and cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} must be null or at least 1")
+    if not isinstance(cfg.force, bool) and not (OmegaConf.is_list(cfg.force) and set(cfg.force) <= set(STAGES)):
+        raise UserError(f"force={cfg.force} must be true or false, or a list of {', '.join(STAGES)}")
+
+
+def forced(cfg: DictConfig) -> list[str]:
+    """The stages that ``force`` wants again, in their order. true stands for those of ``stages`` without calibrate:
+    statistics and the reference serve other runs as well.
+    """
+    named = set(cfg.stages) - {"calibrate"} if cfg.force is True else set(cfg.force or ())
+    return [stage for stage in STAGES if stage in named]
 
 
 def _check_known(cfg: DictConfig) -> None:
@@ -61,14 +73,19 @@ def _check_known(cfg: DictConfig) -> None:
 def made(group: str, cfg: DictConfig) -> Any:
     """The object of a config group. ``name``, which options carry for folders and tables, is no argument of it.
 
-    Raises UserError for a value of the wrong type, and what the object's constructor raises.
+    Raises UserError for a value of the wrong type or one that the object's constructor refuses.
     """
     arguments = {key: value for key, value in plain(cfg).items() if key != "name"}
     target = get_method(cfg._target_)
     check_types(f"{group}.", arguments, get_type_hints(target.__init__ if isinstance(target, type) else target))
     tree = OmegaConf.create()
     OmegaConf.update(tree, group, arguments)  # errors then name the field as the user wrote it
-    return instantiate(OmegaConf.select(tree, group))
+    try:
+        return instantiate(OmegaConf.select(tree, group))
+    except InstantiationException as error:
+        if (sentence := one_sentence(error)) is None:
+            raise
+        raise UserError(sentence) from error
 
 
 def options(group: str) -> list[str]:

@@ -21,6 +21,7 @@ def content(experiment: Experiment, scores: dict, execution: dict) -> dict:
     result |= _cost(experiment) | _operations(experiment, result["mean_act_bits"])
     result |= _ran(execution) | scores["values"] | scores["notes"]
     return result | {
+        "versions": experiment.identity.versions | experiment.identity.judges,
         "metrics": experiment.identity.metrics_signature,
         "scored_on": scores["machine"]["processor"],
         "higher_is_better": scores["higher_is_better"],

@@ -42,6 +42,7 @@ class Int8CpuBackend(Backend):
     """
 
     name = "int8_cpu"
+    unsigned = ("weight_sets",)
     simulated = False
     parts = PARTS | AROUND | {"step_bits", "token_groups"}
     most_bits = BITS

@@ -47,6 +47,7 @@ class Int8CudaBackend(Backend):
     """
 
     name = "int8_cuda"
+    unsigned = ("weight_sets",)
     simulated = False
     parts = PARTS
     most_bits = BITS
