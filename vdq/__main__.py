@@ -23,7 +23,7 @@ failed: list[str] = []  # sentences of the runs of a sweep that were refused
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def compose_and_run(cfg: DictConfig) -> str | None:
     """Runs the stages of one composed configuration; returns the name of the run folder."""
-    from vdq.stages import run  # imports torch, which --help and --cfg job do not need
+    from vdq.commands.run import run  # imports torch, which --help and --cfg job do not need
 
     try:
         return run(cfg)

@@ -34,9 +34,6 @@ class FakeQuantBackend(Backend):
             raise UserError(f"backend.weight_sets={weight_sets} must be one of {', '.join(allowed)}")
         self.weight_sets = weight_sets
 
-    def supports(self, layer: LayerSpec) -> str | None:
-        return None
-
     def build(self, layer: LayerSpec) -> nn.Module:
         choice = _automatic(layer) if self.weight_sets == AUTO else self.weight_sets
         weights = WEIGHT_SETS[choice](layer.weight, layer.params, layer.clock)

@@ -72,6 +72,9 @@ class OnnxQdqExporter(Exporter):
             if bits > BITS:
                 raise UserError(f"export=onnx_qdq: bits.{field}={bits} must be at most {BITS}, products are of bytes")
         require("export=onnx_qdq", "export", *PACKAGES)
+        from vdq.export.onnx_linear import OnnxBackend
+
+        OnnxBackend().check_parts(method.parts())
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         # Not with this module, which is imported wherever the options of `export` are listed.

@@ -50,6 +50,9 @@ class DynamicMethod(SmoothedMethod):
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset() if self.alpha is None else frozenset({ABSMAX})
 
+    def parts(self) -> frozenset[str]:
+        return self.smoothing_parts() | {"affine", self.token_granularity}
+
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         s, index = self.smoothing(weight, stats, num_steps)
         return LinearParams(

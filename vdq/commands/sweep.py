@@ -104,7 +104,7 @@ class Comparison(Callback):
 
 def _write_results(config: DictConfig) -> None:
     """What ``'stages=[tabulate]'`` does, with the settings that all jobs shared."""
-    from vdq.stages import tabulate  # the stages import torch, which a sweep in other processes does not need before
+    from vdq.commands import tabulate  # the stages import torch, which a sweep in other processes does not need before
     from vdq.stages.experiment import Experiment
 
     cfg = config.copy()
