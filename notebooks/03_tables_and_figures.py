@@ -32,7 +32,7 @@ import vdq.tracking
 from vdq.reports import paper_report, paper_tables
 from vdq.reports.tables import METRICS, comparison
 from vdq.reports.uncertainty import Noise
-from vdq.stages.experiment import CONF
+from vdq.stages.configuration import CONF
 
 # %% [markdown]
 # Parameters. The tests set them through the environment.

@@ -13,6 +13,7 @@ from onnx import GraphProto, TensorProto, checker, load_model, save_model  # noq
 
 from vdq.backends import ReferenceBackend  # noqa: E402
 from vdq.diffusion.clock import StepClock  # noqa: E402
+from vdq.errors import UserError  # noqa: E402
 from vdq.export.onnx_graph import DATA, Graph, TensorFile, layer_template, step_groups  # noqa: E402
 from vdq.export.onnx_kernels import check_integer  # noqa: E402
 from vdq.export.onnx_linear import OnnxBackend  # noqa: E402
@@ -177,16 +178,11 @@ def test_steps_of_other_bits_are_another_constant_graph(extended):
 
 
 @pytest.mark.parametrize(
-    ("parts", "reason"),
-    [
-        ("groups", "act_group gives tokens scales of their own, an integer product of ONNX Runtime has one for all"),
-        ("rotation", "this export writes no operators for rotation=8"),
-        ("branch", "this export writes no operators for low_rank"),
-    ],
+    ("parts", "kind"), [("groups", "token_groups"), ("rotation", "rotation"), ("branch", "low_rank")]
 )
-def test_what_it_does_not_write_is_refused(parts, reason, extended):
+def test_what_it_does_not_write_is_refused(parts, kind, extended):
     layer = make_layer()
-    with pytest.raises(ValueError, match=rf"onnx_qdq does not support layer {FQN}: {reason}"):
+    with pytest.raises(UserError, match=rf"^layer {FQN}: export=onnx_qdq does not run the part {kind}; it runs affine"):
         OnnxBackend().layer(replace(layer, params=extended(layer.params, layer.weight, 9, parts)))
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vdq.commands.run import run
 from vdq.data.video import to_uint8
 from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
 from vdq.diffusion.noise import PromptNoise
@@ -26,7 +27,6 @@ from vdq.models.base import VideoModel
 from vdq.models.driver import clock_follows
 from vdq.models.family import Family
 from vdq.quant import Stats
-from vdq.stages import run
 from vdq.stages.experiment import Experiment
 
 CONF = Path(__file__).parents[2] / "conf"

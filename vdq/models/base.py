@@ -43,6 +43,8 @@ class VideoModel(ABC):
     denoiser: nn.Module
     latent_shape: tuple[int, int, int, int]
     fps: float
+    unsigned: tuple[str, ...] = ()  # arguments that say where things are: no number depends on them
+    version: int = 1  # to be raised when the same weights and prompts would give other latents or frames
     random: bool = False
     batch_size: int = 8
 

@@ -37,6 +37,7 @@ class ShapesModel(nn.Module, STDiTModel):
     takes the place of its denoiser, of which `weights_sha256` does not know. Raises UserError when a file is missing.
     """
 
+    unsigned = ("weights",)
     latent_shape = (LATENT_CHANNELS, FRAMES, LATENT_SIDE, LATENT_SIDE)
     fps = 8
 

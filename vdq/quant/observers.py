@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.errors import UserError
-from vdq.quant.layers import linear_modules, split
+from vdq.quant.layers import receiving_modules
 from vdq.quant.stats import LayerStats, Stats, check_complete
 
 
@@ -34,14 +34,10 @@ class Observer:
         self._clock, self._packed = clock, packed
         self._layers: dict[str, LayerStats] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._modules = [
-            (fqn, module)
-            for fqn, module in linear_modules(denoiser)
-            if any(quantizable(part.fqn) for part in split(fqn, module))
-        ]
+        self._modules = receiving_modules(denoiser, quantizable)
 
     def __enter__(self) -> "Observer":
-        self._hooks = [module.register_forward_pre_hook(self._hook(fqn)) for fqn, module in self._modules]
+        self._hooks = [module.register_forward_pre_hook(self._hook(fqn)) for fqn, module in self._modules.items()]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,7 +53,7 @@ class Observer:
         if window is not None:
             layers = {fqn: layer.beyond(window(fqn)) for fqn, layer in layers.items()}
         if len(layers) < len(self._modules):
-            unseen = next(fqn for fqn, _ in self._modules if fqn not in layers)
+            unseen = next(fqn for fqn in self._modules if fqn not in layers)
             raise UserError(f"layer {unseen} saw no input during calibration")
         check_complete(layers.items())
         return Stats(layers, num_steps=self._clock.num_steps, num_prompts=num_prompts, signature=signature)

@@ -20,6 +20,7 @@ from vdq.quant import storage
 from vdq.quant.samples import LayerSamples, Samples
 
 KIND = "vdq.stats"
+VERSION = 1  # to be raised when the same calls of the denoiser would give other statistics
 _TENSORS = ("min", "max", "abs_sum", "rows")
 
 
