@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdq.commands.run import run
-from vdq.data.video import to_uint8
 from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.observer import step_observers
@@ -26,6 +25,7 @@ from vdq.export import packed
 from vdq.models.base import VideoModel
 from vdq.models.driver import clock_follows
 from vdq.models.family import Family
+from vdq.models.frames import to_uint8
 from vdq.quant import Stats
 from vdq.stages.experiment import Experiment
 

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from vdq.data.video import to_uint8
+from vdq.models.frames import to_uint8
 from vdq.models.guidance import Conditions
 from vdq.models.stdit import STDiT
 from vdq.models.stdit_model import STDiTModel

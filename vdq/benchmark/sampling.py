@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
-from vdq.diffusion.samplers import Sampler
 
-if TYPE_CHECKING:
-    from vdq.models.base import EncodedPrompts, VideoModel
+Sample = Callable[[nn.Module, Any, PromptNoise, StepClock], Tensor]
 
 
 class Batches:
-    """Encoded prompts in batches; decoding and encoding are not timed."""
+    """Encoded prompts in batches; decoding and encoding are not timed.
 
-    def __init__(
-        self,
-        conditions: Sequence[EncodedPrompts],
-        *,
-        model: VideoModel,
-        sampler: Sampler,
-        seed: int,
-    ) -> None:
-        self.conditions, self.model, self.sampler, self.seed = conditions, model, sampler, seed
+    sample(denoiser, conditions, noise, clock) -> latents; nothing may be kept from one of its calls for the next, since
+    the same captions again would otherwise cost nothing.
+    """
+
+    def __init__(self, conditions: Sequence[Any], *, sample: Sample, latent_shape: tuple[int, ...], seed: int) -> None:
+        self.conditions, self.sample, self.latent_shape, self.seed = conditions, sample, latent_shape, seed
         ends = torch.tensor([0, *map(len, conditions)]).cumsum(0).tolist()
         self.indices = [list(range(*pair)) for pair in zip(ends, ends[1:], strict=False)]
 
@@ -36,8 +31,7 @@ class Batches:
 
         def run(round_: int) -> Tensor:
             batch = round_ % len(self.conditions)
-            noise = PromptNoise(self.seed, self.indices[batch], self.model.latent_shape)
-            # A new one each time: the same captions again would otherwise cost nothing.
-            return self.model.sample(self.model.reusing(net), self.conditions[batch], noise, clock, self.sampler)
+            noise = PromptNoise(self.seed, self.indices[batch], self.latent_shape)
+            return self.sample(net, self.conditions[batch], noise, clock)
 
         return run

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vdq.benchmark import block, gemm, peers, record, sampling, targets, work
@@ -160,11 +160,13 @@ def _sampler(
     chosen = prompts[: plan.videos or size]
     full = _placed(load_denoiser(experiment), machine)
     conditions = [experiment.model.encode(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+    model, sampler = experiment.model, experiment.sampler
+
+    def sample_batch(net: nn.Module, *given: Any) -> Tensor:
+        return model.sample(model.reusing(net), *given, sampler)
+
     batches = sampling.Batches(
-        conditions,
-        model=experiment.model,
-        sampler=experiment.sampler,
-        seed=experiment.cfg.seed,
+        conditions, sample=sample_batch, latent_shape=model.latent_shape, seed=experiment.cfg.seed
     )
     once = batches.sampling(full, experiment.clock)
     linears = receiving_modules(full, experiment.model.quantizable).values()

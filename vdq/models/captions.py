@@ -1,4 +1,4 @@
-"""Prompts to features of the T5 encoder as in Open-Sora 1.0 (spec/opensora.md section 4), kept on disk.
+"""Prompts to features of the T5 encoder as in Open-Sora 1.0, kept on disk.
 
 A prompt is encoded once: the file of its features is named by the encoder, its precision, the token limit and the
 cleaned text. The encoder, 4.8 B parameters, is loaded only when a prompt is new and is gone when ``prepare`` returns.

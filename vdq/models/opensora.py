@@ -1,4 +1,4 @@
-"""Open-Sora 1.0: T5 v1.1 XXL, the STDiT denoiser and Stable Diffusion's frame autoencoder (spec/opensora.md).
+"""Open-Sora 1.0: T5 v1.1 XXL, the STDiT denoiser and Stable Diffusion's frame autoencoder.
 
 The three are never on the device together: prompts are encoded first and the encoder is freed, then the denoiser
 works, and the autoencoder is there only while a video is decoded.
@@ -199,7 +199,7 @@ class OpenSoraModel(STDiTModel):
 
 
 def _stable_diffusion() -> AutoencoderKL:
-    """The structure of stabilityai/sd-vae-ft-ema (spec section 5)."""
+    """The structure of stabilityai/sd-vae-ft-ema."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

@@ -51,7 +51,7 @@ class ShapesModel(nn.Module, STDiTModel):
         self.denoiser = self._load(build_denoiser(), "denoiser") if net is None else net
 
     def remarks(self, prompts: list[str]) -> list[str]:
-        """Of words that it does not know, and of prompts that are longer than it reads."""
+        """Which words it does not know, and which prompts are longer than it reads."""
         unknown = {prompt: words for prompt in prompts if (words := unknown_words(self.tokenizer, prompt))}
         cut = [prompt for prompt in prompts if len(self.tokenizer(prompt, verbose=False).input_ids) > MAX_LENGTH]
         found = []

@@ -1,4 +1,4 @@
-"""STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0 (spec/opensora.md section 2).
+"""STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0 (opensora/models/stdit at its tag v1.0.0).
 
 State-dict keys and their order equal those of the released checkpoints. Symbols in the comments: B videos, C hidden
 size, T frames and S tokens per frame after patching, N = T*S tokens per video, L caption tokens, D caption channels.
@@ -124,7 +124,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoidal features of the timestep (cosines first, section 2.4) and a two-layer MLP."""
+    """Sinusoidal features of the timestep (cosines first) and a two-layer MLP."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class CaptionEmbedder(nn.Module):
 
 
 class STDiTBlock(nn.Module):
-    """Spatial attention, temporal attention, cross attention, MLP (section 2.7).
+    """Spatial attention, temporal attention, cross attention, MLP.
 
     The temporal branch has neither norm nor modulation and shares `gate_msa`; the cross branch has no gate.
     """
@@ -189,7 +189,7 @@ class STDiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and projection to patches; modulated by the timestep embedding itself, not by t0 (section 2.8)."""
+    """Modulated norm and projection to patches; modulated by the timestep embedding itself, not by t0."""
 
     def __init__(self, hidden_size: int, out_features: int) -> None:
         super().__init__()
@@ -364,7 +364,7 @@ class STDiT(nn.Module):
 
 
 def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
-    """Concatenate the captions of a batch without their padding (section 2.6).
+    """Concatenate the captions of a batch without their padding.
 
     y [B, 1, L, C]; mask [B', L] with B a multiple of B', or None for no padding. Raises ValueError when they do not
     fit.
@@ -408,7 +408,7 @@ def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _sine_table(dim: int, positions: Tensor) -> Tensor:
-    """positions [P] float64 -> [P, dim] float64: sines, then cosines of position * 10000**(-2k / dim) (section 2.3)."""
+    """positions [P] float64 -> [P, dim] float64: sines, then cosines of position * 10000**(-2k / dim)."""
     omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
     angles = torch.outer(positions, omega)
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -14,7 +14,7 @@ TIMESTEP_LINEARS = ("t_embedder.mlp.0", *TEMPORAL_LINEARS)
 
 
 def attention_groups(denoiser: nn.Module) -> list[AttentionGroup]:
-    """Of every attention. Rotated keys and queries of cross attention have the products of those without."""
+    """The groups of every attention. Keys and queries of cross attention may be rotated alike without a change."""
     found = []
     for name, module in denoiser.named_modules():
         if isinstance(module, SelfAttention | CrossAttention):
@@ -25,7 +25,7 @@ def attention_groups(denoiser: nn.Module) -> list[AttentionGroup]:
 
 
 def token_orders(denoiser: STDiT) -> dict[str, TokenOrder]:
-    """Of the linears of every block but those that get captions. Temporal attention gets the frames of one position
+    """The orders of the linears of every block but those that get captions. Temporal attention gets the frames of one position
     after another, all others the positions of one frame after another.
     """
     frames, positions = denoiser.pos_embed_temporal.shape[1], denoiser.pos_embed.shape[1]
@@ -66,9 +66,7 @@ def temporal_features(denoiser: STDiT, timesteps: Tensor) -> dict[str, Tensor]:
 
 
 def timestep_table(denoiser: STDiT, num_steps: int) -> TimestepTable:
-    """Its numbers are t and t0, from which every block's modulation is a sum; the reused ones have the sums, as
-    `prepare_timestep` keeps them.
-    """
+    """The table holds t and t0, from which every block's modulation is a sum; `prepare_timestep` keeps the sums too."""
     layers = list(TIMESTEP_LINEARS)
     return TimestepTable(
         numbers=num_steps * 7 * denoiser.hidden_size,

@@ -16,9 +16,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from vdq.data.video import to_uint8
 from vdq.diffusion.schedulers import RespacedScheduler
 from vdq.models.captions import clean
+from vdq.models.frames import to_uint8
 from vdq.models.guidance import Conditions, Reusing, guided
 from vdq.models.stdit import STDiT
 

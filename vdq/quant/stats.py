@@ -60,9 +60,7 @@ class LayerStats:
 
     @property
     def absmax(self) -> Tensor:
-        """The paper's statistic, mean over rows of the row maximum of |X|: fp32 [num_steps, C] (spec/quantization.md
-        3.1).
-        """
+        """The paper's statistic, mean over rows of the row maximum of |X|: fp32 [num_steps, C]."""
         return (self.abs_sum / self.rows[:, None]).float()
 
     def merge(self, other: "LayerStats") -> "LayerStats":
