@@ -147,7 +147,7 @@ class OpenSoraModel(STDiTModel):
         return videos
 
     def pipeline_parts(self) -> dict[str, Any]:
-        """With the text encoder, 19 GB, unless it is random."""
+        """What STDiTModel says; the text encoder, 19 GB, is read unless it is random."""
         tokenizer, text_encoder = (None, None) if self.captions.random else self.captions.load()
         return {
             "vae": self.autoencoder,
