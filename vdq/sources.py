@@ -9,6 +9,9 @@ import json
 import logging
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -26,10 +29,25 @@ NAME = r"[\w.-]*\w"
 REPOSITORY = rf"({NAME}/{NAME})"
 FILE = rf"{REPOSITORY}/({NAME}(?:/{NAME})*)"
 NOT_FETCHED = (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled)
+_fetching = ContextVar("_fetching", default=True)
 CHUNK = 1 << 23  # bytes read at a time
 logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # it tells of every retry
 LARGE = 500e6  # bytes; hashing more than that takes seconds
 LARGE_DOWNLOAD = 5e6  # bytes; fetching more than that takes seconds
+
+
+class NotFetchedError(UserError):
+    """A file is not on this machine, and it was not the time to fetch it."""
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """In it, what is not on this machine raises NotFetchedError, so that all else can be checked before."""
+    token = _fetching.set(False)
+    try:
+        yield
+    finally:
+        _fetching.reset(token)
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,10 @@ def find_file(source: Source) -> Path:
         return named
     repository, name = named
     try:
-        return Path(hf_hub_download(repository, name, revision=source.revision))
+        return Path(hf_hub_download(repository, name, revision=source.revision, local_files_only=not _fetching.get()))
     except NOT_FETCHED as error:
+        if not _fetching.get():
+            raise NotFetchedError(f"{source.field}={source.value} is not on this machine") from error
         raise UserError(_how_to_fetch(source, [repository, name], error)) from error
 
 
@@ -122,6 +142,8 @@ def find_download(download: Download, path: str | None, cache: Path) -> Path:
         return Path(path).expanduser()
     target = cache / download.name
     if not target.is_file():
+        if not _fetching.get():
+            raise NotFetchedError(f"{target} is not on this machine")
         _fetch(download, target)
     elif download.sha256 not in (None, sha256(target, cache)):
         raise UserError(f"{target} is not the published file (its SHA-256 is not {download.sha256}); remove it")
