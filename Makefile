@@ -27,9 +27,10 @@ test-wheel: $(INSTALLED) ## Build a wheel, install it elsewhere and run it there
 test-all: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED) ## Check style and formatting
+lint: $(INSTALLED) ## Check style, formatting and that imports point down
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 

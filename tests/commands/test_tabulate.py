@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from vdq.commands.run import run
 from vdq.data.samples import write_sample
-from vdq.stages.configuration import CONF
+from vdq.installation import CONF
 from vdq.stages.experiment import Experiment
 
 WEIGHTS = (

@@ -8,13 +8,13 @@ from hydra import compose, initialize_config_dir
 
 from vdq.backends.fake_quant import FakeQuantBackend
 from vdq.data import samples
+from vdq.installation import CONF
 from vdq.methods.static import StaticMethod
 from vdq.methods.static_plus.method import StaticPlusMethod
 from vdq.metrics.clip import ClipMetric
 from vdq.models.shapes import ShapesModel
 from vdq.quant import samples as recorded
 from vdq.quant import state, stats
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 
 NAMES = ("stats_signature", "recorded_signature", "signature", "metrics_signature")
