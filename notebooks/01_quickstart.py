@@ -29,11 +29,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from IPython.display import Image, Markdown, Video, display
 
+from vdq.commands.run import run
 from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
 from vdq.data.video import write_mp4
 from vdq.reports.tables import comparison
-from vdq.stages import run
 from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 from vdq.tracking import runs

@@ -27,10 +27,10 @@ from hydra import compose, initialize_config_dir
 from IPython.display import Markdown, display
 from omegaconf import OmegaConf
 
+from vdq.commands.run import run
 from vdq.methods.static import StaticMethod
 from vdq.quant.affine import QParams
 from vdq.reports.tables import METRICS, comparison
-from vdq.stages import run
 from vdq.stages.configuration import CONF
 from vdq.tracking.registry import read_result
 

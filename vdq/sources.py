@@ -29,7 +29,6 @@ NAME = r"[\w.-]*\w"
 REPOSITORY = rf"({NAME}/{NAME})"
 FILE = rf"{REPOSITORY}/({NAME}(?:/{NAME})*)"
 NOT_FETCHED = (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled)
-_fetching = ContextVar("_fetching", default=True)
 CHUNK = 1 << 23  # bytes read at a time
 logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # it tells of every retry
 LARGE = 500e6  # bytes; hashing more than that takes seconds
@@ -37,17 +36,20 @@ LARGE_DOWNLOAD = 5e6  # bytes; fetching more than that takes seconds
 
 
 class NotFetchedError(UserError):
-    """A file is not on this machine, and it was not the time to fetch it."""
+    """A file is not on this machine and was not fetched."""
+
+
+_offline: ContextVar[bool] = ContextVar("offline", default=False)
 
 
 @contextmanager
-def nothing_fetched() -> Iterator[None]:
-    """In it, what is not on this machine raises NotFetchedError, so that all else can be checked before."""
-    token = _fetching.set(False)
+def without_network() -> Iterator[None]:
+    """Within it nothing is fetched: what is not on this machine is refused as where there is no internet."""
+    token = _offline.set(True)
     try:
         yield
     finally:
-        _fetching.reset(token)
+        _offline.reset(token)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,31 @@ def named_folder(source: Source) -> Path | tuple[str, ...]:
     return path if path.is_dir() else _hub_name(source, path, REPOSITORY, "folder or owner/name")
 
 
+def identity(source: Source, cache: Path) -> str:
+    """What tells weights from others, read from no network: the digest of a local file or folder, which `sha256` keeps
+    in ``cache``; of a repository on the Hub its name and revision, whether it was fetched or not.
+    """
+    path = Path(source.value).expanduser()
+    return sha256(path, cache) if path.exists() else f"{source.value}@{source.revision or 'main'}"
+
+
+def check_unmoved(source: Source, path: Path, cache: Path) -> None:
+    """Keeps in ``cache``/commits.json which commit a revision of the Hub was when its files were first used.
+
+    Raises UserError where a branch has moved since then: what was made before came from other weights.
+    """
+    if (found := re.search(r"/snapshots/([0-9a-f]{40})(/|$)", path.as_posix())) is None:
+        return
+    record, key, commit = cache / "commits.json", f"{source.value}@{source.revision or 'main'}", found[1]
+    known = _read_record(record)
+    if known.setdefault(key, commit) != commit:
+        raise UserError(
+            f"{source.field}={source.value}: its revision {source.revision or 'main'} was {known[key]} when runs were "
+            f"made with it and is {commit} now; name one of the two as the revision"
+        )
+    write_json(record, known)
+
+
 def find_file(source: Source) -> Path:
     """Local path of one file, downloaded when it is neither a local path nor in the Hugging Face cache.
 
@@ -90,11 +117,9 @@ def find_file(source: Source) -> Path:
         return named
     repository, name = named
     try:
-        return Path(hf_hub_download(repository, name, revision=source.revision, local_files_only=not _fetching.get()))
+        return Path(hf_hub_download(repository, name, revision=source.revision, local_files_only=_offline.get()))
     except NOT_FETCHED as error:
-        if not _fetching.get():
-            raise NotFetchedError(f"{source.field}={source.value} is not on this machine") from error
-        raise UserError(_how_to_fetch(source, [repository, name], error)) from error
+        raise NotFetchedError(_how_to_fetch(source, [repository, name], error)) from error
 
 
 def find_folder(source: Source, patterns: list[str]) -> Path:
@@ -108,10 +133,13 @@ def find_folder(source: Source, patterns: list[str]) -> Path:
         return named
     (repository,) = named
     try:
-        return Path(snapshot_download(repository, revision=source.revision, allow_patterns=patterns))
+        local = _offline.get()
+        return Path(
+            snapshot_download(repository, revision=source.revision, allow_patterns=patterns, local_files_only=local)
+        )
     except NOT_FETCHED as error:
         includes = [word for pattern in patterns for word in ("--include", pattern)]
-        raise UserError(_how_to_fetch(source, [repository, *includes], error)) from error
+        raise NotFetchedError(_how_to_fetch(source, [repository, *includes], error)) from error
 
 
 @dataclass(frozen=True)
@@ -142,8 +170,6 @@ def find_download(download: Download, path: str | None, cache: Path) -> Path:
         return Path(path).expanduser()
     target = cache / download.name
     if not target.is_file():
-        if not _fetching.get():
-            raise NotFetchedError(f"{target} is not on this machine")
         _fetch(download, target)
     elif download.sha256 not in (None, sha256(target, cache)):
         raise UserError(f"{target} is not the published file (its SHA-256 is not {download.sha256}); remove it")
@@ -152,13 +178,15 @@ def find_download(download: Download, path: str | None, cache: Path) -> Path:
 
 def _fetch(download: Download, target: Path) -> None:
     try:
+        if _offline.get():
+            raise OSError("this command fetches nothing")
         with complete_or_nothing(target) as partial:
             large = download.megabytes * 1e6 > LARGE_DOWNLOAD
             download_url_to_file(download.url, str(partial), hash_prefix=download.sha256, progress=large)
     except (URLError, OSError, RuntimeError) as error:
         reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
         command = shlex.join(["curl", "--location", "--create-dirs", "--output", str(target), download.url])
-        raise UserError(
+        raise NotFetchedError(
             f"{download.field}=null: {download.url} cannot be downloaded ({reason}); fetch it ({download.megabytes:g} "
             f"MB) with `{command}` where there is internet, or give a local path as {download.field}"
         ) from error

@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.backends.cuda.backend import unavailable
+from vdq.errors import UserError
 from vdq.reports.tables import METRICS
-from vdq.stages import Experiment
+from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -47,7 +47,7 @@ def test_composes_and_makes_its_cheap_objects(group, option):
     cfg = config(*overrides)
     assert not OmegaConf.missing_keys(cfg)
     if option == "int8_cuda" and unavailable() is not None:
-        with pytest.raises(InstantiationException, match="backend int8_cuda cannot run here: "):
+        with pytest.raises(UserError, match="backend int8_cuda cannot run here: "):
             Experiment(cfg)
     else:
         Experiment(cfg)  # sampler, recipe, backend, prompts, tracker

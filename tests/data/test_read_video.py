@@ -192,16 +192,8 @@ def test_other_angles_are_refused(x264, tmp_path):
         read_video(turned(path, (0.7071, 0.7071, -0.7071, 0.7071)))
 
 
-def test_a_phones_video_is_upright(fixtures):
-    assert read_video(sample(fixtures, "video_90.mov")).shape[1:3] == (568, 320)
-
-
-def sample(fixtures: Path, name: str) -> Path:
-    """A video file of the data folder beside the fixtures; skips the test when it is missing."""
-    path = fixtures.parent / "data" / "videos" / name
-    if not path.exists():
-        pytest.skip(f"data/videos/{name} is not beside the fixtures folder; set VDQ_FIXTURES")
-    return path
+def test_a_phones_video_is_upright(media):
+    assert read_video(media / "videos" / "video_90.mov").shape[1:3] == (568, 320)
 
 
 def test_another_reader_agrees_on_plain_video(x264):
@@ -283,12 +275,15 @@ def test_frames_of_different_sizes_are_refused(tmp_path):
         read_video(tmp_path / "a.h264")
 
 
-def test_refuses_what_is_no_video(tmp_path, fixtures):
+def test_refuses_what_is_no_video(tmp_path):
     with pytest.raises(ValueError, match="missing.mp4 does not exist"):
         read_video(tmp_path / "missing.mp4")
     for name, content in {"empty.mp4": b"", "text.mp4": b"no video"}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} cannot be decoded"):
             read_video(tmp_path / name)
+
+
+def test_refuses_a_published_video_that_is_damaged(media):
     with pytest.raises(ValueError, match="corrupted.mp4 cannot be decoded"):
-        read_video(sample(fixtures, "corrupted.mp4"))
+        read_video(media / "videos" / "corrupted.mp4")

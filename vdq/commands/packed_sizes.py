@@ -24,11 +24,11 @@ from vdq.export import artefact
 from vdq.export.base import QuantizedRun
 from vdq.export.packed import PackedExporter
 from vdq.files import write_text
+from vdq.installation import CONF
 from vdq.quant.layers import projections
 from vdq.quant.report import MEGABYTE, model_size
 from vdq.quant.state import LinearParams, QuantState
 from vdq.quant.stats import LayerStats
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 
 TEXT = """# Size of quantized STDiT-XL/2 on disk
@@ -86,12 +86,11 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
 def _layers(experiment: Experiment) -> dict[str, LinearParams]:
     """Parameters of every quantizable layer, for inputs that no two steps have alike."""
     steps, layers = experiment.sampler.schedule.num_steps, {}
-    for p in projections(experiment.model.denoiser):
-        if experiment.model.quantizable(p.fqn):
-            absmax = torch.linspace(1, 2, steps)[:, None].expand(-1, p.weight.shape[1])
-            rows = torch.ones(steps, dtype=torch.long)
-            stats = LayerStats(min=-absmax, max=absmax, abs_sum=absmax.double(), rows=rows)
-            layers[p.fqn] = experiment.method.layer(p.weight, stats.with_zeros(), steps)
+    for p in projections(experiment.model.denoiser, experiment.model.quantizable):
+        absmax = torch.linspace(1, 2, steps)[:, None].expand(-1, p.weight.shape[1])
+        rows = torch.ones(steps, dtype=torch.long)
+        stats = LayerStats(min=-absmax, max=absmax, abs_sum=absmax.double(), rows=rows)
+        layers[p.fqn] = experiment.method.layer(p.weight, stats.with_zeros(), steps)
     return layers
 
 

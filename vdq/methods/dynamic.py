@@ -47,8 +47,19 @@ class DynamicMethod(SmoothedMethod):
             raise UserError(f"token_granularity={token_granularity} must be one of {allowed}")
         self.token_granularity = token_granularity
 
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        own = {"num_time_ranges": "alpha=null smooths nothing"} if self.alpha is None else {}
+        return super().without_effect(num_steps) | own
+
+    @property
+    def depends_on_batch(self) -> bool:
+        return self.token_granularity == "token_shared"
+
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset() if self.alpha is None else frozenset({ABSMAX})
+
+    def parts(self) -> frozenset[str]:
+        return self.smoothing_parts() | {"affine", self.token_granularity}
 
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         s, index = self.smoothing(weight, stats, num_steps)

@@ -35,9 +35,11 @@ class VideoMetric(Metric):
 
     inputs: ClassVar[tuple[str, ...]]
     keys: ClassVar[tuple[str, ...]]
+    unsigned: ClassVar[tuple[str, ...]] = ()  # arguments that say where things are: no number depends on them
     is_differentiable = False
     full_state_update = False
     unavailable: str | None = None
+    version = 1  # to be raised when the same videos would get other values
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

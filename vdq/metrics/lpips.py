@@ -46,6 +46,7 @@ class LpipsMetric(VideoMetric):
             one.
     """
 
+    unsigned = ("weights", "cache")
     inputs = ("videos", "reference")
     keys = ("lpips",)
     higher_is_better = False

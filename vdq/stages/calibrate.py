@@ -13,8 +13,8 @@ from filelock import FileLock
 from vdq.files import write_json
 from vdq.quant.samples import Samples
 from vdq.quant.stats import Stats
+from vdq.stages.compute import load_denoiser, predict
 from vdq.stages.experiment import Experiment
-from vdq.stages.pipeline import load_denoiser, predict
 from vdq.stages.run_folder import intact
 from vdq.tasks.calibration import Calibration
 from vdq.tasks.recording import Recording

@@ -35,6 +35,7 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
     else:
         _check_bits(experiment)
+    experiment.backend.check_parts(experiment.method.parts())
     if "benchmark" in stages:
         experiment.benchmark.check_recipes([name for name in options("quant") if name != "fp16"])
     weights = cfg.model.get("weights")

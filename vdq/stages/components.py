@@ -76,8 +76,8 @@ class Components:
         """
         if self.cfg.artefact is not None:
             return frozenset()
-        names = [p.fqn for p in projections(self.model.structure)]
-        return frozenset().union(*(self.method.needs(fqn) for fqn in names if self.model.quantizable(fqn)))
+        chosen = projections(self.model.structure, self.model.quantizable)
+        return frozenset().union(*(self.method.needs(p.fqn) for p in chosen))
 
     @property
     def arithmetic(self) -> str:

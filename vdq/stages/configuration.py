@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
@@ -12,17 +12,16 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vdq.cli import check_types, unknown_field
+from vdq.cli import check_types, one_sentence, unknown_field
 from vdq.errors import UserError
-from vdq.sources import NotFetchedError, nothing_fetched
+from vdq.installation import CONF
+from vdq.sources import NotFetchedError, without_network
 
-CONF = Path(__file__).parents[2] / "conf"
 TYPES = {
     "seed": int,
     "batch_size": int | None,
     "tabulate": bool,
     "yardstick": bool,
-    "force": bool,
     "videos": str | None,
     "prompts": str | None,
     "reference": str | None,
@@ -31,6 +30,8 @@ TYPES = {
 }
 PLAIN_GROUPS = ("alpha", "bits", "paths")
 NAMED = ("model", "quant")
+# Stages in the order in which they use each other's artefacts.
+STAGES = ("calibrate", "quantize", "sample", "evaluate", "export")
 
 
 def check(cfg: DictConfig) -> None:
@@ -47,6 +48,16 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"{group}.name={cfg[group].name} must be a name for folders: letters, digits and _ . + -")
     if cfg.batch_size is not None and cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} must be null or at least 1")
+    if not isinstance(cfg.force, bool) and not (OmegaConf.is_list(cfg.force) and set(cfg.force) <= set(STAGES)):
+        raise UserError(f"force={cfg.force} must be true or false, or a list of {', '.join(STAGES)}")
+
+
+def forced(cfg: DictConfig) -> list[str]:
+    """The stages that ``force`` wants again, in their order. true stands for those of ``stages`` without calibrate:
+    statistics and the reference serve other runs as well.
+    """
+    named = set(cfg.stages) - {"calibrate"} if cfg.force is True else set(cfg.force or ())
+    return [stage for stage in STAGES if stage in named]
 
 
 def _check_known(cfg: DictConfig) -> None:
@@ -83,21 +94,19 @@ def _fields() -> tuple[set[str], dict[str, set[str]]]:
 def made(group: str, cfg: DictConfig) -> Any:
     """The object of a config group. ``name``, which options carry for folders and tables, is no argument of it.
 
-    Raises UserError for a value of the wrong type, and what the object's constructor raises.
+    Raises UserError for a value of the wrong type or one that the object's constructor refuses.
     """
-    return instantiate(_described(group, cfg))
+    return _instantiate(group, cfg)
 
 
 def made_of_what_is_here(group: str, cfg: DictConfig) -> Any:
     """As `made`, but fetches nothing: None if that would be necessary, and then all else was found right."""
-    try:
-        with nothing_fetched():
-            return made(group, cfg)
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, NotFetchedError):
-            raise
-        _check_parts(group, cfg)
-        return None
+    with without_network():
+        try:
+            return _instantiate(group, cfg)
+        except NotFetchedError:
+            _check_parts(group, cfg)
+            return None
 
 
 def _check_parts(group: str, cfg: DictConfig) -> None:
@@ -105,24 +114,26 @@ def _check_parts(group: str, cfg: DictConfig) -> None:
     for name, part in cfg.items():
         if OmegaConf.is_dict(part) and "_target_" in part:
             _check_parts(f"{group}.{name}", part)
-    try:
-        with nothing_fetched():
-            instantiate(_described(group, cfg), _recursive_=False)
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, NotFetchedError):
-            raise
+    with suppress(NotFetchedError):
+        _instantiate(group, cfg, _recursive_=False)
 
 
-def _described(group: str, cfg: DictConfig) -> DictConfig:
-    """What `instantiate` takes, all types in it checked."""
+def _instantiate(group: str, cfg: DictConfig, **options: bool) -> Any:
     arguments = {key: value for key, value in plain(cfg).items() if key != "name"}
     _check_types(group, arguments)
     tree = OmegaConf.create()
     OmegaConf.update(tree, group, arguments)  # errors then name the field as the user wrote it
-    return OmegaConf.select(tree, group)
+    try:
+        return instantiate(OmegaConf.select(tree, group), **options)
+    except InstantiationException as error:
+        if (sentence := one_sentence(error)) is None:
+            raise
+        kind = NotFetchedError if isinstance(error.__cause__, NotFetchedError) else UserError
+        raise kind(sentence) from error
 
 
 def _check_types(group: str, arguments: dict[str, Any]) -> None:
+    """Of all fields of an object and of its parts."""
     target = get_method(arguments["_target_"])
     check_types(f"{group}.", arguments, get_type_hints(target.__init__ if isinstance(target, type) else target))
     for name, part in arguments.items():

@@ -19,7 +19,7 @@ from vdq.stages.run_folder import RunFolder
 class Experiment(Components):
     """The components of a configuration with what they are called and where their results lie."""
 
-    encoded = False  # whether its prompts were (vdq.stages.pipeline.encode)
+    encoded = False  # whether its prompts were (vdq.stages.compute.encode)
 
     @cached_property
     def identity(self) -> Identity:

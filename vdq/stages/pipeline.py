@@ -1,55 +1,24 @@
-"""How stages compute: prompts are encoded, weights are loaded, tasks run on the configured devices."""
+"""What the stages of a run are, and in which order they follow each other."""
 
 from __future__ import annotations
 
-import copy
-import logging
-import time
-from typing import TYPE_CHECKING
+import importlib
+from collections.abc import Collection
 
-from torch import nn
-
-from vdq.peak_memory import PeakMemory
+from vdq.stages.configuration import STAGES
 from vdq.stages.experiment import Experiment
 
-if TYPE_CHECKING:
-    from vdq.tasks.generation import Generation
 
-log = logging.getLogger(__name__)
-
-
-def encode(experiment: Experiment) -> None:
-    """Encodes the prompts of both sets that are new, and warns of what the model cannot make of them; once."""
-    if experiment.encoded:
-        return
-    experiment.encoded = True
-    prompts = [*experiment.prompts.calibration, *experiment.prompts.evaluation]
-    for remark in experiment.model.remarks(prompts):
-        log.warning("prompts: %s", remark)
-    device, start = experiment.trainer().strategy.root_device, time.monotonic()
-    with PeakMemory(device) as peak:
-        count = experiment.model.prepare(prompts, device)
-    if count:
-        log.info("text: %d prompts encoded in %.0f s, at most %s", count, time.monotonic() - start, peak)
+def make(experiment: Experiment, wanted: Collection[str]) -> None:
+    """Makes the artefacts of these stages that are not there, and before each what it is made of."""
+    for stage in STAGES:
+        if stage in wanted:
+            module = importlib.import_module(f"vdq.stages.{stage}")  # Lightning takes seconds to import
+            for each in _with_yardstick(experiment, stage):
+                module.run(each)
 
 
-def load_denoiser(experiment: Experiment) -> nn.Module:
-    """The model's denoiser in full precision. Prompts are encoded first: their encoder may be larger still."""
-    encode(experiment)
-    return experiment.model.denoiser
-
-
-def predict(experiment: Experiment, task: Generation) -> None:
-    """Runs a task on the configured devices.
-
-    A Trainer of half precision converts weights in place, so it gets copies: recipes start from the originals. A
-    quantized denoiser is a copy already.
-    """
-    trainer = experiment.trainer()
-    if trainer.world_size > task.most_devices:
-        trainer = experiment.trainer(devices=task.most_devices)
-    if trainer.precision != "32-true":
-        own = (task.clock, task.denoiser) if task.denoiser is not experiment.model.denoiser else (task.clock,)
-        memo = {id(part): part for part in own}
-        task.model, task.denoiser = copy.deepcopy((task.model, task.denoiser), memo)
-    trainer.predict(task, return_predictions=False)
+def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:
+    """The experiment, before it full precision with other noise if that is wanted beside full precision."""
+    wanted = experiment.cfg.yardstick and not experiment.method.quantizes and stage in ("sample", "evaluate")
+    return [experiment.variant(fields={"seed": experiment.cfg.seed + 1}), experiment] if wanted else [experiment]

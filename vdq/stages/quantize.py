@@ -15,8 +15,8 @@ from vdq.quant.operations import Operations, call_rows, operations
 from vdq.quant.report import model_size
 from vdq.quant.state import QuantState
 from vdq.stages import calibrate
+from vdq.stages.compute import encode, load_denoiser
 from vdq.stages.experiment import Experiment
-from vdq.stages.pipeline import encode, load_denoiser
 from vdq.stages.run_folder import intact
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from vdq.quant.convert import apply
 from vdq.quant.state import QuantState
 from vdq.reports.figures import bits_figure
 from vdq.stages import quantize
+from vdq.stages.compute import load_denoiser, predict
 from vdq.stages.experiment import Experiment
-from vdq.stages.pipeline import load_denoiser, predict
 from vdq.stages.run_folder import intact
 from vdq.tasks.generation import EXECUTION, Generation
 

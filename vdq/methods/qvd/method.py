@@ -70,8 +70,20 @@ class QvdMethod(Method):
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset({RANGE})
 
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        return {"absorb": "shift=null moves nothing"} if self.shift is None else {}
+
     def check(self, num_steps: int) -> None:
         TimeRanges(num_steps, self.num_time_ranges)
+
+    def parts(self) -> frozenset[str]:
+        optional = {
+            "shift": self.shift is not None,
+            "correction": self.shift is not None,
+            "smoothing": self.scale,
+            "codebook": self.temporal_bits is not None,
+        }
+        return frozenset({"affine", "static"} | {kind for kind, made in optional.items() if made})
 
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         ranges = TimeRanges(num_steps, self.num_time_ranges)

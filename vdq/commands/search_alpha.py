@@ -15,6 +15,7 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from vdq.commands import choose_alpha
 from vdq.diffusion.noise import PromptNoise
 from vdq.files import write_text
 from vdq.methods.base import Method
@@ -22,9 +23,9 @@ from vdq.quant.layers import Projection, projections
 from vdq.quant.search import InputRecorder, output_error
 from vdq.quant.stats import Stats
 from vdq.reports.alpha import GRID, RECIPES, WIDTHS, pivot
-from vdq.stages import calibrate, choose_alpha
+from vdq.stages import calibrate
+from vdq.stages.compute import load_denoiser
 from vdq.stages.experiment import Experiment
-from vdq.stages.pipeline import load_denoiser
 from vdq.stages.run_folder import intact
 from vdq.tasks.calibration import Calibration
 
@@ -49,7 +50,7 @@ def run(experiment: Experiment) -> None:
         calibrate.run(experiment)
     stats = Stats.load(experiment.files.stats)
     recorder = _recorded(experiment)
-    layers = [p for p in projections(load_denoiser(experiment)) if experiment.model.quantizable(p.fqn)]
+    layers = projections(load_denoiser(experiment), experiment.model.quantizable)
     start, rows = time.monotonic(), []
     settings = [(quant, bits, alpha) for quant in RECIPES for bits in WIDTHS for alpha in GRID]
     for quant, bits, alpha in tqdm(settings, desc="searching alpha", unit="setting"):

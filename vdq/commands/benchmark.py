@@ -24,14 +24,14 @@ from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
 from vdq.errors import UserError
 from vdq.files import write_json
-from vdq.quant.layers import linear_modules, split
+from vdq.installation import CONF
+from vdq.quant.layers import receiving_modules
 from vdq.quant.state import QuantState
 from vdq.reports import execution
 from vdq.stages import sample
-from vdq.stages.configuration import CONF
+from vdq.stages.compute import load_denoiser
 from vdq.stages.experiment import Experiment
 from vdq.stages.identity import signature_of
-from vdq.stages.pipeline import load_denoiser
 
 log = logging.getLogger(__name__)
 DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
@@ -168,12 +168,8 @@ def _sampler(
         device=machine.device,
     )
     once = batches.sampling(full, experiment.clock)
-    chosen_linears = [
-        linear
-        for fqn, linear in linear_modules(full)
-        if any(experiment.model.quantizable(projection.fqn) for projection in split(fqn, linear))
-    ]
-    facts = {"weight_bytes": sum(linear.weight.nbytes for linear in chosen_linears), "weight_sets": 1}
+    linears = receiving_modules(full, experiment.model.quantizable).values()
+    facts = {"weight_bytes": sum(linear.weight.nbytes for linear in linears), "weight_sets": 1}
     contenders = [Contender(FULL, FULL, f"torch, {machine.full}", once, facts=facts)]
     for name, recipe in recipes:
         quantized = sample.denoiser(recipe).to(machine.dtype).to(machine.device)

@@ -14,9 +14,9 @@ import pandas as pd
 
 from vdq.errors import UserError
 from vdq.files import write_text
+from vdq.installation import CONF, IS_CHECKOUT
 from vdq.reports.alpha import GRID, HEIRS, RECIPES, WIDTHS, best, choose, curves, pivot, tied
 from vdq.reports.paper_tables import key_of, per_video
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 from vdq.tracking.registry import runs
 
@@ -44,6 +44,8 @@ Among those that tie the one with the highest PSNR is chosen; over all alphas PS
 
 
 def run(experiment: Experiment) -> None:
+    if not IS_CHECKOUT:
+        raise UserError("stages=[choose_alpha] writes conf/alpha and needs a checkout, vdq is installed from a wheel")
     found = grid(experiment)
     if missing := lacking(found):
         raise UserError(
