@@ -59,6 +59,10 @@ class Method(ABC):
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         """Parameters of one layer: weight [out, in], statistics of its input on its device or None if not needed."""
 
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        """Options that change nothing as the other options are, by name, and why: whoever sets one is told."""
+        return {}
+
     def layers(
         self, weights: dict[str, Tensor], stats: LayerStats | None, num_steps: int, options: dict[str, dict[str, Any]]
     ) -> dict[str, LinearParams]:
@@ -166,6 +170,13 @@ class SmoothedMethod(Method):
     def smoothing_parts(self) -> frozenset[str]:
         """What `parts` has of `smoothing`."""
         return frozenset() if self.alpha is None else frozenset({"smoothing"})
+
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        if self.alpha is None:
+            return dict.fromkeys(("momentum", "ema_order"), "alpha=null smooths nothing")
+        if TimeRanges(num_steps, self.num_time_ranges).num_ranges == num_steps:
+            return dict.fromkeys(("momentum", "ema_order"), "every range has one step, nothing is averaged")
+        return {}
 
     def smoothing(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> tuple[Tensor | None, Tensor]:
         """Factors s [K, in] or None, and their step -> range index [num_steps]; K = num_time_ranges (paper Eq. 2)."""

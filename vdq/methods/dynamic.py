@@ -47,6 +47,10 @@ class DynamicMethod(SmoothedMethod):
             raise UserError(f"token_granularity={token_granularity} must be one of {allowed}")
         self.token_granularity = token_granularity
 
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        own = {"num_time_ranges": "alpha=null smooths nothing"} if self.alpha is None else {}
+        return super().without_effect(num_steps) | own
+
     @property
     def depends_on_batch(self) -> bool:
         return self.token_granularity == "token_shared"

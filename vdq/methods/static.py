@@ -57,6 +57,11 @@ class StaticMethod(SmoothedMethod):
     def parts(self) -> frozenset[str]:
         return self.smoothing_parts() | {"affine", "static"}
 
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        alone = self.alpha is None and self.act_time_ranges is not None
+        own = {"num_time_ranges": "alpha=null smooths nothing, and activations have act_time_ranges"} if alone else {}
+        return super().without_effect(num_steps) | own
+
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         s, index = self.smoothing(weight, stats, num_steps)
         ranges = self._act_ranges(num_steps)

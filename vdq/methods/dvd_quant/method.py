@@ -58,6 +58,11 @@ class DVDQuantMethod(Method):
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset()
 
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        if self.act_bits < self.high_bits:
+            return {}
+        return dict.fromkeys(("high_bits", "delta"), f"all steps have act_bits={self.act_bits}, nothing is switched")
+
     def check(self, num_steps: int) -> None:
         """Any number of steps fits."""
 

@@ -70,6 +70,9 @@ class QvdMethod(Method):
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset({RANGE})
 
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        return {"absorb": "shift=null moves nothing"} if self.shift is None else {}
+
     def check(self, num_steps: int) -> None:
         TimeRanges(num_steps, self.num_time_ranges)
 

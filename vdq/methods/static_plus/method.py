@@ -100,6 +100,10 @@ class StaticPlusMethod(SmoothedMethod):
             raise UserError(f"damping={damping} must be a number above 0")
         self.damping = damping
 
+    def without_effect(self, num_steps: int) -> dict[str, str]:
+        own = {"damping": "only rounding=gptq damps"} if self.rounding != "gptq" else {}
+        return super().without_effect(num_steps) | own
+
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset({RANGE, ABSMAX, SAMPLES})
 
