@@ -15,13 +15,13 @@ from vdq.backends import Backend, FakeQuantBackend, Int8CpuBackend, ReferenceBac
 from vdq.backends.cpu.matmul import KERNELS, failure
 from vdq.backends.cpu.passes import TorchPasses
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
 from vdq.diffusion.schedule import Schedule
 from vdq.methods import DynamicMethod, FullPrecisionMethod, Method, QvdMethod, StaticMethod
-from vdq.models.base import Conditions
+from vdq.models.guidance import Conditions, Reusing
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import sample_stdit
 from vdq.quant import (
     CallCounter,
     LayerStats,
@@ -305,7 +305,7 @@ def test_reuse_changes_no_bit_of_the_latents(name, backend, text, denoiser, stat
 
     def sample(net: STDiT | Reusing) -> list[torch.Tensor]:
         return [
-            sampler.sample(net, prompts[rows], PromptNoise(0, range(3)[rows], (4, 2, 4, 4)), clock)
+            sample_stdit(net, prompts[rows], PromptNoise(0, range(3)[rows], (4, 2, 4, 4)), clock, sampler)
             for rows in (slice(0, 2), slice(2, 3))
         ]
 

@@ -48,7 +48,7 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
     """
     exporter = PackedExporter()
     exporter.check(experiment.method, experiment.sampler, experiment.backend)
-    denoiser, steps = experiment.model.denoiser, experiment.sampler.schedule.num_steps
+    denoiser, steps = experiment.model.denoiser, experiment.sampler.steps
     state = QuantState(_layers(experiment), steps)
     computed = model_size(denoiser, state)
     if (free := shutil.disk_usage(below).free / MEGABYTE) < 1.05 * computed.total:
@@ -85,7 +85,7 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
 
 def _layers(experiment: Experiment) -> dict[str, LinearParams]:
     """Parameters of every quantizable layer, for inputs that no two steps have alike."""
-    steps, layers = experiment.sampler.schedule.num_steps, {}
+    steps, layers = experiment.sampler.steps, {}
     for p in projections(experiment.model.denoiser, experiment.model.quantizable):
         absmax = torch.linspace(1, 2, steps)[:, None].expand(-1, p.weight.shape[1])
         rows = torch.ones(steps, dtype=torch.long)

@@ -12,6 +12,7 @@ from torch import nn
 
 from vdq.files import write_text
 from vdq.installation import CONF
+from vdq.models.stdit_family import example_inputs
 from vdq.quant.layers import projections
 from vdq.quant.operations import call_rows, quantized_operations, total
 from vdq.quant.report import MEGABYTE, ModelSize, model_size
@@ -51,7 +52,7 @@ def planned(quant: str, bits: str) -> tuple[Experiment, QuantState]:
     """A recipe on the full model without weights: parameters of every layer on the meta device."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = Experiment(compose("config", overrides=[*STRUCTURE, f"quant={quant}", f"bits={bits}"]))
-    steps, model = experiment.sampler.schedule.num_steps, experiment.model
+    steps, model = experiment.sampler.steps, experiment.model
     layers, by_shape = {}, {}
     for p in projections(model.structure, model.quantizable) if experiment.method.quantizes else []:
         if p.weight.shape not in by_shape:
@@ -90,7 +91,10 @@ def beside_references(megabytes: float, size: ModelSize) -> str:
 
 def _beside(structure: nn.Module, state: QuantState) -> dict[str, str]:
     """What quantized layers store and compute beside the integers."""
-    size, work = model_size(structure, state), total(quantized_operations(structure, state, call_rows(structure)))
+    size, work = (
+        model_size(structure, state),
+        total(quantized_operations(structure, state, call_rows(structure, example_inputs))),
+    )
     return {
         "MB beside codes": f"{size.parameters:.1f}",
         "of it branch": f"{size.branches:.1f}",

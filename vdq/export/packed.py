@@ -8,9 +8,10 @@ layers of one input have is stored with the first of them, which the manifest na
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +28,10 @@ from vdq.export import artefact
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.card import card
 from vdq.export.model import ArtefactModel
-from vdq.export.rebuild import describe, rebuild
+from vdq.export.rebuild import rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
+from vdq.models.base import VideoModel
 from vdq.quant.bit_packing import packed_bytes
 from vdq.quant.coded import stand_in
 from vdq.quant.convert import apply
@@ -74,13 +76,10 @@ class PackedExporter(Exporter):
             raise UserError("export=packed stores integer weights, quant=fp16 has none; other recipes are allowed")
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
-        dimensions = getattr(run.denoiser, "dimensions", None)
-        if dimensions is None:
-            raise UserError(f"export=packed needs {type(run.denoiser).__name__}.dimensions, from which it is rebuilt")
         before = list(run.denoiser.state_dict().values())
         contents = {
             "num_steps": run.state.num_steps,
-            "denoiser": describe(run.denoiser, dimensions),
+            "denoiser": run.model.architecture,
             "latent_shape": list(run.model.latent_shape),
             "fps": run.model.fps,
             "seed": run.config["seed"],
@@ -99,13 +98,21 @@ class PackedExporter(Exporter):
 class PackedModel(ArtefactModel):
     """With the parameters of its layers."""
 
+    _: KW_ONLY
     state: QuantState
 
 
-def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock | None = None) -> PackedModel:
+def load(
+    path: str | Path,
+    *,
+    backend: Backend | None = None,
+    clock: StepClock | None = None,
+    model: VideoModel | None = None,
+) -> PackedModel:
     """The model that a packed artefact was made from, on the CPU; needs no calibration and no full-precision weights.
     With the machine, threads and batches of the run it samples the same bits. `backend`: None is the run's own.
-    `clock`: None is a new one.
+    `clock`: None is a new one. `model`: a video model of the same structure, needed where the artefact does not
+    describe it (VideoModel.architecture); of its denoiser no weight is used.
 
     Codes stay memory-mapped where the backend does not unpack them: the files must not be changed meanwhile. Raises
     UserError when the artefact is damaged, of another version, or not made of the tensors that its layers need.
@@ -117,16 +124,25 @@ def load(path: str | Path, *, backend: Backend | None = None, clock: StepClock |
     sampler = rebuild(config["sampler"], Sampler, "sampler")
     backend = backend or rebuild(config["backend"], Backend, "backend")
     clock = clock or StepClock(steps)
-    for field, number in (("sampler.steps", sampler.schedule.num_steps), ("clock.num_steps", clock.num_steps)):
+    for field, number in (("sampler.steps", sampler.steps), ("clock.num_steps", clock.num_steps)):
         if number != steps:
             raise UserError(f"{path}: {field}={number} must be {steps}, the steps that its tables are for")
-    with torch.device("meta"):
-        net = rebuild(contents["denoiser"], nn.Module, "denoiser")
+    net = _structure(contents["denoiser"], model, path)
     tensors = _read_tensors([path / name for name in manifest["files"] if name.endswith(".safetensors")])
     _check_tensors(tensors, expected_tensors(net, contents["layers"], steps), contents["layers"], path)
     state = QuantState({fqn: _params(fqn, facts, tensors) for fqn, facts in contents["layers"].items()}, steps)
     denoiser = apply(_filled(net, tensors, state), state, clock, backend)
-    return PackedModel(denoiser, sampler, clock, manifest, state)
+    return PackedModel(denoiser, sampler, clock, manifest, model, state=state)
+
+
+def _structure(architecture: dict[str, Any] | None, model: VideoModel | None, path: Path) -> nn.Module:
+    """The denoiser without weights, on the meta device."""
+    if architecture is None and model is None:
+        raise UserError(f"{path} does not describe its denoiser: it can be loaded with `model`, the model of the run")
+    if model is not None:
+        return copy.deepcopy(model.structure).to("meta")
+    with torch.device("meta"):
+        return rebuild(architecture, nn.Module, "denoiser")
 
 
 class Kind(NamedTuple):

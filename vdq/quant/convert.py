@@ -81,7 +81,8 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Ba
     quantized = copy.deepcopy(denoiser, memo)
     _fuse(quantized, backend)
     if any(params.act_granularity in ("token_shared", "per_video") for params in state.layers.values()):
-        quantized.register_forward_pre_hook(rows, with_kwargs=True)
+        for net in quantized.values() if isinstance(quantized, nn.ModuleDict) else [quantized]:
+            net.register_forward_pre_hook(rows, with_kwargs=True)
     return quantized
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -81,10 +82,10 @@ def total(by_layer: dict[str, Operations]) -> Operations:
     return found
 
 
-def call_rows(denoiser: nn.Module) -> dict[str, int]:
+def call_rows(denoiser: nn.Module, example_inputs: Callable[[nn.Module], tuple[Tensor, ...]]) -> dict[str, int]:
     """Rows that every linear module gets in a call for one video, by fqn: from shapes alone, with all caption tokens.
 
-    The denoiser has to offer `example_inputs()`, its arguments for one video.
+    `example_inputs` gives the arguments of such a call, of a denoiser on the meta device.
     """
     net = copy.deepcopy(denoiser).to("meta")
     rows: dict[str, int] = {}
@@ -95,5 +96,5 @@ def call_rows(denoiser: nn.Module) -> dict[str, int]:
     for fqn, linear in linear_modules(net):
         linear.register_forward_pre_hook(lambda _, args, fqn=fqn: count(fqn, args[0]))
     with torch.no_grad():
-        net(*net.example_inputs())
+        net(*example_inputs(net))
     return rows

@@ -11,6 +11,7 @@ from vdq.diffusion.schedule import Schedule
 from vdq.methods import QvdMethod
 from vdq.methods.qvd.temporal import choose
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_family import temporal_features, timestep_table
 from vdq.quant import LayerStats, Observer, QuantState, Stats, apply
 from vdq.quant.search import output_error
 
@@ -106,7 +107,7 @@ def test_shift_and_factors_lower_the_error_of_channels_that_lie_apart():
 
 
 def test_temporal_features_are_what_the_linears_get(denoiser):
-    features, seen = denoiser.temporal_features(TIMESTEPS), {}
+    features, seen = temporal_features(denoiser, TIMESTEPS), {}
     hooks = [
         denoiser.get_submodule(fqn).register_forward_pre_hook(
             lambda _, args, fqn=fqn: seen.setdefault(fqn, []).append(args[0][0])
@@ -127,7 +128,7 @@ def test_temporal_layers_run_with_the_chosen_codebook(denoiser, stats, bits):
     state = convert(QvdMethod(temporal_bits=bits, weight_bits=6), denoiser, stats)
     assert set(state.layers) - {fqn for fqn in state.layers if quantizable(fqn)} == TEMPORAL
     model = apply(denoiser, state, StepClock(STEPS), FakeQuantBackend())
-    for fqn, features in denoiser.temporal_features(TIMESTEPS).items():
+    for fqn, features in temporal_features(denoiser, TIMESTEPS).items():
         params, linear = state.layers[fqn], denoiser.get_submodule(fqn)
         levels, edges = (values.numpy() for values in choose(features, bits)[0].candidate.codebook)
         quantized = levels[np.searchsorted(edges, features.numpy())]
@@ -183,18 +184,18 @@ def test_timestep_table_is_what_sampling_keeps(denoiser):
     denoiser(inputs(0)[0][:1], prepared, inputs(0)[2][:1])
     results = [result for *_, result in prepared.memory._kept.values()]
     kept = sum(t.numel() for result in results for t in (result if isinstance(result, list) else [result]))
-    table = denoiser.timestep_table(STEPS)
-    assert table["reused_numbers"] == STEPS * kept
-    assert table["numbers"] == STEPS * 7 * 32
+    table = timestep_table(denoiser, STEPS)
+    assert table.reused_numbers == STEPS * kept
+    assert table.numbers == STEPS * 7 * 32
 
 
 def test_timestep_table_of_the_full_model():
     """STDiT-XL/2, 100 steps: 3.2 MB in fp32 (78 MB a batch row with all blocks' modulation) for 9.6 M weights."""
     with torch.device("meta"):
-        table = STDiT().timestep_table(100)
-    assert table["numbers"] * 4 / 1e6 == pytest.approx(3.2256)
-    assert table["reused_numbers"] * 4 / 1e6 == pytest.approx(77.8752)
-    assert table["weights"] == (256 + 1) * 1152 + (1152 + 1) * 1152 + (1152 + 1) * 6912
+        table = timestep_table(STDiT(), 100)
+    assert table.numbers * 4 / 1e6 == pytest.approx(3.2256)
+    assert table.reused_numbers * 4 / 1e6 == pytest.approx(77.8752)
+    assert table.weights == (256 + 1) * 1152 + (1152 + 1) * 1152 + (1152 + 1) * 6912
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_what_temporal_features_need(denoiser, stats):
     with pytest.raises(ValueError, match="temporal_bits must be null without the schedule's timesteps"):
         convert(QvdMethod(), denoiser, stats, timesteps=None)
     linear = nn.ModuleDict({"blocks": nn.ModuleDict({"0": nn.Linear(12, 20)})})
-    with pytest.raises(ValueError, match="must be null without a model with temporal_features"):
+    with pytest.raises(ValueError, match="must be null without a model whose family has temporal_features"):
         convert(QvdMethod(), linear, Stats({"blocks.0": layer_stats()}, STEPS, 1))
     with pytest.raises(ValueError, match="num_time_ranges=3 does not divide 4"):
         QvdMethod(num_time_ranges=3).check(STEPS)

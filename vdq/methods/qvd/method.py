@@ -19,6 +19,7 @@ from vdq.methods.base import RANGE, Method, Table, check_weight
 from vdq.methods.qvd.scri import SHIFTS, best_factors, channel_ranges, channel_shift
 from vdq.methods.qvd.tables import coverage_table, temporal_table, timestep_table
 from vdq.methods.qvd.temporal import choose
+from vdq.models.family import family_of
 from vdq.quant.affine import check_bits, qparams_from_range
 from vdq.quant.convert import weight_qparams
 from vdq.quant.layers import projections
@@ -134,8 +135,9 @@ class QvdMethod(Method):
         found = {"coverage": coverage_table(denoiser, stats, state)}
         if self.temporal_bits is not None:
             found["temporal_features"] = temporal_table(_features(denoiser, timesteps), self.temporal_bits)
-        if hasattr(denoiser, "timestep_table"):
-            found["timestep_table"] = timestep_table(denoiser.timestep_table(len(timesteps)))
+        family = family_of(denoiser)
+        if family is not None and family.timestep_table is not None:
+            found["timestep_table"] = timestep_table(family.timestep_table(denoiser, len(timesteps)))
         return found
 
     @property
@@ -157,7 +159,8 @@ class QvdMethod(Method):
 
 def _features(denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, Tensor]:
     """Temporal features by the fqn of their linear, each [N, C]."""
-    if timesteps is None or not hasattr(denoiser, "temporal_features"):
-        missing = "the schedule's timesteps" if timesteps is None else "a model with temporal_features"
+    family = family_of(denoiser)
+    if timesteps is None or family is None or family.temporal_features is None:
+        missing = "the schedule's timesteps" if timesteps is None else "a model whose family has temporal_features"
         raise UserError(f"temporal_bits must be null without {missing}")
-    return denoiser.temporal_features(timesteps)
+    return family.temporal_features(denoiser, timesteps)

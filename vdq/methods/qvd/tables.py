@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vdq.methods.base import Table
 from vdq.methods.qvd.scri import channel_ranges, coverage
 from vdq.methods.qvd.temporal import Trial, choose
+from vdq.models.family import TimestepTable
 from vdq.quant.affine import qparams_from_range
 from vdq.quant.layers import projections
 from vdq.quant.report import MEGABYTE
@@ -46,13 +47,13 @@ def temporal_table(features: dict[str, Tensor], bits: int) -> Table:
     return Table(rows, f"temporal features at {bits} bits: {'; '.join(used)}")
 
 
-def timestep_table(table: dict[str, Any]) -> Table:
-    """Size of what a fixed schedule computes once: table of the model's `timestep_table`."""
+def timestep_table(table: TimestepTable) -> Table:
+    """Size of what a fixed schedule computes once."""
     row = {
-        "table_mb": table["numbers"] * FLOAT_BYTES / MEGABYTE,
-        "reused_mb_a_row": table["reused_numbers"] * FLOAT_BYTES / MEGABYTE,
-        "layers_not_needed": " ".join(table["layers"]),
-        "weights_not_needed_mb": table["weights"] * FLOAT_BYTES / MEGABYTE,
+        "table_mb": table.numbers * FLOAT_BYTES / MEGABYTE,
+        "reused_mb_a_row": table.reused_numbers * FLOAT_BYTES / MEGABYTE,
+        "layers_not_needed": " ".join(table.layers),
+        "weights_not_needed_mb": table.weights * FLOAT_BYTES / MEGABYTE,
     }
     summary = (
         "what depends on the step alone is computed once a schedule, with the same bits on one machine: "
