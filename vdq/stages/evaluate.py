@@ -84,7 +84,7 @@ def _finish(experiment: Experiment) -> dict:
     result |= {
         "metrics": experiment.metrics_signature,
         "scored_on": scores["machine"]["processor"],
-        "higher_is_better": scores["higher_is_better"],
+        "described": scores["described"],
         "assets": scores["assets"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
