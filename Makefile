@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-avx2 test-all lint tables neighbours
+.PHONY: help run test test-avx2 test-wheel test-all lint tables neighbours
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,12 +21,16 @@ test: $(INSTALLED) ## Run the tests that take seconds, file by file on every cor
 test-avx2: $(INSTALLED) ## Run the tests of backends, exports and methods as on a CPU without AVX-512 and VNNI
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) tests/backends tests/export tests/methods
 
+test-wheel: $(INSTALLED) ## Build a wheel, install it elsewhere and run it there
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_wheel.py
+
 test-all: $(INSTALLED) ## Run every test
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED) ## Check style and formatting
+lint: $(INSTALLED) ## Check style, formatting and that imports point down
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 

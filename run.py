@@ -1,56 +1,6 @@
-"""The command line of vdq: composes a configuration and runs its stages. ``python run.py --help`` explains."""
+"""The command line of vdq in a checkout, the same as ``vdq``. ``python run.py --help`` explains."""
 
-import os
-import sys
-
-# Threads of a product that wait for each other shall sleep: on a shared machine, spinning costs six times the time.
-# To be set before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
-
-from vdq.cli import flags_first, one_sentence
-from vdq.processes import end_on_sigterm
-
-WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
-failed: list[str] = []  # sentences of the runs of a sweep that were refused
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> str | None:
-    from vdq.stages import run  # imports torch, which --help and --cfg job do not need
-
-    try:
-        return run(cfg)
-    except Exception as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN and (message := one_sentence(error)):
-            print(f"error: {message}", file=sys.stderr)  # the other runs of the sweep go on
-            failed.append(message)
-            return None
-        leave(error)
-
-
-def leave(error: Exception) -> None:
-    """Ends the program with one sentence for an error of the user's, with a traceback for one of the program's."""
-    message = one_sentence(error)
-    if WANTS_TRACEBACK or message is None:
-        raise error
-    sys.exit(f"error: {message}")
-
+from vdq.__main__ import main
 
 if __name__ == "__main__":
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration reach us instead of being printed by Hydra
-    try:
-        end_on_sigterm()
-        sys.argv[1:] = flags_first(sys.argv[1:])
-        main()
-        sys.exit(1 if failed else 0)
-    except Exception as error:
-        leave(error)
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        sys.exit("\nstopped; the same command goes on from here")  # Lightning turns Ctrl-C into SystemExit
+    main()

@@ -29,12 +29,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from IPython.display import Image, Markdown, Video, display
 
+from vdq.commands.run import run
 from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
 from vdq.data.video import write_mp4
 from vdq.reports.tables import comparison
-from vdq.stages import run
-from vdq.stages.experiment import CONF, Experiment
+from vdq.stages.configuration import CONF
+from vdq.stages.experiment import Experiment
 from vdq.tracking import runs
 
 # %% [markdown]
@@ -84,7 +85,7 @@ print(name == experiment.folder.name, [path.name for path in sorted(experiment.f
 # the latents' distance are to the reference.
 
 # %%
-pair = [experiment.reference.signature, experiment.signature]
+pair = [experiment.reference.identity.signature, experiment.identity.signature]
 registry = runs(RUNS)
 display(Markdown(comparison(registry[registry["signature"].isin(pair)])))
 

@@ -39,7 +39,8 @@ from vdq.quant.smoothing import aggregate_absmax, smoothed_range, smoothing_fact
 from vdq.quant.stats import Stats
 from vdq.quant.time_ranges import TimeRanges
 from vdq.stages import calibrate
-from vdq.stages.experiment import CONF, Experiment
+from vdq.stages.configuration import CONF
+from vdq.stages.experiment import Experiment
 
 # %% [markdown]
 # Parameters. The tests set them through the environment. `LAYER` is any of the names that are printed further down.
@@ -63,7 +64,7 @@ with initialize_config_dir(str(CONF), version_base="1.3"):
     cfg = compose("config", overrides=["quant=asq", f"sampler.steps={STEPS}", f"paths.runs='{RUNS}'", *MORE])
 experiment = Experiment(cfg)
 calibrate.run(experiment)
-stats = Stats.load(experiment.stats_path)
+stats = Stats.load(experiment.files.stats)
 print(f"{stats.num_prompts} prompts, {stats.num_steps} steps, {len(stats.layers)} layer inputs")
 
 # %%

@@ -35,7 +35,7 @@ from vdq.reports.marks import MARKDOWN
 from vdq.reports.tables import comparison
 from vdq.reports.text import markdown
 from vdq.reports.uncertainty import Noise
-from vdq.stages.experiment import CONF
+from vdq.stages.configuration import CONF
 
 # %% [markdown]
 # Parameters. The tests set them through the environment.

@@ -27,12 +27,12 @@ from hydra import compose, initialize_config_dir
 from IPython.display import Markdown, display
 from omegaconf import OmegaConf
 
+from vdq.commands.run import run
 from vdq.methods.static import StaticMethod
 from vdq.metrics.catalogue import value_named
 from vdq.quant.affine import QParams
 from vdq.reports.tables import comparison
-from vdq.stages import run
-from vdq.stages.experiment import CONF
+from vdq.stages.configuration import CONF
 from vdq.tracking.registry import read_result
 
 # %% [markdown]

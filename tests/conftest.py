@@ -19,8 +19,11 @@ from vdq.quant.convert import weight_qparams
 from vdq.quant.low_rank import low_rank
 from vdq.quant.transform import shift_correction
 
-FIXTURES = Path(os.environ.get("VDQ_FIXTURES", Path(__file__).parents[2] / "shared" / "fixtures"))
-MISSING = f"{FIXTURES.name} folder has no such file; set VDQ_FIXTURES"
+OWN = Path(__file__).parent / "fixtures"
+BESIDE = Path(__file__).parents[2] / "shared"  # beside the checkout, where there is one: larger cases, and media
+# Where golden files are, the first folder that has a file counts.
+FIXTURES = [Path(os.environ["VDQ_FIXTURES"])] if "VDQ_FIXTURES" in os.environ else [OWN, BESIDE / "fixtures"]
+MISSING = "no such golden file; see tests/fixtures/README.md"
 # The result of a run as the program writes it, made up.
 RESULT = {
     "dataset": "shapes",
@@ -78,9 +81,24 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Root of the golden fixtures; skips the test when it is missing."""
-    if not FIXTURES.is_dir():
-        pytest.skip(MISSING)
-    return FIXTURES
+    if not FIXTURES[0].is_dir():
+        pytest.skip(f"VDQ_FIXTURES={FIXTURES[0]} is no folder")
+    return FIXTURES[0]
+
+
+@pytest.fixture(scope="session")
+def every_fixtures() -> list[Path]:
+    """Every folder of golden fixtures that is there; the first one that has a case counts."""
+    return [folder for folder in FIXTURES if folder.is_dir()]
+
+
+@pytest.fixture(scope="session")
+def media() -> Path:
+    """Published videos and prompts, which are not ours to distribute; skips the test when they are missing."""
+    folder = BESIDE / "data"
+    if not folder.is_dir():
+        pytest.skip("published videos and prompts are not in the repository: ../shared/data is missing")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +177,8 @@ def extended_state() -> Callable[..., QuantState]:
 
 
 def _golden_paths(folder: str, kind: str) -> list[Path]:
-    pairs = (path for path in sorted((FIXTURES / folder).glob("*.json")) if path.with_suffix(".safetensors").exists())
+    found = {path.name: path for root in reversed(FIXTURES) for path in (root / folder).glob("*.json")}
+    pairs = (path for _, path in sorted(found.items()) if path.with_suffix(".safetensors").exists())
     return [path for path in pairs if json.loads(path.read_text()).get("kind") == kind]
 
 

@@ -11,11 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import nn
 
-from vdq import stages
 from vdq.cli import check_types, flags_first, one_sentence, quoted
+from vdq.commands.run import run
 from vdq.diffusion.guidance import guided
 from vdq.errors import UserError
 from vdq.models.shapes import ShapesModel
+from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
 WRONG = {
@@ -84,7 +85,7 @@ def test_what_the_configuration_tells_is_told_before_anything_is_fetched(overrid
     for name in fetched:
         monkeypatch.setattr(name, lambda *_: pytest.fail("something was fetched"))
     with pytest.raises(Exception) as raised, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        stages.run(compose("config", overrides=["logger=csv", *overrides.split()]))
+        run(compose("config", overrides=["logger=csv", *overrides.split()]))
     sentence = one_sentence(raised.value)
     assert sentence and not [part for part in TOGETHER[overrides] if part not in sentence], sentence
 
@@ -113,7 +114,7 @@ def test_wrong_value_is_one_sentence_before_any_model_is_built(override, monkeyp
     monkeypatch.setattr(ShapesModel, "__init__", lambda *_, **__: pytest.fail("a model was built"))
     logger = [] if override.startswith("logger") else ["logger=csv"]
     with pytest.raises(Exception) as raised, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        stages.run(compose("config", overrides=[*logger, override]))
+        run(compose("config", overrides=[*logger, override]))
     sentence = one_sentence(raised.value)
     assert sentence is not None and "\n" not in sentence
     missing = [part for part in WRONG[override] if part not in sentence]
@@ -134,14 +135,14 @@ def test_errors_of_the_program_keep_their_traceback():
 def test_missing_weights_name_field_and_remedy(tmp_path):
     overrides = [f"model.weights={tmp_path}", f"paths.runs={tmp_path}", "logger=csv"]
     with pytest.raises(Exception) as raised, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        stages.run(compose("config", overrides=overrides))
+        run(compose("config", overrides=overrides))
     assert one_sentence(raised.value).startswith(f"model.weights={tmp_path} has no file")
 
 
 @pytest.mark.parametrize("trainer", ["trainer.devices=0", "trainer.precision=half", "trainer.accelerator=abacus"])
 def test_trainer_that_cannot_be_made_is_named(trainer):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        experiment = stages.Experiment(compose("config", overrides=["logger=csv", trainer]))
+        experiment = Experiment(compose("config", overrides=["logger=csv", trainer]))
     with pytest.raises(Exception) as raised:
         experiment.trainer()
     sentence = one_sentence(raised.value)

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from vdq.stages import run
+from vdq.commands.run import run
 from vdq.tracking import runs
 
 ROOT = Path(__file__).parents[1]

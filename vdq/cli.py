@@ -91,7 +91,7 @@ def _unknown_key(name: str, cause: BaseException | None) -> str:
     if parent is None and value and "," in name:
         return f"{name} holds several values; add -m to run one after the other, or quote it: {quoted(field, value)}"
     if parent is None:
-        return f"{name} cannot be set; `python run.py --cfg job` shows every field"
+        return f"{name} cannot be set; `--cfg job` shows every field"
     if getattr(cause, "key", None) in parent:
         return f"{name} cannot be set: {_first_line(cause)}"
     *parts, _ = name.split(".")
@@ -119,7 +119,7 @@ def _instantiation(error: InstantiationException) -> str | None:
     cause = error.__cause__
     field = (re.search(r"full_key: (\S+)", str(error)) or ("", ""))[1]
     if isinstance(cause, TypeError) and (argument := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
-        return f"{field}.{argument[1]} is not a field of {field}; `python run.py --cfg job` shows those that are"
+        return f"{field}.{argument[1]} is not a field of {field}; `--cfg job` shows those that are"
     ours = "Error in call to target 'vdq." in str(error)
     if not isinstance(cause, UserError if ours else ValueError):
         return None

@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.backends.cuda.backend import unavailable
+from vdq.errors import UserError
 from vdq.metrics.catalogue import CATALOGUE
-from vdq.stages import Experiment
+from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -47,7 +47,7 @@ def test_composes_and_makes_its_cheap_objects(group, option):
     cfg = config(*overrides)
     assert not OmegaConf.missing_keys(cfg)
     if option == "int8_cuda" and unavailable() is not None:
-        with pytest.raises(InstantiationException, match="backend int8_cuda cannot run here: "):
+        with pytest.raises(UserError, match="backend int8_cuda cannot run here: "):
             Experiment(cfg)
     else:
         Experiment(cfg)  # sampler, recipe, backend, prompts, tracker
@@ -59,15 +59,15 @@ def test_composes_and_makes_its_cheap_objects(group, option):
 @pytest.mark.parametrize("option", names("bits"))
 def test_bits_option_is_what_its_name_says(option):
     experiment = Experiment(config(f"bits={option}"))
-    assert experiment.bits == option
-    assert experiment.name == f"tsq_tsw_{option}_shapes"
+    assert experiment.identity.bits == option
+    assert experiment.identity.name == f"tsq_tsw_{option}_shapes"
 
 
 @pytest.mark.parametrize("option", names("quant"))
 def test_recipe_is_named_as_its_file(option):
     experiment = Experiment(config(f"quant={option}", "bits=w4a6"))
     assert experiment.cfg.quant.name == option
-    assert experiment.bits == ("w4a6" if experiment.method.quantizes else "")
+    assert experiment.identity.bits == ("w4a6" if experiment.method.quantizes else "")
 
 
 @pytest.mark.parametrize("option", names("trainer"))

@@ -26,10 +26,8 @@ def texts(tmp_path):
     return path
 
 
-def test_real_files_have_the_expected_checksums_and_counts(fixtures, upstream, tmp_path):
-    prompts = fixtures.parent / "data" / "prompts"
-    if not prompts.is_dir():
-        pytest.skip("data/prompts is not beside the fixtures folder; set VDQ_FIXTURES")
+def test_real_files_have_the_expected_checksums_and_counts(media, upstream, tmp_path):
+    prompts = media / "prompts"
     for file, name in NAMES.items():
         (upstream / file.name).write_bytes((prompts / name).read_bytes())
     sora, ucf = opensora(str(tmp_path)), ucf101(str(tmp_path))

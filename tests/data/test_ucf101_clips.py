@@ -135,7 +135,14 @@ def test_signature_names_settings_and_files(archive: Path, tmp_path: Path) -> No
     before = Ucf101Clips(tmp_path, num_clips=1).signature
     write_avi(tmp_path / "Archery" / "v_Archery_g01_c01.avi", 30)
     assert Ucf101Clips(tmp_path, num_clips=1).signature != before
-    assert one.name == "UCF-101 all: 2 clips of 16 frames, seed 0"
+    assert one.name == f"UCF-101 all: 2 clips of 16 frames, seed 0, read by PyAV {av.__version__}"
+
+
+def test_another_reader_gives_another_set(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frames may differ, so features that were kept must not be taken for them."""
+    before = Ucf101Clips(archive, num_clips=2).signature
+    monkeypatch.setattr("vdq.data.ucf101_clips.READER", "another one")
+    assert Ucf101Clips(archive, num_clips=2).signature != before
 
 
 def test_refuses_what_is_not_the_data_set(archive: Path, tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ from onnx import GraphProto, TensorProto, checker, load_model, save_model  # noq
 
 from vdq.backends import ReferenceBackend  # noqa: E402
 from vdq.diffusion.clock import StepClock  # noqa: E402
+from vdq.errors import UserError  # noqa: E402
 from vdq.export.onnx_graph import DATA, Graph, TensorFile, layer_template, step_groups  # noqa: E402
 from vdq.export.onnx_kernels import check_integer  # noqa: E402
 from vdq.export.onnx_linear import OnnxBackend  # noqa: E402
 from vdq.export.onnx_session import open_session  # noqa: E402
 from vdq.methods import StaticMethod  # noqa: E402
-from vdq.quant.linear import LayerSpec, SampleRows  # noqa: E402
+from vdq.quant.batch_layout import BatchLayout  # noqa: E402
+from vdq.quant.linear import LayerSpec  # noqa: E402
 from vdq.quant.stats import LayerStats  # noqa: E402
 
 STEPS, IN, OUT = 4, 40, 24
@@ -35,7 +37,7 @@ def make_layer(**options) -> LayerSpec:
     lowest = torch.where(positive, torch.zeros(()), -width)
     stats = LayerStats(lowest, width / 2, width.double(), torch.ones(STEPS, dtype=torch.long))
     params = StaticMethod(**options).layer(weight, stats, STEPS)
-    return LayerSpec(FQN, weight, torch.randn(OUT, generator=generator), params, StepClock(STEPS), SampleRows())
+    return LayerSpec(FQN, weight, torch.randn(OUT, generator=generator), params, StepClock(STEPS), BatchLayout())
 
 
 def inputs() -> Tensor:
@@ -176,16 +178,11 @@ def test_steps_of_other_bits_are_another_constant_graph(extended):
 
 
 @pytest.mark.parametrize(
-    ("parts", "reason"),
-    [
-        ("groups", "act_group gives tokens scales of their own, an integer product of ONNX Runtime has one for all"),
-        ("rotation", "this export writes no operators for rotation=8"),
-        ("branch", "this export writes no operators for low_rank"),
-    ],
+    ("parts", "kind"), [("groups", "token_groups"), ("rotation", "rotation"), ("branch", "low_rank")]
 )
-def test_what_it_does_not_write_is_refused(parts, reason, extended):
+def test_what_it_does_not_write_is_refused(parts, kind, extended):
     layer = make_layer()
-    with pytest.raises(ValueError, match=rf"onnx_qdq does not support layer {FQN}: {reason}"):
+    with pytest.raises(UserError, match=rf"^layer {FQN}: export=onnx_qdq does not run the part {kind}; it runs affine"):
         OnnxBackend().layer(replace(layer, params=extended(layer.params, layer.weight, 9, parts)))
 
 

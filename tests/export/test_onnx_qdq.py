@@ -22,6 +22,7 @@ pytest.importorskip("onnxscript", reason="needs the packages of vdq[export]")
 import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 
+from vdq import installation  # noqa: E402
 from vdq.backends import FakeQuantBackend  # noqa: E402
 from vdq.benchmark.peers.onnx_qdq import openvino_weight_bits  # noqa: E402
 from vdq.diffusion.clock import StepClock  # noqa: E402
@@ -31,7 +32,7 @@ from vdq.export import artefact, onnx_graph, onnx_qdq, onnx_runtime  # noqa: E40
 from vdq.export.onnx_linear import OnnxBackend  # noqa: E402
 from vdq.export.onnx_session import PRECISE  # noqa: E402
 from vdq.export.sample import main  # noqa: E402
-from vdq.methods import DynamicMethod, FullPrecisionMethod, StaticMethod  # noqa: E402
+from vdq.methods import DynamicMethod, FullPrecisionMethod, StaticMethod, StaticPlusMethod  # noqa: E402
 from vdq.quant import apply, projections  # noqa: E402
 
 STATIC = ["cw_tw", "tsw", "asq", "asq_tsw", "tsq_2tr", "tsq_4tr", "tsq_10tr", "tsq_tsw"]
@@ -297,6 +298,7 @@ def test_openvino_computes_uint8_weights_in_floating_point(exported):
     [
         (FullPrecisionMethod(), " exports quantized models, quant=fp16 quantizes nothing"),
         (DynamicMethod(), " cannot export DynamicMethod: its ranges are measured at run time"),
+        (StaticPlusMethod(low_rank=0), " does not run the part rotation; it runs affine"),
         (StaticMethod(act_bits=16), ": bits.act=16 must be at most 8"),
         (StaticMethod(weight_bits=12), ": bits.weight=12 must be at most 8"),
     ],
@@ -321,7 +323,7 @@ def test_a_type_that_would_change_nothing_is_refused(bits, make_run, tmp_path):
 
 
 def test_missing_packages_are_named(monkeypatch):
-    monkeypatch.setattr(onnx_runtime, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(installation, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ValueError, match=r"needs onnxscript, try `pip install 'vdq\[export\]'`"):
         onnx_qdq.OnnxQdqExporter().check(StaticMethod(), DDIMSampler(), FakeQuantBackend())
 

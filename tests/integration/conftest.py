@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_model
 from torch import nn
 
+from vdq.commands.run import run
 from vdq.shapes.nets import build_autoencoder, build_clip, build_denoiser, build_text_encoder
 from vdq.shapes.tokenizer import build_tokenizer
-from vdq.stages import run
 from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]

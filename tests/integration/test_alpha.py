@@ -4,15 +4,15 @@ import pandas as pd
 import pytest
 import yaml
 
+from vdq.commands import choose_alpha
 from vdq.reports import alpha
-from vdq.stages import choose_alpha
 
 
 @pytest.fixture
 def grid(testbed, monkeypatch, tmp_path):
     """A testbed whose grid has two alphas of one recipe, and a place for the choice that is not conf/."""
     monkeypatch.setattr(choose_alpha, "CONF", tmp_path / "conf")
-    for module in (choose_alpha, alpha, __import__("vdq.stages.search_alpha", fromlist=["run"])):
+    for module in (choose_alpha, alpha, __import__("vdq.commands.search_alpha", fromlist=["run"])):
         for name, value in {"GRID": (0.2, 0.5, 0.8), "RECIPES": ("asq",), "WIDTHS": ("w4a4",)}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)

@@ -30,7 +30,8 @@ def test_every_run_is_listed_once_and_references_first(overrides, tmp_path):
     path = experiment(tmp_path, "two", quant="asq,fp16", seed="42,43")
     found = pending.missing(["one", "two"], [path, *overrides, "yardstick=true"])
     configurations = complete.ordered(found)
-    assert len(found) == len({run.signature for run in found}) == 5  # tsq_tsw, asq twice, full precision of 43 and 44
+    signatures = {run.identity.signature for run in found}
+    assert len(found) == len(signatures) == 5  # tsq_tsw, asq twice, full precision of 43 and 44
     assert [cfg.quant.name for cfg in configurations] == ["fp16", "fp16", "tsq_tsw", "asq", "asq"]
     assert {cfg.seed for cfg in configurations[:2]} == {43, 44} and not any(cfg.yardstick for cfg in configurations)
 

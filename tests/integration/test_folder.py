@@ -23,11 +23,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def videos(fixtures):
-    folder = fixtures.parent / "data" / "videos"
-    if not folder.is_dir():
-        pytest.skip("data/videos is not beside the fixtures folder; set VDQ_FIXTURES")
-    return folder
+def videos(media):
+    return media / "videos"
 
 
 def evaluate(tmp_path, *overrides):

@@ -15,6 +15,7 @@ from hydra.utils import get_method
 from safetensors import safe_open
 from transformers import AutoTokenizer, T5EncoderModel
 
+from vdq.commands.run import run
 from vdq.data.prompts import load_prompts
 from vdq.data.read_video import read_video
 from vdq.data.samples import read_sample
@@ -26,7 +27,6 @@ from vdq.export.sample import main as sample_artefact
 from vdq.models.base import Conditions
 from vdq.models.captions import clean
 from vdq.models.stdit import STDiT
-from vdq.stages import run
 from vdq.tracking.registry import runs as registry
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vdq.stages.tabulate import GRID_FRAMES
+from vdq.commands.tabulate import GRID_FRAMES
 
 # Of the block and of the machine's peak.
 SMALL = [

@@ -85,7 +85,8 @@ def test_full_precision_alone_is_one_run(finished, work):
 
 def signatures(bed, *overrides: str) -> tuple[str, str, str]:
     experiment = bed.experiment(*overrides)
-    return experiment.stats_signature, experiment.signature, (experiment.reference or experiment).signature
+    own, reference = experiment.identity, (experiment.reference or experiment).identity
+    return own.stats_signature, own.signature, reference.signature
 
 
 def test_signatures_hold_what_results_depend_on_and_nothing_else(finished, tmp_path):

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.cli import one_sentence
-from vdq.stages import Experiment
-from vdq.stages.experiment import CONF
+from vdq.installation import CONF
+from vdq.stages.checks import check
+from vdq.stages.experiment import Experiment
 
 NUMBERS = ("abc", "nan", "inf", "-1e30", "[1]", "{a: 1}", "ünïcode", "true")
 TEXTS = ("[x]", "{a: 1}", "1.5", "true")
@@ -66,7 +67,7 @@ def refused(overrides: list[str], override: str, runs: Path) -> str | None:
     try:
         cfg = composed(*overrides, f"paths.runs={runs}", override)
         experiment = Experiment(cfg)
-        experiment.check(list(cfg.stages))
+        check(experiment, list(cfg.stages))
     except Exception as error:
         sentence = one_sentence(error)
         if sentence is None:

@@ -55,6 +55,16 @@ def cases(folder: Path, pattern: str, entry: str = "cases") -> Iterator[dict]:
         yield from content[entry]
 
 
+def small_cases(roots: list[Path]) -> Iterator[tuple[Path, dict]]:
+    """Each case of a small model once, with the folder of its files."""
+    seen: set[str] = set()
+    for folder in (root / "dover" for root in roots):
+        for case in cases(folder, "small*.json"):
+            if case["name"] not in seen:
+                seen.add(case["name"])
+                yield folder, case
+
+
 def small_model(case: dict) -> Dover:
     backbones = {}
     for branch in BRANCHES:
@@ -105,8 +115,8 @@ def test_relative_positions_equal_upstream(folder: Path, recipe: ModuleType) -> 
         assert recipe.sha(index) == layout["relative_position_index_sha256_int64"]
 
 
-def test_small_models_in_every_activation_and_position(folder: Path) -> None:
-    for case in cases(folder, "small*.json"):
+def test_small_models_in_every_activation_and_position(every_fixtures: list[Path]) -> None:
+    for folder, case in small_cases(every_fixtures):
         model = small_model(case)
         weights = load_file(folder / case["weights"])
         keys = model.load_state_dict(weights, strict=False)
@@ -127,8 +137,8 @@ def test_small_models_in_every_activation_and_position(folder: Path) -> None:
             assert np.mean(raw) == pytest.approx(case["scores"][branch], rel=0, abs=5e-7), what
 
 
-def test_small_inputs_are_normalised_videos(folder: Path, recipe: ModuleType) -> None:
-    for case in cases(folder, "small*.json"):
+def test_small_inputs_are_normalised_videos(every_fixtures: list[Path], recipe: ModuleType) -> None:
+    for folder, case in small_cases(every_fixtures):
         tensors = load_file(folder / case["tensors"])
         for branch, specs in case["input_videos"].items():
             frames = torch.from_numpy(np.concatenate([recipe.video(spec) for spec in specs]))

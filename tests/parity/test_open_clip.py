@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow  # 151 million weights are drawn and written
 def recorded(fixtures):
     folder = fixtures / "clip"
     if not (folder / "clip.json").is_file():
-        pytest.skip("fixtures folder has no clip/clip.json; set VDQ_FIXTURES")
+        pytest.skip(f"{fixtures} has no clip/clip.json")
     spec = importlib.util.spec_from_file_location("clip_recipe", folder / "recipe.py")
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)

@@ -10,8 +10,8 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from vdq.stages import sweep
-from vdq.stages.sweep import Comparison
+from vdq.commands import sweep
+from vdq.commands.sweep import Comparison
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 LINE = re.compile(r"sweep: .*\| (\d+)/(\d+) \[(\S+)<(\S+),")

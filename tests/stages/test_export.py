@@ -32,7 +32,7 @@ class Written(OnnxQdqExporter):
 def test_another_option_is_another_artefact(options, refusal, tmp_path):
     path = tmp_path / "onnx_qdq"
     artefact.write(Written(weight_type="int8"), RUN, path)
-    wanted = SimpleNamespace(exporter=OnnxQdqExporter(**options), signature=RUN.signature)
+    wanted = SimpleNamespace(exporter=OnnxQdqExporter(**options), identity=RUN)
     if refusal is None:
         _check_same(wanted, path)
         return

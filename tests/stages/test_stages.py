@@ -1,6 +1,5 @@
 """Stages and what they are asked for, without any model."""
 
-import inspect
 import logging
 import subprocess
 import sys
@@ -12,12 +11,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from vdq import stages
+from vdq.commands import tabulate
+from vdq.commands.run import run
 from vdq.quant.operations import Operations
 from vdq.quant.state import LayerReport, QuantState
-from vdq.stages import tabulate
-from vdq.stages.experiment import Experiment, intact
+from vdq.stages.experiment import Experiment
+from vdq.stages.pipeline import STAGES
 from vdq.stages.quantize import report_table
+from vdq.stages.run_folder import intact
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -27,26 +28,19 @@ def config(*overrides: str) -> DictConfig:
         return compose("config", overrides=["logger=csv", *overrides])
 
 
-def test_every_stage_runs_an_experiment():
-    assert {"calibrate", "quantize", "sample", "evaluate"} <= set(stages.names())
-    for name in stages.names():
-        module = __import__(f"vdq.stages.{name}", fromlist=["run"])
-        assert list(inspect.signature(module.run).parameters) == ["experiment"]
-        assert module.__doc__
-
-
-def test_stages_run_in_the_order_asked_for(monkeypatch):
+@pytest.mark.parametrize("asked", ["[quantize,sample]", "[sample,quantize]"])
+def test_stages_follow_each_other_and_commands_follow_them(monkeypatch, asked):
     done = []
-    for name in ("sample", "quantize"):
-        module = __import__(f"vdq.stages.{name}", fromlist=["run"])
+    for name in ("stages.sample", "stages.quantize", "commands.tabulate", "commands.benchmark"):
+        module = __import__(f"vdq.{name}", fromlist=["run"])
         monkeypatch.setattr(module, "run", lambda experiment, name=name: done.append(name))
     monkeypatch.setattr(Experiment, "folder", Path("runs/name"))
-    assert stages.run(config("stages=[quantize,sample]")) == "name"
-    assert done == ["quantize", "sample"]
+    assert run(config(f"stages=[tabulate,{asked[1:-1]},benchmark]")) == "name"
+    assert done == ["stages.quantize", "stages.sample", "commands.tabulate", "commands.benchmark"]
 
 
-def test_default_stages_are_the_whole_job():
-    assert list(config().stages) == ["calibrate", "quantize", "sample", "evaluate"]
+def test_a_run_is_finished_by_default():
+    assert set(config().stages) <= set(STAGES) and "evaluate" in config().stages  # which pulls the others
 
 
 @pytest.mark.parametrize(
@@ -61,7 +55,7 @@ def test_default_stages_are_the_whole_job():
     ],
 )
 def test_difference_from_the_recipe_is_named(overrides, changed):
-    assert Experiment(config(*overrides)).changed == changed
+    assert Experiment(config(*overrides)).identity.changed == changed
 
 
 def test_runs_made_before_a_recipes_file_changed_are_told_apart(tmp_path):
@@ -122,5 +116,5 @@ def test_report_is_one_row_a_layer():
 
 
 def test_tables_are_built_without_what_only_computing_needs():
-    code = "import sys, vdq.stages.tabulate; sys.exit(bool({'pytorch_lightning', 'torchmetrics'} & {*sys.modules}))"
+    code = "import sys, vdq.commands.tabulate; sys.exit(bool({'pytorch_lightning', 'torchmetrics'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # they take seconds to import

@@ -26,6 +26,7 @@ class FakeQuantBackend(Backend):
     """
 
     name = "fake_quant"
+    unsigned = ("weight_sets",)
     simulated = True
 
     def __init__(self, weight_sets: str = AUTO) -> None:
@@ -33,9 +34,6 @@ class FakeQuantBackend(Backend):
         if weight_sets not in allowed:
             raise UserError(f"backend.weight_sets={weight_sets} must be one of {', '.join(allowed)}")
         self.weight_sets = weight_sets
-
-    def supports(self, layer: LayerSpec) -> str | None:
-        return None
 
     def build(self, layer: LayerSpec) -> nn.Module:
         choice = _automatic(layer) if self.weight_sets == AUTO else self.weight_sets

@@ -12,16 +12,15 @@ from vdq.quant.params import LinearParams
 from vdq.quant.transform import video_rows
 
 BITS = 8
+# What a sum of products of codes can have as a factor beside it, or around it.
+PARTS = frozenset({"affine", "stored_codes", "static", "per_token", "token_shared", "smoothing"})
+AROUND = frozenset({"shift", "rotation", "low_rank", "correction"})
 # An accumulator sums products of code differences, each at most 255 in size, and must stay inside 32 bits.
 MAX_IN_FEATURES = (2**31 - 1) // 255**2
 
 
 def too_wide(layer: LayerSpec) -> str | None:
     """Why a layer has no 8-bit codes or no 32-bit accumulators; None if it has."""
-    if layer.params.codebook is not None:
-        return "the levels of its codebook are not multiples of a step, they run simulated only (backend=fake_quant)"
-    if layer.params.act_granularity == "per_video":
-        return "its activation scales differ between input channels, no factor of an integer sum (backend=fake_quant)"
     for name in ("weight_bits", "act_bits"):
         bits = getattr(layer.params, name)
         if bits > BITS:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vdq.backends.base import Backend
-from vdq.backends.integer import BITS, IntegerLinear, unsupported
+from vdq.backends.integer import AROUND, BITS, PARTS, IntegerLinear, unsupported
 from vdq.quant.affine import QParams, quantize
 from vdq.quant.linear import LayerSpec
 
@@ -14,6 +14,7 @@ class ReferenceBackend(Backend):
 
     name = "reference"
     simulated = False
+    parts = PARTS | AROUND | {"step_bits", "token_groups"}
     most_bits = BITS
 
     def supports(self, layer: LayerSpec) -> str | None:

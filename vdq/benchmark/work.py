@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdq.quant.layers import linear_modules, split
+from vdq.quant.layers import receiving_modules
 
 
 class Work(NamedTuple):
@@ -41,10 +41,7 @@ def count(net: nn.Module, call: Callable[[], Any], quantizable: Callable[[str], 
         nonlocal linear
         linear += 2 * args[0].numel() * module.out_features
 
-    chosen = [
-        module for fqn, module in linear_modules(net) if any(quantizable(part.fqn) for part in split(fqn, module))
-    ]
-    hooks = [module.register_forward_pre_hook(add) for module in chosen]
+    hooks = [module.register_forward_pre_hook(add) for module in receiving_modules(net, quantizable).values()]
     try:
         # torch does not count the operations of its CPU kernel for attention, so attention is composed of products.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -45,7 +45,7 @@ def compute(cfg: DictConfig) -> tuple[list[str], str | None]:
     """Runs one configuration without its table and bars; returns its warnings and, if it was refused, the sentence that
     says why.
     """
-    from vdq.stages import run
+    from vdq.commands.run import run
 
     told = _Told()
     logging.getLogger().addHandler(told)

@@ -24,11 +24,12 @@ from vdq.export import artefact
 from vdq.export.base import QuantizedRun
 from vdq.export.packed import PackedExporter
 from vdq.files import write_text
+from vdq.installation import CONF
 from vdq.quant.layers import projections
 from vdq.quant.report import MEGABYTE, model_size
 from vdq.quant.state import LinearParams, QuantState
 from vdq.quant.stats import LayerStats
-from vdq.stages.experiment import CONF, Experiment
+from vdq.stages.experiment import Experiment
 
 TEXT = """# Size of quantized STDiT-XL/2 on disk
 
@@ -51,10 +52,10 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
     state = QuantState(_layers(experiment), steps)
     computed = model_size(denoiser, state)
     if (free := shutil.disk_usage(below).free / MEGABYTE) < 1.05 * computed.total:
-        raise UserError(f"{below} has {free:.0f} MB left, {experiment.name} takes {computed.total:.0f} MB")
+        raise UserError(f"{below} has {free:.0f} MB left, {experiment.identity.name} takes {computed.total:.0f} MB")
     run = QuantizedRun(
-        name=experiment.name,
-        signature=experiment.signature,
+        name=experiment.identity.name,
+        signature=experiment.identity.signature,
         model=experiment.model,
         denoiser=denoiser,
         state=state,
@@ -69,7 +70,7 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
         files = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / MEGABYTE
     return {
         "recipe": experiment.cfg.quant.name,
-        "bits": experiment.bits,
+        "bits": experiment.identity.bits,
         "weight sets": max(params.num_weight_ranges for params in state.layers.values()),
         "computed": f"{computed.total:.2f}",
         "tensors": f"{sum(manifest['contents']['bytes'].values()) / MEGABYTE:.2f}",
@@ -85,12 +86,11 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
 def _layers(experiment: Experiment) -> dict[str, LinearParams]:
     """Parameters of every quantizable layer, for inputs that no two steps have alike."""
     steps, layers = experiment.sampler.schedule.num_steps, {}
-    for p in projections(experiment.model.denoiser):
-        if experiment.model.quantizable(p.fqn):
-            absmax = torch.linspace(1, 2, steps)[:, None].expand(-1, p.weight.shape[1])
-            rows = torch.ones(steps, dtype=torch.long)
-            stats = LayerStats(min=-absmax, max=absmax, abs_sum=absmax.double(), rows=rows)
-            layers[p.fqn] = experiment.method.layer(p.weight, stats.with_zeros(), steps)
+    for p in projections(experiment.model.denoiser, experiment.model.quantizable):
+        absmax = torch.linspace(1, 2, steps)[:, None].expand(-1, p.weight.shape[1])
+        rows = torch.ones(steps, dtype=torch.long)
+        stats = LayerStats(min=-absmax, max=absmax, abs_sum=absmax.double(), rows=rows)
+        layers[p.fqn] = experiment.method.layer(p.weight, stats.with_zeros(), steps)
     return layers
 
 

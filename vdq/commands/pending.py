@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.cli import one_sentence
 from vdq.errors import UserError
-from vdq.stages.experiment import CONF, Experiment
+from vdq.installation import CONF
+from vdq.stages.experiment import Experiment
 from vdq.tracking.registry import runs
 
 
@@ -38,7 +39,7 @@ def members(base: Experiment, params: dict[str, list[Any]]) -> list[Experiment]:
         found.append(run)
         if base.cfg.yardstick and not run.method.quantizes:
             found.append(run.variant(fields={"seed": run.cfg.seed + 1}))
-    return list({run.signature: run for run in found}.values())
+    return list({run.identity.signature: run for run in found}.values())
 
 
 def _values(override: Override) -> list[Any]:
@@ -92,8 +93,8 @@ class Finished:
             table = runs(folder)
             self._known[folder] = set(zip(table["signature"], table["metrics"], strict=True)) if len(table) else set()
         if metrics not in self._judges:
-            self._judges[metrics] = run.metrics_signature
-        return (run.signature, self._judges[metrics]) in self._known[folder]
+            self._judges[metrics] = run.identity.metrics_signature
+        return (run.identity.signature, self._judges[metrics]) in self._known[folder]
 
 
 def progress(names: list[str], overrides: list[str]) -> pd.DataFrame:
@@ -111,7 +112,7 @@ def missing(names: list[str], overrides: list[str]) -> list[Experiment]:
     for name in names:
         if name not in found:
             raise UserError(f"experiment={name} scores no runs; `python run.py -m experiment={name}` does what it says")
-    wanted = {run.signature: run for runs_ in found.values() for run in runs_}
+    wanted = {run.identity.signature: run for runs_ in found.values() for run in runs_}
     return [run for run in wanted.values() if run not in done]
 
 

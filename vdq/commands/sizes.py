@@ -11,12 +11,13 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from vdq.files import write_text
+from vdq.installation import CONF
 from vdq.quant.layers import projections
 from vdq.quant.operations import call_rows, quantized_operations, total
 from vdq.quant.report import MEGABYTE, ModelSize, model_size
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
-from vdq.stages.experiment import CONF, Experiment
+from vdq.stages.experiment import Experiment
 
 WEIGHT_BITS = {8: "w8a8", 6: "w6a8", 4: "w4a8"}
 TEXT = """# Size of STDiT-XL/2 quantized
@@ -52,12 +53,11 @@ def planned(quant: str, bits: str) -> tuple[Experiment, QuantState]:
         experiment = Experiment(compose("config", overrides=[*STRUCTURE, f"quant={quant}", f"bits={bits}"]))
     steps, model = experiment.sampler.schedule.num_steps, experiment.model
     layers, by_shape = {}, {}
-    for p in projections(model.structure):
-        if experiment.method.quantizes and model.quantizable(p.fqn):
-            if p.weight.shape not in by_shape:
-                stats = LayerStats.empty(steps, p.weight.shape[1], "meta").with_zeros()
-                by_shape[p.weight.shape] = experiment.method.layer(p.weight, stats, steps)
-            layers[p.fqn] = by_shape[p.weight.shape]
+    for p in projections(model.structure, model.quantizable) if experiment.method.quantizes else []:
+        if p.weight.shape not in by_shape:
+            stats = LayerStats.empty(steps, p.weight.shape[1], "meta").with_zeros()
+            by_shape[p.weight.shape] = experiment.method.layer(p.weight, stats, steps)
+        layers[p.fqn] = by_shape[p.weight.shape]
     return experiment, QuantState(layers, steps)
 
 

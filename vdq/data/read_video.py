@@ -1,7 +1,8 @@
 """Video files as frames, the same as the command `ffmpeg` gives: one reader for every kind of file.
 
-PyAV decodes, and FFmpeg's own filters turn and convert frames, as in that command. Other readers agree with it on plain
-video, but not on odd sizes with halved colour, interlaced video, 10 bits or edit lists.
+PyAV decodes, and FFmpeg's own filters turn and convert frames, as in that command. decord gives the same bits of plain
+video and serves the tests as a second opinion, but does not read here: it shows frames that an edit list hides,
+converts 10 bits and odd sizes with halved colour otherwise, and fails on MPEG-TS and on frames 48 pixels wide.
 """
 
 from collections.abc import Iterator

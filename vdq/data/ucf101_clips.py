@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from vdq.data.read_video import read_video
+from vdq.data.read_video import READER, read_video
 from vdq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,14 @@ class Ucf101Clips(Dataset):
         seed: another one draws other clips.
 
     Attributes:
-        name: what was drawn, as a table should call it.
+        name: what was drawn and which reader gives its pixels, as a table should call it.
         signature: hexadecimal SHA-256 of these settings and of the names and sizes of the split's videos.
 
     Raises:
         UserError: for a folder without the videos, missing videos or lists, another split, or numbers out of range.
     """
+
+    unsigned = ("root", "split_folder")
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class Ucf101Clips(Dataset):
         self.folder = _video_folder(root)
         self.videos = _videos_of_split(self.folder, split, _split_folder(root, self.folder, split_folder))
         self.num_frames, self.num_clips, self.seed = num_frames, num_clips, seed
-        self.name = f"UCF-101 {split}: {num_clips} clips of {num_frames} frames, seed {seed}"
+        self.name = f"UCF-101 {split}: {num_clips} clips of {num_frames} frames, seed {seed}, read by {READER}"
         if num_clips > len(self.videos):
             raise UserError(f"num_clips={num_clips}; at most the {len(self.videos)} videos of split {split} is allowed")
 

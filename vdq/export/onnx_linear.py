@@ -22,6 +22,8 @@ from vdq.quant.params import LinearParams
 
 OPSET = 21  # the first whose DequantizeLinear and Cast know 4-bit integers
 DOMAIN, OPERATOR = "vdq", "StaticLinear"
+# Parts that `expand` writes operators for.
+PARTS = frozenset({"affine", "stored_codes", "static", "step_bits", "smoothing", "shift", "correction"})
 NIBBLE_BITS = 4
 CENTRED_BITS = 7  # from so many on, weights are stored around the middle of their codes
 
@@ -38,16 +40,10 @@ class OnnxBackend(Backend):
 
     name = "onnx_qdq"
     simulated = False
+    parts = PARTS
+    option = "export=onnx_qdq"
 
     def supports(self, layer: LayerSpec) -> str | None:
-        if not layer.params.static:
-            return "its activation ranges are measured at run time, an exported graph holds constants only"
-        if layer.params.act_group is not None:
-            return "act_group gives tokens scales of their own, an integer product of ONNX Runtime has one for all"
-        if layer.params.rotation:
-            return f"this export writes no operators for rotation={layer.params.rotation}"
-        if layer.params.low_rank is not None:
-            return "this export writes no operators for low_rank"
         return unsupported(layer)
 
     def build(self, layer: LayerSpec) -> OnnxLinear:

@@ -19,8 +19,9 @@ from vdq.diffusion.samplers import Sampler
 from vdq.errors import UserError
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.onnx_card import INT8, NOTES, UINT8, card
-from vdq.export.onnx_runtime import KIND, NULL_CAPTION, PACKAGES, VERSION, check_installed
+from vdq.export.onnx_runtime import KIND, NULL_CAPTION, PACKAGES, VERSION
 from vdq.files import complete_or_nothing, write_text
+from vdq.installation import require
 from vdq.methods.base import Method
 from vdq.models.stdit import STDiT
 from vdq.quant.convert import apply
@@ -70,7 +71,10 @@ class OnnxQdqExporter(Exporter):
             bits = getattr(method, f"{field}_bits")
             if bits > BITS:
                 raise UserError(f"export=onnx_qdq: bits.{field}={bits} must be at most {BITS}, products are of bytes")
-        check_installed(PACKAGES)
+        require("export=onnx_qdq", "export", *PACKAGES)
+        from vdq.export.onnx_linear import OnnxBackend
+
+        OnnxBackend().check_parts(method.parts())
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         # Not with this module, which is imported wherever the options of `export` are listed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,11 @@ from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.model import ArtefactModel
 from vdq.export.rebuild import rebuild
+from vdq.installation import require
 
 KIND, VERSION = "onnx_qdq", 1
 NULL_CAPTION = "null_caption.safetensors"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-
-
-def check_installed(packages: tuple[str, ...]) -> None:
-    """Raises UserError that says how to install what is missing."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise UserError(f"export=onnx_qdq needs {' and '.join(missing)}, try `pip install 'vdq[export]'`")
 
 
 class OnnxDenoiser(nn.Module):
@@ -86,7 +79,7 @@ def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | Non
     not fit together, for another sampler or step count, and where ONNX Runtime does not multiply bytes exactly.
     """
     path = Path(path)
-    check_installed(("onnx", "onnxruntime"))
+    require("export=onnx_qdq", "export", "onnx", "onnxruntime")
     from vdq.export.onnx_session import exact_entries
 
     exact_entries()

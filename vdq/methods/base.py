@@ -34,8 +34,10 @@ class Method(ABC):
 
     weight_bits: int
     act_bits: int
+    version = 1  # to be raised by a method when its options would give other parameters
     quantizes = True
     static = True
+    depends_on_batch = False  # whether prompts that are sampled together change each other's videos
 
     @abstractmethod
     def needs(self, fqn: str) -> frozenset[str]:
@@ -46,6 +48,12 @@ class Method(ABC):
     @abstractmethod
     def check(self, num_steps: int) -> None:
         """Raise ValueError when the recipe does not fit this number of denoising steps."""
+
+    @abstractmethod
+    def parts(self) -> frozenset[str]:
+        """Kinds of the parts that layers are made of with these options, as far as that is known before calibration: a
+        backend that runs others is refused then.
+        """
 
     @abstractmethod
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
@@ -91,7 +99,7 @@ class Method(ABC):
         that is not finite, or when nothing would be quantized.
         """
         self.check(num_steps)
-        chosen = [p for p in projections(denoiser) if quantizable(p.fqn)]
+        chosen = projections(denoiser, quantizable)
         if not chosen:
             raise UserError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
         options = self.layer_options(denoiser, {p.fqn for p in chosen})
@@ -154,6 +162,10 @@ class SmoothedMethod(Method):
 
     def check(self, num_steps: int) -> None:
         TimeRanges(num_steps, self.num_time_ranges)
+
+    def smoothing_parts(self) -> frozenset[str]:
+        """What `parts` has of `smoothing`."""
+        return frozenset() if self.alpha is None else frozenset({"smoothing"})
 
     def smoothing(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> tuple[Tensor | None, Tensor]:
         """Factors s [K, in] or None, and their step -> range index [num_steps]; K = num_time_ranges (paper Eq. 2)."""

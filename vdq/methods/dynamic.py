@@ -47,8 +47,15 @@ class DynamicMethod(SmoothedMethod):
             raise UserError(f"token_granularity={token_granularity} must be one of {allowed}")
         self.token_granularity = token_granularity
 
+    @property
+    def depends_on_batch(self) -> bool:
+        return self.token_granularity == "token_shared"
+
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset() if self.alpha is None else frozenset({ABSMAX})
+
+    def parts(self) -> frozenset[str]:
+        return self.smoothing_parts() | {"affine", self.token_granularity}
 
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         s, index = self.smoothing(weight, stats, num_steps)

@@ -23,6 +23,9 @@ class FullPrecisionMethod(Method):
     def check(self, num_steps: int) -> None:
         """Any number of steps fits."""
 
+    def parts(self) -> frozenset[str]:
+        return frozenset()
+
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         raise NotImplementedError("full precision has no quantized layers")
 

@@ -54,6 +54,9 @@ class StaticMethod(SmoothedMethod):
         super().check(num_steps)
         self._act_ranges(num_steps)
 
+    def parts(self) -> frozenset[str]:
+        return self.smoothing_parts() | {"affine", "static"}
+
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         s, index = self.smoothing(weight, stats, num_steps)
         ranges = self._act_ranges(num_steps)

@@ -48,9 +48,11 @@ class VideoMetric(Metric):
     """
 
     values: ClassVar[tuple[Value, ...]]
+    unsigned: ClassVar[tuple[str, ...]] = ()  # arguments that say where things are: no number depends on them
     is_differentiable = False
     full_state_update = False
     unavailable: str | None = None
+    version = 1  # to be raised when the same videos would get other values
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -41,6 +41,7 @@ I3D = Download(
 WIDTH = 400
 MIN_FRAMES = 10
 FEW_VIDEOS = 256
+FEATURES_VERSION = 1  # to be raised when the same detector and clips would give other features of real clips
 
 
 class Detector(Protocol):
@@ -70,6 +71,7 @@ class I3dDetector(nn.Module):
         UserError: for a file that cannot be had, is no TorchScript, or does not give 400 logits for a video.
     """
 
+    unsigned = ("weights", "cache")
     name = "I3D StyleGAN-V, 400 logits"
     width = WIDTH
 
@@ -171,6 +173,7 @@ class FvdMetric(FrechetVideoDistance):
         cache: folder in which the features of the clips are kept.
     """
 
+    unsigned = ("cache",)
     values = (FVD,)
 
     def __init__(self, *, detector: Detector, real: RealClips, cache: str, **kwargs: Any) -> None:
@@ -246,7 +249,7 @@ def frechet_distance(features: Tensor, real: Tensor) -> float:
 
 def real_features(detector: Detector, clips: RealClips, cache: Path) -> Tensor:
     """Features of the clips, float32 [len(clips),width] on the CPU, computed once for a detector and a set of clips."""
-    key = hashlib.sha256(f"{detector.sha256} {clips.signature}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{detector.sha256} {clips.signature} {FEATURES_VERSION}".encode()).hexdigest()[:16]
     path = cache / "fvd" / f"{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # one of several processes computes them

@@ -47,6 +47,7 @@ class LpipsMetric(VideoMetric):
             one.
     """
 
+    unsigned = ("weights", "cache")
     values = (LPIPS,)
 
     def __init__(self, *, cache: str, weights: str | None = None, frames_per_batch: int = 16, **kwargs: Any) -> None:

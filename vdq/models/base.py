@@ -57,6 +57,8 @@ class VideoModel(ABC):
     denoiser: nn.Module
     latent_shape: tuple[int, int, int, int]
     fps: float
+    unsigned: tuple[str, ...] = ()  # arguments that say where things are: no number depends on them
+    version: int = 1  # to be raised when the same weights and prompts would give other latents or frames
     random: bool = False
     batch_size: int = 8
     prompt_sets: tuple[str, str] = ("opensora", "ucf101")
@@ -85,6 +87,10 @@ class VideoModel(ABC):
     @abstractmethod
     def quantizable(self, fqn: str) -> bool:
         """Whether the denoiser's layer of that name may be quantized; the others stay in full precision."""
+
+    def packed(self, fqn: str) -> bool:
+        """Whether the linear module of that name gets the tokens of all prompts of a batch in one row."""
+        return False
 
     @property
     def companions(self) -> dict[str, str]:

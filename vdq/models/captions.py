@@ -23,10 +23,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 from vdq.models.base import RANDOM
-from vdq.sources import Source, find_folder, sha256
+from vdq.sources import Source, find_folder, identity
 
 log = logging.getLogger(__name__)
 FILES = ["*.json", "*.model", "*.bin", "*.safetensors"]
+VERSION = 1  # to be raised when the same text would give other features
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -61,9 +62,7 @@ class CaptionEncoder:
         """
         if self.random:
             return RANDOM
-        path = Path(self.source.value).expanduser()
-        encoder = sha256(path, self.cache) if path.exists() else f"{self.source.value}@{self.source.revision}"
-        return f"{encoder} {self.dtype} {self.max_length}"
+        return f"{identity(self.source, self.cache)} {self.dtype} {self.max_length}"
 
     def prepare(self, prompts: list[str], device: torch.device | str) -> int:
         """Encodes on ``device`` the prompts whose features are not on disk yet; returns how many that were.
@@ -144,5 +143,5 @@ class CaptionEncoder:
             return False
 
     def _path(self, text: str) -> Path:
-        digest = hashlib.sha256(f"{self.identity}\n{text}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.identity} {VERSION}\n{text}".encode()).hexdigest()
         return self.cache / "captions" / f"{digest[:32]}.safetensors"

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from vdq.data.video import to_uint8
 from vdq.errors import UserError
+from vdq.installation import require
 from vdq.models.base import RANDOM, Conditions, VideoModel
 from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import files, load_denoiser
-from vdq.models.stdit import STDiT
-from vdq.sources import Source, find_file, find_folder, named_file, named_folder, sha256
+from vdq.models.stdit import PACKED_INPUT, STDiT
+from vdq.sources import Source, check_unmoved, find_file, find_folder, identity, named_file, named_folder, sha256
 
 DOWNSAMPLING = 8  # of the autoencoder, per side
 SCALING_FACTOR = 0.18215
@@ -42,6 +43,7 @@ class OpenSoraModel(VideoModel):
     """
 
     batch_size = 1  # of 512 x 512 pixels; guidance doubles it
+    unsigned = ("weights", "revisions", "cache", "decode_frames")
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class OpenSoraModel(VideoModel):
         cache: str = "runs/cache",
         net: nn.Module | None = None,
     ) -> None:
+        require("Open-Sora's text encoder", "opensora", "bs4", "ftfy", "sentencepiece")
         multiple = 2 * DOWNSAMPLING
         if len(image_size) != 2 or any(type(side) is not int or side < 1 or side % multiple for side in image_size):
             raise UserError(f"model.image_size={list(image_size)} must be two multiples of {multiple}: height, width")
@@ -89,7 +92,7 @@ class OpenSoraModel(VideoModel):
         }
         self._net = net
         for part, source in self._sources.items():
-            if source.value != RANDOM and not (part == "denoiser" and net is not None):
+            if not self._given(part):
                 (named_file if part == "denoiser" else named_folder)(source)
         structure = self.structure
         self.captions = CaptionEncoder(
@@ -145,6 +148,9 @@ class OpenSoraModel(VideoModel):
         """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
         return fqn.startswith("blocks.")
 
+    def packed(self, fqn: str) -> bool:
+        return fqn.endswith(PACKED_INPUT)
+
     @property
     def companions(self) -> dict[str, str]:
         path = self._paths["autoencoder"]
@@ -153,9 +159,16 @@ class OpenSoraModel(VideoModel):
 
     @cached_property
     def weights_sha256(self) -> str:
-        found = [[] if path is None else files(path) for path in self._paths.values()]
-        parts = [" ".join(sha256(path, self.cache) for path in paths) or RANDOM for paths in found]
+        parts = [self._identity(part) for part in ("denoiser", "autoencoder")]
         return hashlib.sha256(" ".join([*parts, self.captions.identity]).encode()).hexdigest()
+
+    def _identity(self, part: str) -> str:
+        source = self._sources[part]
+        if self._given(part):
+            return RANDOM
+        path = Path(source.value).expanduser()
+        shards = files(path) if path.is_file() else []
+        return " ".join(sha256(shard, self.cache) for shard in shards) or identity(source, self.cache)
 
     @cached_property
     def _paths(self) -> dict[str, Path | None]:
@@ -164,11 +177,15 @@ class OpenSoraModel(VideoModel):
 
     def _find(self, part: str) -> Path | None:
         source = self._sources[part]
-        if source.value == RANDOM or (part == "denoiser" and self._net is not None):
+        if self._given(part):
             return None
-        if part == "denoiser":
-            return find_file(source)
-        return find_folder(source, ["*.json", "*.safetensors"])
+        path = find_file(source) if part == "denoiser" else find_folder(source, ["*.json", "*.safetensors"])
+        check_unmoved(source, path, self.cache)
+        return path
+
+    def _given(self, part: str) -> bool:
+        """Whether a part is not read from a file."""
+        return self._sources[part].value == RANDOM or (part == "denoiser" and self._net is not None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OpenSoraModel:
         """Itself: its parts are never changed in place, and the denoiser is too large for copies nobody asked for."""

@@ -3,7 +3,7 @@
 from vdq.quant.affine import QParams
 from vdq.quant.calls import CallCounter
 from vdq.quant.convert import apply, quantized_layers
-from vdq.quant.layers import Projection, projections
+from vdq.quant.layers import Projection, projections, receiving_modules
 from vdq.quant.observers import Observer
 from vdq.quant.report import ModelSize, model_size
 from vdq.quant.state import LayerReport, LinearParams, QuantState
@@ -27,4 +27,5 @@ __all__ = [
     "model_size",
     "projections",
     "quantized_layers",
+    "receiving_modules",
 ]

@@ -1,6 +1,6 @@
 """The linear projections of a model by fqn, including the parts of fused ones."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -37,6 +37,12 @@ def split(fqn: str, linear: nn.Linear) -> list[Projection]:
     return [Projection(name, fqn, w, b) for name, w, b in zip(names, weights, biases, strict=True)]
 
 
-def projections(model: nn.Module) -> list[Projection]:
-    """Every linear projection of the model, in module order."""
-    return [projection for fqn, linear in linear_modules(model) for projection in split(fqn, linear)]
+def projections(model: nn.Module, quantizable: Callable[[str], bool] | None = None) -> list[Projection]:
+    """The linear projections of the model in module order, those with `quantizable(fqn)`; None: all of them."""
+    found = [projection for fqn, linear in linear_modules(model) for projection in split(fqn, linear)]
+    return found if quantizable is None else [p for p in found if quantizable(p.fqn)]
+
+
+def receiving_modules(model: nn.Module, quantizable: Callable[[str], bool] | None = None) -> dict[str, nn.Linear]:
+    """The modules that get the inputs of these projections, by fqn, in module order: a fused linear once."""
+    return {p.input_fqn: model.get_submodule(p.input_fqn) for p in projections(model, quantizable)}

@@ -149,6 +149,26 @@ class LinearParams:
         return bool(self.rotation) or any(part is not None for part in added)
 
     @property
+    def kinds(self) -> frozenset[str]:
+        """Names of the parts that the layer is made of, by which a backend says what it runs."""
+        granularity = "static" if self.act_granularity == "per_tensor" else self.act_granularity
+        act = "codebook" if self.codebook is not None else granularity
+        found = {
+            "affine": True,
+            "stored_codes": self.codes is not None,
+            act: True,
+            "step_bits": self.step_bits is not None,
+            "token_groups": self.act_group is not None,
+            "bit_switch": self.high_bits is not None,
+            "smoothing": self.smoothing is not None,
+            "shift": self.shift is not None,
+            "rotation": bool(self.rotation),
+            "low_rank": self.low_rank is not None,
+            "correction": self.correction is not None,
+        }
+        return frozenset(kind for kind, present in found.items() if present)
+
+    @property
     def num_steps(self) -> int:
         return len(self.weight_range)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import fake_quantize, qparams_from_range, tensor_range
-from vdq.quant.layers import linear_modules, split
+from vdq.quant.layers import receiving_modules
 
 BITS = 6  # of the probe; what counts is the ratio between steps, which hardly depends on it
 
@@ -20,11 +20,7 @@ class StepProbe:
 
     def __init__(self, denoiser: nn.Module, clock: StepClock, quantizable: Callable[[str], bool], step: int) -> None:
         self._clock, self._step = clock, step
-        self._modules = [
-            module
-            for fqn, module in linear_modules(denoiser)
-            if any(quantizable(part.fqn) for part in split(fqn, module))
-        ]
+        self._modules = list(receiving_modules(denoiser, quantizable).values())
 
     def __enter__(self) -> StepProbe:
         self._hooks = [module.register_forward_pre_hook(self._quantize) for module in self._modules]

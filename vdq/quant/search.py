@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.quant.layers import linear_modules, split
+from vdq.quant.layers import receiving_modules
 from vdq.quant.params import LinearParams
 from vdq.quant.transform import rotate_output
 
@@ -30,16 +30,12 @@ class InputRecorder:
         self._clock, self._steps = clock, set(steps)
         self._generator = torch.Generator().manual_seed(0)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._modules = [
-            (fqn, module)
-            for fqn, module in linear_modules(denoiser)
-            if any(quantizable(part.fqn) for part in split(fqn, module))
-        ]
+        self._modules = receiving_modules(denoiser, quantizable)
 
     def __enter__(self) -> InputRecorder:
         self._hooks = [
             module.register_forward_pre_hook(lambda _, args, fqn=fqn: self._record(fqn, args[0]))
-            for fqn, module in self._modules
+            for fqn, module in self._modules.items()
         ]
         return self
 

@@ -9,6 +9,9 @@ from vdq.quant import storage
 from vdq.quant.params import LinearParams
 
 KIND = "vdq.quant_state"
+VERSION = (
+    1  # to be raised when this package gives other parameters or another product; Method.version is the method's own
+)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from vdq.files import write_text
 from vdq.metrics.catalogue import values_of
 from vdq.reports.text import MISSING, markdown
 from vdq.tracking.registry import processor_of, processors_told
+from vdq.tracking.versions import versions_told
 
 BEFORE = {"quant": "method", "bits": "bits", "kind": "activations", "backend": "integers by", "changed": "changed"}
 AFTER = {"size_mb": "MB", "size_mb_fp16": "MB of the model in fp16", "signature": "run"}
@@ -32,13 +33,14 @@ def comparison(table: pd.DataFrame) -> str:
     processors = pd.Series([processor_of(run) for _, run in table.iterrows()], index=table.index, dtype=object)
     if processors.nunique() > 1:
         shown["processor"] = processors
-    return f"{markdown(shown)}\n\n{processors_told(processors)}".strip()
+    notes = filter(None, (processors_told(processors), versions_told(table)))
+    return "\n\n".join((markdown(shown), *notes))
 
 
 def write(table: pd.DataFrame, path: Path, heading: str) -> None:
     """``path``.md with the heading and the comparison, ``path``.csv with every plain field of the registry."""
     write_text(path.with_suffix(".md"), f"{heading}\n\n{comparison(table)}\n")
-    plain = table.drop(columns=["folder", "assets", "described", "higher_is_better"], errors="ignore")
+    plain = table.drop(columns=["folder", "assets", "described", "higher_is_better", "versions"], errors="ignore")
     write_text(path.with_suffix(".csv"), plain.to_csv(index=False))
 
 

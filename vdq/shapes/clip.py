@@ -20,6 +20,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "clip.safetensors"
 class ShapesClip(nn.Module):
     """Judge of the testbed: frames of 64 x 64 pixels and captions to vectors of width 64."""
 
+    unsigned = ("weights",)
     name = "shapes-clip"
     frame_size = (SIDE, SIDE)
 

@@ -13,7 +13,9 @@ from filelock import FileLock
 from vdq.files import write_json
 from vdq.quant.samples import Samples
 from vdq.quant.stats import Stats
-from vdq.stages.experiment import Experiment, intact
+from vdq.stages.compute import load_denoiser, predict
+from vdq.stages.experiment import Experiment
+from vdq.stages.run_folder import intact
 from vdq.tasks.calibration import Calibration
 from vdq.tasks.recording import Recording
 
@@ -21,24 +23,24 @@ log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment) -> None:
-    if not experiment.calibrates:
+    if not experiment.identity.calibrates:
         log.info("calibrate: %s needs no statistics", experiment.cfg.quant.name)
         return
-    _make(experiment, Calibration, experiment.stats_path, Stats, "statistics", batch_size=experiment.batch_size)
-    if experiment.records:
-        _make(experiment, Recording, experiment.samples_path, Samples, "recorded inputs")
+    _make(experiment, Calibration, experiment.files.stats, Stats, "statistics", batch_size=experiment.batch_size)
+    if experiment.identity.records:
+        _make(experiment, Recording, experiment.files.samples, Samples, "recorded inputs")
 
 
 def load(experiment: Experiment) -> Stats | None:
     """What the recipe needs, made if it is not there or damaged; None for a data-free recipe."""
-    if not experiment.calibrates:
+    if not experiment.identity.calibrates:
         return None
-    if not intact(Stats.load, experiment.stats_path) or (
-        experiment.records and not intact(Samples.load, experiment.samples_path)
+    if not intact(Stats.load, experiment.files.stats) or (
+        experiment.identity.records and not intact(Samples.load, experiment.files.samples)
     ):
         run(experiment)
-    stats = Stats.load(experiment.stats_path)
-    return stats.with_samples(Samples.load(experiment.samples_path)) if experiment.records else stats
+    stats = Stats.load(experiment.files.stats)
+    return stats.with_samples(Samples.load(experiment.files.samples)) if experiment.identity.records else stats
 
 
 def cost_path(path: Path) -> Path:
@@ -60,19 +62,20 @@ def _make(
             log.info("calibrate: %s found, %s", what, path)
             return
         prompts, start = experiment.prompts.calibration, time.monotonic()
-        experiment.predict(
+        predict(
+            experiment,
             task(
                 path=path,
-                signature=experiment.stats_signature,
+                signature=experiment.identity.stats_signature,
                 model=experiment.model,
-                denoiser=experiment.denoiser,
+                denoiser=load_denoiser(experiment),
                 sampler=experiment.sampler,
                 clock=experiment.clock,
                 prompts=prompts,
                 indices=list(range(len(prompts))),
                 seed=experiment.cfg.seed,
                 **options,
-            )
+            ),
         )
         write_json(cost_path(path), {"seconds": round(time.monotonic() - start, 2)})
         log.info("calibrate: %s of %d prompts written, %s", what, len(prompts), path)

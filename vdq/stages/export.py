@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from filelock import FileLock
-
 from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.base import QuantizedRun
 from vdq.quant.report import MEGABYTE
 from vdq.quant.state import QuantState
 from vdq.stages import quantize
-from vdq.stages.experiment import Experiment, intact
+from vdq.stages.compute import load_denoiser
+from vdq.stages.configuration import forced
+from vdq.stages.experiment import Experiment
+from vdq.stages.run_folder import intact
 
 log = logging.getLogger(__name__)
 
@@ -21,9 +22,8 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment) -> None:
     exporter, folder = experiment.exporter, experiment.folder
     path = Path(exporter.path or folder / "export" / exporter.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        if not experiment.cfg.force and path.exists():
+    with experiment.files.lock():
+        if "export" not in forced(experiment.cfg) and path.exists():
             _check_same(experiment, path)
             log.info("export: found, %s", path)
             return
@@ -37,7 +37,7 @@ def _check_same(experiment: Experiment, path: Path) -> None:
     """Raises UserError unless an undamaged artefact of this run and these options is there."""
     try:
         manifest = artefact.read(path, experiment.exporter.name, experiment.exporter.version)
-        if manifest["signature"] != experiment.signature:
+        if manifest["signature"] != experiment.identity.signature:
             raise UserError(f"{path} is of another run, {manifest['run']}")
         for field, value in experiment.exporter.choices.items():
             if (made := manifest["contents"].get(field)) != value:
@@ -47,14 +47,14 @@ def _check_same(experiment: Experiment, path: Path) -> None:
 
 
 def _quantized(experiment: Experiment) -> QuantizedRun:
-    if not intact(QuantState.load, experiment.state_path):
+    if not intact(QuantState.load, experiment.files.state):
         quantize.run(experiment)
     return QuantizedRun(
         name=experiment.folder.name,
-        signature=experiment.signature,
+        signature=experiment.identity.signature,
         model=experiment.model,
-        denoiser=experiment.denoiser,
-        state=QuantState.load(experiment.state_path),
+        denoiser=load_denoiser(experiment),
+        state=QuantState.load(experiment.files.state),
         sampler=experiment.sampler,
         backend=experiment.backend,
         config=experiment.config(),

@@ -15,7 +15,9 @@ from vdq.quant.operations import Operations, call_rows, operations
 from vdq.quant.report import model_size
 from vdq.quant.state import QuantState
 from vdq.stages import calibrate
-from vdq.stages.experiment import Experiment, intact
+from vdq.stages.compute import encode, load_denoiser
+from vdq.stages.experiment import Experiment
+from vdq.stages.run_folder import intact
 
 log = logging.getLogger(__name__)
 COST = "quantize.json"
@@ -26,15 +28,15 @@ def run(experiment: Experiment) -> None:
     if not method.quantizes:
         log.info("quantize: %s stays in full precision", experiment.cfg.quant.name)
         return
-    if intact(QuantState.load, experiment.state_path):
-        log.info("quantize: found, %s", experiment.state_path)
+    if intact(QuantState.load, experiment.files.state):
+        log.info("quantize: found, %s", experiment.files.state)
         return
-    if experiment.artefact is not None:
-        load_artefact(experiment).state.save(experiment.state_path)
+    if experiment.identity.artefact is not None:
+        load_artefact(experiment).state.save(experiment.files.state)
         log.info("quantize: parameters of the artefact, %s", experiment.cfg.artefact)
         return
     stats = calibrate.load(experiment)
-    denoiser, schedule = experiment.denoiser, experiment.sampler.schedule
+    denoiser, schedule = load_denoiser(experiment), experiment.sampler.schedule
     start = time.monotonic()
     with PeakMemory("cpu") as peak:
         state = method.convert(
@@ -50,7 +52,7 @@ def run(experiment: Experiment) -> None:
     for name, table in method.tables(denoiser, stats, state, schedule.timesteps).items():
         write_text(folder / f"{name}.csv", pd.DataFrame(table.rows).to_csv(index=False))
         log.info("quantize: %s (%s.csv)", table.summary, name)
-    state.save(experiment.state_path)
+    state.save(experiment.files.state)
     size = model_size(denoiser, state)
     log.info(
         "quantize: %d of %d layers, weight error %.4f (mean), model %.2f MB instead of %.2f MB (%.2f MB in fp16); "
@@ -67,7 +69,7 @@ def run(experiment: Experiment) -> None:
 
 def load_artefact(experiment: Experiment) -> packed.PackedModel:
     """The packed model of the experiment, for its backend and its clock. Prompts are encoded first."""
-    experiment.encode()
+    encode(experiment)
     model = packed.load(experiment.cfg.artefact, backend=experiment.backend, clock=experiment.clock)
     model.check_companions(experiment.model)
     return model

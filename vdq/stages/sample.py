@@ -6,7 +6,6 @@ import json
 import logging
 from pathlib import Path
 
-from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,7 +14,9 @@ from vdq.quant.convert import apply
 from vdq.quant.state import QuantState
 from vdq.reports.figures import bits_figure
 from vdq.stages import quantize
-from vdq.stages.experiment import Experiment, intact
+from vdq.stages.compute import load_denoiser, predict
+from vdq.stages.experiment import Experiment
+from vdq.stages.run_folder import intact
 from vdq.tasks.generation import EXECUTION, Generation
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,7 @@ def run(experiment: Experiment) -> None:
     if experiment.reference is not None:
         run(experiment.reference)
     prompts, folder = experiment.prompts.evaluation, experiment.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with experiment.files.lock():
         todo = _todo(experiment)
         if not todo:
             log.info("sample: %s: all %d videos found", folder, len(prompts))
@@ -50,7 +50,7 @@ def run(experiment: Experiment) -> None:
             arithmetic=experiment.arithmetic,
             note=RANDOM_NOTE if experiment.model.random else "",
         )
-        experiment.predict(task)
+        predict(experiment, task)
         ran = _record(folder / EXECUTION)
         layers = ran["quantized_layers"]
         log.info(
@@ -92,10 +92,10 @@ def _record(path: Path) -> dict:
 def denoiser(experiment: Experiment) -> nn.Module:
     """The denoiser that this experiment samples with: the model's own, its quantized copy, or an artefact's."""
     if not experiment.method.quantizes:
-        return experiment.denoiser
-    if not intact(QuantState.load, experiment.state_path):
+        return load_denoiser(experiment)
+    if not intact(QuantState.load, experiment.files.state):
         quantize.run(experiment)
-    if experiment.artefact is not None:
+    if experiment.identity.artefact is not None:
         return quantize.load_artefact(experiment).denoiser
-    state = QuantState.load(experiment.state_path)
-    return apply(experiment.denoiser, state, experiment.clock, experiment.backend)
+    state = QuantState.load(experiment.files.state)
+    return apply(load_denoiser(experiment), state, experiment.clock, experiment.backend)

@@ -7,6 +7,9 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from vdq import __version__
+from vdq.installation import IS_CHECKOUT
+
 PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "diffusers", "transformers", "open_clip_torch", "av")
 
 
@@ -15,13 +18,19 @@ def manifest(result: dict, execution: dict) -> dict:
     return {
         "result": result,
         "execution": execution,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "vdq": __version__,
+            **{name: version(name) for name in PACKAGES},
+        },
         "git": git_commit(),
     }
 
 
 def git_commit() -> str | None:
     """Commit of the source tree, with ``-dirty`` after it if files were changed; None outside a git checkout."""
+    if not IS_CHECKOUT:  # site-packages may lie in another project's repository
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(

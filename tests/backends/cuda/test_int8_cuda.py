@@ -23,6 +23,7 @@ from vdq.backends.cuda import backend as int8_cuda
 from vdq.backends.cuda.backend import unavailable
 from vdq.backends.fused_block import FusedBlock
 from vdq.diffusion.clock import StepClock
+from vdq.errors import UserError
 from vdq.methods import DynamicMethod, StaticMethod
 from vdq.models.stdit import STDiT
 from vdq.quant import Observer, apply, quantized_layers
@@ -506,19 +507,20 @@ def test_it_says_what_ran():
 
 
 @pytest.mark.parametrize(
-    ("parts", "reason"),
+    ("parts", "kind"),
     [
-        ("shift", "its kernels know no shift, rotation, low_rank and correction"),
-        ("rotation", "its kernels know no shift, rotation, low_rank and correction"),
-        ("correction", "its kernels know no shift, rotation, low_rank and correction"),
-        ("bits", "its kernels know no step_bits and no act_group"),
-        ("groups", "its kernels know no step_bits and no act_group"),
+        ("shift", "shift"),
+        ("rotation", "rotation"),
+        ("correction", "correction"),
+        ("bits", "step_bits"),
+        ("groups", "token_groups"),
+        ("branch", "low_rank"),
     ],
 )
-def test_what_its_kernels_do_not_know_is_refused(parts, reason, layer, extended):
+def test_what_its_kernels_do_not_know_is_refused(parts, kind, layer, extended):
     spec = layer()
     spec = replace(spec, params=extended(spec.params, spec.weight, 6, parts))
-    with pytest.raises(ValueError, match=f"^backend int8_cuda does not support layer blocks.0.fc: {reason}"):
+    with pytest.raises(UserError, match=f"^layer blocks.0.fc: backend=int8_cuda does not run the part {kind}; it runs"):
         Int8CudaBackend().layer(spec)
 
 

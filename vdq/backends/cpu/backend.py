@@ -16,7 +16,7 @@ from vdq.backends.cpu.native import NativePasses
 from vdq.backends.cpu.passes import MIDDLE, Codes, Grid, Source, TorchPasses, write_codes
 from vdq.backends.cpu.weights import KeptSets, PrefetchedSets, WeightSet
 from vdq.backends.fused_block import FusedBlock, fusible
-from vdq.backends.integer import BITS, IntegerLinear, signed_weight_bits, unsupported
+from vdq.backends.integer import AROUND, BITS, PARTS, IntegerLinear, signed_weight_bits, unsupported
 from vdq.errors import UserError
 from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
@@ -42,7 +42,9 @@ class Int8CpuBackend(Backend):
     """
 
     name = "int8_cpu"
+    unsigned = ("weight_sets",)
     simulated = False
+    parts = PARTS | AROUND | {"step_bits", "token_groups"}
     most_bits = BITS
 
     def __init__(self, kernel: str = AUTO, fused: bool = True, weight_sets: str = "keep") -> None:

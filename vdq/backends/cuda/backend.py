@@ -10,7 +10,7 @@ from torch import nn
 
 from vdq.backends.base import Backend
 from vdq.backends.fused_block import FusedBlock, fusible
-from vdq.backends.integer import BITS, too_wide
+from vdq.backends.integer import BITS, PARTS, too_wide
 from vdq.errors import UserError
 from vdq.quant.linear import LayerSpec
 
@@ -47,7 +47,9 @@ class Int8CudaBackend(Backend):
     """
 
     name = "int8_cuda"
+    unsigned = ("weight_sets",)
     simulated = False
+    parts = PARTS
     most_bits = BITS
 
     def __init__(self, weight_sets: str = AUTO, fused: bool = True) -> None:
@@ -65,10 +67,6 @@ class Int8CudaBackend(Backend):
     def supports(self, layer: LayerSpec) -> str | None:
         if layer.weight.is_meta:
             return "its weight is on meta, codes need values"
-        if layer.params.transforms:
-            return "its kernels know no shift, rotation, low_rank and correction, those of other backends do"
-        if layer.params.step_bits is not None or layer.params.act_group is not None:
-            return "its kernels know no step_bits and no act_group, those of other backends do"
         return too_wide(layer)
 
     # Triton is imported where it is known to be there.

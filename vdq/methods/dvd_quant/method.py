@@ -61,6 +61,10 @@ class DVDQuantMethod(Method):
     def check(self, num_steps: int) -> None:
         """Any number of steps fits."""
 
+    def parts(self) -> frozenset[str]:
+        switched = {"bit_switch"} if self.act_bits < self.high_bits else set()
+        return frozenset({"affine", "per_video", "rotation"} | switched)
+
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         width = weight.shape[1]
         rotation = fitting_block(width, self.rotation_block)

@@ -73,6 +73,15 @@ class QvdMethod(Method):
     def check(self, num_steps: int) -> None:
         TimeRanges(num_steps, self.num_time_ranges)
 
+    def parts(self) -> frozenset[str]:
+        optional = {
+            "shift": self.shift is not None,
+            "correction": self.shift is not None,
+            "smoothing": self.scale,
+            "codebook": self.temporal_bits is not None,
+        }
+        return frozenset({"affine", "static"} | {kind for kind, made in optional.items() if made})
+
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
         ranges = TimeRanges(num_steps, self.num_time_ranges)
         shift = None if self.shift is None else channel_shift(stats.min, stats.max, ranges, self.shift)

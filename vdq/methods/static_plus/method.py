@@ -13,7 +13,7 @@ from vdq.methods.dvd_quant.grid_refinement import refine_grid
 from vdq.methods.static_plus.folding import Fold, attention_folds
 from vdq.methods.static_plus.gptq import DAMPING, gptq_codes
 from vdq.methods.static_plus.inputs import LayerInput, SeenInput
-from vdq.methods.static_plus.step_bits import frozen_switch, spread_bits
+from vdq.methods.static_plus.step_bits import MAX_BITS, frozen_switch, spread_bits
 from vdq.methods.static_plus.token_groups import TOKEN_GROUPS, TokenGroups, token_groups
 from vdq.quant.affine import QParams, dequantize, fake_quantize, qparams_from_range, quantize, tensor_range
 from vdq.quant.coded import pack_codes
@@ -102,6 +102,19 @@ class StaticPlusMethod(SmoothedMethod):
 
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset({RANGE, ABSMAX, SAMPLES})
+
+    def parts(self) -> frozenset[str]:
+        optional = {
+            "shift": self.shift is not None,
+            "correction": self.shift is not None or self.correct_bias,
+            "rotation": bool(self.rotation_block),
+            "low_rank": bool(self.low_rank),
+            "stored_codes": bool(self.low_rank) or self.rounding == "gptq",
+            "step_bits": self.step_bits is not None and self.act_bits < MAX_BITS,
+            "token_groups": self.token_groups is not None,
+        }
+        made = {kind for kind, wanted in optional.items() if wanted}
+        return self.smoothing_parts() | {"affine", "static"} | made
 
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
         folds = attention_folds(denoiser, self.rotation_block or DENSE) if self.fold_rotation else []

@@ -15,6 +15,7 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from vdq.commands import choose_alpha
 from vdq.diffusion.noise import PromptNoise
 from vdq.files import write_text
 from vdq.methods.base import Method
@@ -22,8 +23,10 @@ from vdq.quant.layers import Projection, projections
 from vdq.quant.search import InputRecorder, output_error
 from vdq.quant.stats import Stats
 from vdq.reports.alpha import GRID, RECIPES, WIDTHS, pivot
-from vdq.stages import calibrate, choose_alpha
-from vdq.stages.experiment import Experiment, intact
+from vdq.stages import calibrate
+from vdq.stages.compute import load_denoiser
+from vdq.stages.experiment import Experiment
+from vdq.stages.run_folder import intact
 from vdq.tasks.calibration import Calibration
 
 log = logging.getLogger(__name__)
@@ -43,11 +46,11 @@ Model {model}: mean over {layers} layers of the relative squared error of the ou
 
 
 def run(experiment: Experiment) -> None:
-    if not intact(Stats.load, experiment.stats_path):
+    if not intact(Stats.load, experiment.files.stats):
         calibrate.run(experiment)
-    stats = Stats.load(experiment.stats_path)
+    stats = Stats.load(experiment.files.stats)
     recorder = _recorded(experiment)
-    layers = [p for p in projections(experiment.denoiser) if experiment.model.quantizable(p.fqn)]
+    layers = projections(load_denoiser(experiment), experiment.model.quantizable)
     start, rows = time.monotonic(), []
     settings = [(quant, bits, alpha) for quant in RECIPES for bits in WIDTHS for alpha in GRID]
     for quant, bits, alpha in tqdm(settings, desc="searching alpha", unit="setting"):
@@ -77,7 +80,7 @@ def _recorded(experiment: Experiment) -> InputRecorder:
     """Inputs of full-precision sampling of the first calibration prompts, at steps spread over all."""
     total = experiment.sampler.schedule.num_steps
     steps = torch.linspace(0, total - 1, min(STEPS, total)).round().int().tolist()
-    denoiser, prompts = experiment.denoiser, experiment.prompts.calibration[:PROMPTS]
+    denoiser, prompts = load_denoiser(experiment), experiment.prompts.calibration[:PROMPTS]
     indices, shape = list(range(len(prompts))), experiment.model.latent_shape
     noise = PromptNoise(experiment.cfg.seed, indices, shape, purpose=Calibration.purpose)
     with InputRecorder(denoiser, experiment.clock, experiment.model.quantizable, steps) as recorder:

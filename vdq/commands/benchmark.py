@@ -24,11 +24,14 @@ from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
 from vdq.errors import UserError
 from vdq.files import write_json
-from vdq.quant.layers import linear_modules, split
+from vdq.installation import CONF
+from vdq.quant.layers import receiving_modules
 from vdq.quant.state import QuantState
 from vdq.reports import execution
 from vdq.stages import sample
-from vdq.stages.experiment import CONF, Experiment, signature_of
+from vdq.stages.compute import load_denoiser
+from vdq.stages.experiment import Experiment
+from vdq.stages.identity import signature_of
 
 log = logging.getLogger(__name__)
 DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
@@ -61,7 +64,7 @@ def run(experiment: Experiment) -> None:
             else:
                 random = random or _RandomBlock(experiment, plan, machine, recipes)
                 cases = random.cases(part, peaks, skipped)
-            _write(experiment, recipes[0][1].bits, machine, part, cases, peaks, skipped)
+            _write(experiment, recipes[0][1].identity.bits, machine, part, cases, peaks, skipped)
 
 
 class _RandomBlock:
@@ -155,7 +158,7 @@ def _sampler(
     if plan.videos is not None and plan.videos > len(prompts):
         raise UserError(f"benchmark.videos={plan.videos} must be at most {len(prompts)}, the evaluation prompts")
     chosen = prompts[: plan.videos or size]
-    full = _placed(experiment.denoiser, machine)
+    full = _placed(load_denoiser(experiment), machine)
     conditions = [experiment.model.encode(chosen[start : start + size]) for start in range(0, len(chosen), size)]
     batches = sampling.Batches(
         conditions,
@@ -165,16 +168,12 @@ def _sampler(
         device=machine.device,
     )
     once = batches.sampling(full, experiment.clock)
-    chosen_linears = [
-        linear
-        for fqn, linear in linear_modules(full)
-        if any(experiment.model.quantizable(projection.fqn) for projection in split(fqn, linear))
-    ]
-    facts = {"weight_bytes": sum(linear.weight.nbytes for linear in chosen_linears), "weight_sets": 1}
+    linears = receiving_modules(full, experiment.model.quantizable).values()
+    facts = {"weight_bytes": sum(linear.weight.nbytes for linear in linears), "weight_sets": 1}
     contenders = [Contender(FULL, FULL, f"torch, {machine.full}", once, facts=facts)]
     for name, recipe in recipes:
         quantized = sample.denoiser(recipe).to(machine.dtype).to(machine.device)
-        facts = block.weight_facts(quantized, QuantState.load(recipe.state_path))
+        facts = block.weight_facts(quantized, QuantState.load(recipe.files.state))
         kind = SIMULATED if recipe.backend.simulated else INTEGER
         call = batches.sampling(quantized, recipe.clock.to(machine.device))
         contenders.append(Contender(name, kind, recipe.arithmetic, call, facts=facts))

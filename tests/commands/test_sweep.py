@@ -5,7 +5,7 @@ from pathlib import Path
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from vdq.stages.sweep import Comparison
+from vdq.commands.sweep import Comparison
 
 
 def job(tmp_path: Path, number: int | str) -> OmegaConf:

@@ -14,10 +14,11 @@ import pandas as pd
 
 from vdq.errors import UserError
 from vdq.files import write_text
+from vdq.installation import CONF, IS_CHECKOUT
 from vdq.metrics.catalogue import CLIPSIM, PSNR
 from vdq.reports.alpha import GRID, HEIRS, RECIPES, WIDTHS, best, choose, curves, pivot, tied
 from vdq.reports.scores import key_of, per_video
-from vdq.stages.experiment import CONF, Experiment
+from vdq.stages.experiment import Experiment
 from vdq.tracking.registry import runs
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ Among those that tie the one with the highest PSNR is chosen; over all alphas PS
 
 
 def run(experiment: Experiment) -> None:
+    if not IS_CHECKOUT:
+        raise UserError("stages=[choose_alpha] writes conf/alpha and needs a checkout, vdq is installed from a wheel")
     found = grid(experiment)
     if missing := lacking(found):
         raise UserError(
@@ -90,7 +93,7 @@ def grid(experiment: Experiment) -> pd.DataFrame:
     if registry.empty:
         return pd.DataFrame()
     for quant, bits, alpha in product(RECIPES, WIDTHS, GRID):
-        signature = experiment.variant(quant=quant, bits=bits, fields={"quant.alpha": alpha}).signature
+        signature = experiment.variant(quant=quant, bits=bits, fields={"quant.alpha": alpha}).identity.signature
         for run in registry[registry["signature"] == signature].to_dict("records")[-1:]:
             videos = per_video(run["folder"])
             scores = videos[key_of("clipsim", videos.columns)]

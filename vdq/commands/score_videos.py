@@ -23,7 +23,9 @@ from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
 from vdq.reports.tables import comparison
 from vdq.sources import sha256
-from vdq.stages.experiment import Experiment, signature_of
+from vdq.stages.configuration import forced
+from vdq.stages.experiment import Experiment
+from vdq.stages.identity import signature_of
 from vdq.tasks.evaluation import ClipDataset, Evaluation, usable
 from vdq.tracking.finished import log_finished
 from vdq.tracking.registry import RESULT, read_result
@@ -44,8 +46,8 @@ def run(experiment: Experiment) -> Path:
     signature = signature_of(_content(clips, excluded, Path(cfg.paths.runs) / "cache"))
     folder = Path(cfg.paths.runs) / f"videos_{Path(cfg.videos).resolve().name}_{signature}"
     with FileLock(_made(folder) / ".lock"):
-        result = None if cfg.force else read_result(folder)
-        if result and result["metrics"] == experiment.metrics_signature:
+        result = None if "evaluate" in forced(cfg) else read_result(folder)
+        if result and result["metrics"] == experiment.identity.metrics_signature:
             log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
         else:
             result = _evaluate(experiment, clips, excluded, folder, signature)
@@ -124,7 +126,8 @@ def _finish(experiment: Experiment, clips: list[Clip], excluded: dict[str, str],
         "num_excluded": len(excluded),
         "excluded": excluded,
         "reader": READER,
-        "metrics": experiment.metrics_signature,
+        "versions": experiment.identity.judges,
+        "metrics": experiment.identity.metrics_signature,
         "scored_on": scores["machine"]["processor"],
         "described": scores["described"],
         "assets": scores["assets"],

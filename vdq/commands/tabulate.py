@@ -18,6 +18,7 @@ from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
 from vdq.errors import UserError
 from vdq.files import write_text
+from vdq.installation import CONF
 from vdq.models.shapes import ShapesModel
 from vdq.quant.stats import Stats
 from vdq.reports import ablation, neighbours, paper_report, paper_tables
@@ -28,7 +29,9 @@ from vdq.reports.gallery import write_gallery
 from vdq.reports.tables import comparison, write
 from vdq.reports.uncertainty import Noise
 from vdq.shapes.measure import departures
-from vdq.stages.experiment import CONF, Experiment, changed_fields, intact
+from vdq.stages.experiment import Experiment
+from vdq.stages.identity import changed_fields
+from vdq.stages.run_folder import intact
 from vdq.tracking.registry import read_config, runs
 
 log = logging.getLogger(__name__)
@@ -94,7 +97,7 @@ def _write_all_runs(experiment: Experiment, table: pd.DataFrame, folder: Path) -
     heading = HEADING.format(name=name, prompts=len(reference.prompts.evaluation), model=experiment.cfg.model.name)
     write(table, folder / f"runs_{name}", heading)
     print(comparison(table))
-    this = table[table["signature"].isin([reference.signature, experiment.signature])]
+    this = table[table["signature"].isin([reference.identity.signature, experiment.identity.signature])]
     write_text(folder / f"run_{name}.md", comparison(this) + "\n")
     _write_grid(reference, folder / f"samples_{name}.png")
 
@@ -138,7 +141,7 @@ def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Pa
     prompts = full.cfg.dataset.num_prompts or plan.dataset.num_prompts
     fields = {"dataset.num_prompts": min(prompts, len(full.prompts.evaluation))}
     seeds = [int(seed) for seed in registry["seed"].dropna().unique()]
-    references = [full.variant(fields=fields | {"seed": seed}).signature for seed in seeds]
+    references = [full.variant(fields=fields | {"seed": seed}).identity.signature for seed in seeds]
     found = _comparable(experiment, registry, references)
     if "backend" in found:
         found = found[found["backend"].fillna("") == ""]
@@ -165,10 +168,17 @@ def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path
             index = figure.prompt % len(prompts)  # of a run with few prompts, another one
             written.append(folder / f"{name}.png")
             frames_figure(shown, index, prompts[index], written[-1])
-    if experiment.calibrates and intact(Stats.load, experiment.stats_path):
-        alpha = experiment.variant(quant="asq").method.alpha
-        written.append(folder / "figure3.png")
-        ranges_figure(Stats.load(experiment.stats_path), experiment.model.denoiser, alpha, written[-1])
+    if experiment.identity.calibrates and intact(Stats.load, experiment.files.stats):
+        try:
+            ranges_figure(
+                Stats.load(experiment.files.stats),
+                experiment.model.denoiser,
+                experiment.variant(quant="asq").method.alpha,
+                folder / "figure3.png",
+            )
+            written.append(folder / "figure3.png")
+        except UserError as error:  # no weights on this machine
+            log.warning("tabulate: figure3 is left out: %s", error)
     return written
 
 
@@ -212,8 +222,8 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
                 wanted = full.variant(quant=method, bits=f"w{weight_bits}a{act_bits}")
             except UserError:  # time ranges that do not divide the number of steps
                 return None
-        rows = registry[registry["signature"] == wanted.signature]
-        judges = registry.loc[registry["signature"] == full.signature, "metrics"]
+        rows = registry[registry["signature"] == wanted.identity.signature]
+        judges = registry.loc[registry["signature"] == full.identity.signature, "metrics"]
         rows = rows[rows["metrics"].isin(judges)]  # scored by the networks that scored full precision
         return None if rows.empty else rows.iloc[-1]
 
@@ -224,7 +234,7 @@ def _finished(experiment: Experiment, registry: pd.DataFrame) -> pd.DataFrame:
     """Runs of unchanged recipes with the same reference, the same judges and the alphas of this configuration."""
     if registry.empty:
         return registry
-    table = _comparable(experiment, registry, [(experiment.reference or experiment).signature])
+    table = _comparable(experiment, registry, [(experiment.reference or experiment).identity.signature])
     table = table[table["changed"] == ""]
     return table.sort_values(["weight_bits", "act_bits", "quant"], ascending=[False, False, True], ignore_index=True)
 

@@ -1,0 +1,110 @@
+"""The objects of one composed configuration. Making them reads no weights; those of the model are read when a stage
+computes with it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from vdq.backends.base import Backend
+from vdq.benchmark.plan import Plan
+from vdq.data.prompts import PromptSet
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.samplers import Sampler
+from vdq.errors import UserError
+from vdq.export.base import Exporter
+from vdq.methods.base import Method
+from vdq.models.base import VideoModel
+from vdq.quant.layers import projections
+from vdq.stages import configuration
+from vdq.stages.configuration import made, options, plain
+
+if TYPE_CHECKING:  # Lightning and torchmetrics take seconds to import, and only stages that compute need them
+    import pytorch_lightning as pl
+
+    from vdq.metrics.base import VideoMetric
+
+
+class Components:
+    """Sampler, method, backend, prompts, model, metrics, tracker, exporter, benchmark and trainer of a configuration.
+
+    The first four are made at once, so that a wrong value is refused before any other is made; the others when they are
+    first needed. Raises UserError.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        configuration.check(cfg)
+        self.sampler: Sampler = made("sampler", cfg.sampler)
+        self.method: Method = made("quant", cfg.quant)
+        self.method.check(self.sampler.schedule.num_steps)
+        self.backend: Backend = made("backend", cfg.backend)
+        self.prompts: PromptSet = made("dataset", cfg.dataset)
+
+    def config(self) -> dict[str, Any]:
+        """The configuration, every value resolved."""
+        return plain(self.cfg)
+
+    @cached_property
+    def model(self) -> VideoModel:
+        return made("model", self.cfg.model)
+
+    @cached_property
+    def clock(self) -> StepClock:
+        return StepClock(self.sampler.schedule.num_steps)
+
+    @property
+    def batch_size(self) -> int:
+        """How many prompts are sampled together."""
+        return self.cfg.batch_size or self.model.batch_size
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What the method wants of the calibration for any layer (vdq.methods.base.Method.needs); nothing if an
+        artefact is sampled, which has used it already.
+        """
+        if self.cfg.artefact is not None:
+            return frozenset()
+        chosen = projections(self.model.structure, self.model.quantizable)
+        return frozenset().union(*(self.method.needs(p.fqn) for p in chosen))
+
+    @property
+    def arithmetic(self) -> str:
+        """What the quantized layers compute with, in words."""
+        return self.backend.arithmetic if self.method.quantizes else "full precision"
+
+    @cached_property
+    def tracker(self) -> Any:
+        return made("logger", self.cfg.logger)
+
+    @cached_property
+    def metrics(self) -> dict[str, VideoMetric]:
+        return {name: made(f"metrics.{name}", metric) for name, metric in self.cfg.metrics.items()}
+
+    @cached_property
+    def benchmark(self) -> Plan:
+        return made("benchmark", self.cfg.benchmark)
+
+    @cached_property
+    def exporter(self) -> Exporter:
+        if self.cfg.get("export") is None:
+            allowed = ", ".join(options("export"))
+            raise UserError(f"export=null must say what 'stages=[export]' shall write; allowed: {allowed}")
+        return made("export", self.cfg.export)
+
+    def trainer(self, **overrides: Any) -> pl.Trainer:
+        """A Trainer that only moves, runs and distributes: progress, logging and files are the stages' own."""
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        try:
+            return instantiate(self.cfg.trainer, **dict.fromkeys(off, False), **overrides)
+        except InstantiationException as error:
+            if isinstance(error.__cause__, MisconfigurationException):  # such as a GPU that is not there
+                raise UserError(f"trainer: {error.__cause__}") from error
+            raise

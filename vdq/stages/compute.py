@@ -1,0 +1,55 @@
+"""How stages compute: prompts are encoded, weights are loaded, tasks run on the configured devices."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from vdq.peak_memory import PeakMemory
+from vdq.stages.experiment import Experiment
+
+if TYPE_CHECKING:
+    from vdq.tasks.generation import Generation
+
+log = logging.getLogger(__name__)
+
+
+def encode(experiment: Experiment) -> None:
+    """Encodes the prompts of both sets that are new, and warns of what the model cannot make of them; once."""
+    if experiment.encoded:
+        return
+    experiment.encoded = True
+    prompts = [*experiment.prompts.calibration, *experiment.prompts.evaluation]
+    for remark in experiment.model.remarks(prompts):
+        log.warning("prompts: %s", remark)
+    device, start = experiment.trainer().strategy.root_device, time.monotonic()
+    with PeakMemory(device) as peak:
+        count = experiment.model.prepare(prompts, device)
+    if count:
+        log.info("text: %d prompts encoded in %.0f s, at most %s", count, time.monotonic() - start, peak)
+
+
+def load_denoiser(experiment: Experiment) -> nn.Module:
+    """The model's denoiser in full precision. Prompts are encoded first: their encoder may be larger still."""
+    encode(experiment)
+    return experiment.model.denoiser
+
+
+def predict(experiment: Experiment, task: Generation) -> None:
+    """Runs a task on the configured devices.
+
+    A Trainer of half precision converts weights in place, so it gets copies: recipes start from the originals. A
+    quantized denoiser is a copy already.
+    """
+    trainer = experiment.trainer()
+    if trainer.world_size > task.most_devices:
+        trainer = experiment.trainer(devices=task.most_devices)
+    if trainer.precision != "32-true":
+        own = (task.clock, task.denoiser) if task.denoiser is not experiment.model.denoiser else (task.clock,)
+        memo = {id(part): part for part in own}
+        task.model, task.denoiser = copy.deepcopy((task.model, task.denoiser), memo)
+    trainer.predict(task, return_predictions=False)

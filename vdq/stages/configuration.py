@@ -1,0 +1,109 @@
+"""What conf/ holds: the fields there are, the options of its groups, and the objects that they describe."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vdq.cli import check_types, one_sentence, unknown_field
+from vdq.errors import UserError
+from vdq.installation import CONF
+
+TYPES = {
+    "seed": int,
+    "batch_size": int | None,
+    "tabulate": bool,
+    "yardstick": bool,
+    "videos": str | None,
+    "prompts": str | None,
+    "reference": str | None,
+    "skip_bad": bool,
+    "artefact": str | None,
+}
+PLAIN_GROUPS = ("alpha", "bits", "paths")
+# Stages in the order in which they use each other's artefacts.
+STAGES = ("calibrate", "quantize", "sample", "evaluate", "export")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises UserError for a field of the top level that has the wrong type, and for a field that nothing reads."""
+    _check_known(cfg)
+    check_types("", {name: cfg[name] for name in TYPES}, TYPES)
+    if cfg.batch_size is not None and cfg.batch_size < 1:
+        raise UserError(f"batch_size={cfg.batch_size} must be null or at least 1")
+    if not isinstance(cfg.force, bool) and not (OmegaConf.is_list(cfg.force) and set(cfg.force) <= set(STAGES)):
+        raise UserError(f"force={cfg.force} must be true or false, or a list of {', '.join(STAGES)}")
+
+
+def forced(cfg: DictConfig) -> list[str]:
+    """The stages that ``force`` wants again, in their order. true stands for those of ``stages`` without calibrate:
+    statistics and the reference serve other runs as well.
+    """
+    named = set(cfg.stages) - {"calibrate"} if cfg.force is True else set(cfg.force or ())
+    return [stage for stage in STAGES if stage in named]
+
+
+def _check_known(cfg: DictConfig) -> None:
+    """Raises UserError for a field that nothing reads, which ``+name=value`` can add.
+
+    Objects check the arguments that they are made of themselves; here are the top level and groups of plain values.
+    """
+    groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
+    written = [CONF / "config.yaml", *groups["experiment"].glob("*.yaml")]  # experiments may name parts of their sweeps
+    top = {str(key) for path in written for key in OmegaConf.load(path)} | set(groups)
+    top -= {"defaults", "hydra", "experiment", "debug"}
+    for name in cfg:
+        if name not in top:
+            raise UserError(unknown_field(str(name), [], sorted(top)))
+    for group in PLAIN_GROUPS:
+        fields = {str(key) for path in groups[group].glob("*.yaml") for key in OmegaConf.load(path)}
+        for name in cfg[group]:
+            if name not in fields:
+                raise UserError(unknown_field(f"{group}.{name}", [group], sorted(fields)))
+    for name, metric in cfg.metrics.items():
+        if not OmegaConf.is_dict(metric) or "_target_" not in metric:
+            raise UserError(f"metrics.{name}={metric} must be a metric: a mapping with _target_, as in conf/metrics")
+
+
+def made(group: str, cfg: DictConfig) -> Any:
+    """The object of a config group. ``name``, which options carry for folders and tables, is no argument of it.
+
+    Raises UserError for a value of the wrong type or one that the object's constructor refuses.
+    """
+    arguments = {key: value for key, value in plain(cfg).items() if key != "name"}
+    target = get_method(cfg._target_)
+    check_types(f"{group}.", arguments, get_type_hints(target.__init__ if isinstance(target, type) else target))
+    tree = OmegaConf.create()
+    OmegaConf.update(tree, group, arguments)  # errors then name the field as the user wrote it
+    try:
+        return instantiate(OmegaConf.select(tree, group))
+    except InstantiationException as error:
+        if (sentence := one_sentence(error)) is None:
+            raise
+        raise UserError(sentence) from error
+
+
+def options(group: str) -> list[str]:
+    """The names of the options of a config group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def option(group: str, name: str) -> DictConfig:
+    """One option of a config group as Hydra composes it, its interpolations as they are written."""
+    return _option(group, name).copy()
+
+
+@cache
+def _option(group: str, name: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [f"{group}={name}"])[group]
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as dictionaries and lists, every interpolation resolved."""
+    return OmegaConf.to_container(cfg, resolve=True)

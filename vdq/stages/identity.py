@@ -1,0 +1,207 @@
+"""What a run is called, and the signatures of its artefacts.
+
+A signature is a hash of what a result depends on. That of the statistics covers weights, sampler, calibration prompts
+and seed; that of a run adds method, bits, backend and evaluation prompts. Each covers the versions of the code that
+computes (`VERSION`, `version`), so that what a corrected bug had made is not found again. Loggers, trainers, the batch
+size and what a class calls `unsigned` are in none, and a class counts by its name, not by its module. Nothing here
+reads weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Any
+
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+
+from vdq.data import samples
+from vdq.errors import UserError
+from vdq.export import artefact, packed
+from vdq.installation import CONF
+from vdq.methods.base import SAMPLES
+from vdq.quant import samples as recorded
+from vdq.quant import state, stats
+from vdq.stages.components import Components
+from vdq.stages.configuration import plain
+
+SIGNATURE_LENGTH = 10
+BITS = ("weight_bits", "act_bits")
+
+
+class Identity:
+    """Name, signatures and versions of the run that these components make."""
+
+    def __init__(self, components: Components) -> None:
+        self._of = components
+
+    @property
+    def name(self) -> str:
+        """Method, bits, integer backend and prompt set, as far as they apply; random weights are named first."""
+        of = self._of
+        return self.mark + "_".join(filter(None, (of.cfg.quant.name, self.bits, self.integer, of.prompts.name)))
+
+    @property
+    def mark(self) -> str:
+        """What names of files of a model with random weights begin with."""
+        return "random_weights_" if self._of.model.random else ""
+
+    @property
+    def bits(self) -> str:
+        method = self._of.method
+        return f"w{method.weight_bits}a{method.act_bits}" if method.quantizes else ""
+
+    @property
+    def integer(self) -> str:
+        """The backend where it multiplies integers."""
+        return self._of.backend.name if self._of.method.quantizes and not self._of.backend.simulated else ""
+
+    @property
+    def changed(self) -> str:
+        """`changed_fields` of this configuration."""
+        return changed_fields(self._of.cfg)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the method wants statistics of any layer."""
+        return bool(self._of.needs)
+
+    @property
+    def records(self) -> bool:
+        """Whether the method wants recorded inputs of layers as well."""
+        return SAMPLES in self._of.needs
+
+    @cached_property
+    def stats_signature(self) -> str:
+        """Of the statistics."""
+        return signature_of(self._sampling() | {"calibration": self._of.prompts.calibration, "version": stats.VERSION})
+
+    @cached_property
+    def recorded_signature(self) -> str:
+        """Of the recorded inputs."""
+        return signature_of({"stats": self.stats_signature, "version": recorded.VERSION})
+
+    @cached_property
+    def signature(self) -> str:
+        """Of the run."""
+        of = self._of
+        content = self._sampling() | {"evaluation": of.prompts.evaluation, "quant": signed(of.cfg.quant)}
+        if of.method.quantizes:
+            content |= {"backend": signed(of.cfg.backend), "versions": self.versions}
+        if self.artefact is not None:
+            files = self.artefact["files"].items()
+            content["artefact"] = {name: facts["sha256"] for name, facts in files if name.endswith(".safetensors")}
+        if self.calibrates:
+            content["stats"] = self.stats_signature
+        if of.method.depends_on_batch:
+            content["batch_size"] = of.batch_size
+        return signature_of(content)
+
+    @property
+    def metrics_signature(self) -> str:
+        """Of the metrics' configuration, of the weights they use and of their versions."""
+        metrics = self._of.metrics
+        assets = [metric.assets for metric in metrics.values()]
+        return signature_of({"metrics": signed(self._of.cfg.metrics), "assets": assets, "versions": self.judges})
+
+    @cached_property
+    def versions(self) -> dict[str, int]:
+        """Versions of the code that makes the run's videos, by what it makes."""
+        of = self._of
+        found = {f"model.{of.cfg.model.name}": of.model.version, "samples": samples.VERSION}
+        if of.method.quantizes:
+            found |= {"quantization": state.VERSION, f"quant.{of.cfg.quant.name}": of.method.version}
+            found |= {f"backend.{of.backend.name}": of.backend.version}
+        if self.calibrates:
+            found["statistics"] = stats.VERSION
+        if self.records:
+            found["recorded inputs"] = recorded.VERSION
+        return found
+
+    @property
+    def judges(self) -> dict[str, int]:
+        """Versions of the metrics, by their names in the configuration."""
+        return {f"metrics.{name}": metric.version for name, metric in self._of.metrics.items()}
+
+    @cached_property
+    def artefact(self) -> dict[str, Any] | None:
+        """The manifest of the artefact that is sampled instead of the model that this method makes.
+
+        Raises UserError if it was made with another model, sampler or method.
+        """
+        cfg = self._of.cfg
+        if cfg.artefact is None:
+            return None
+        manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
+        for group in ("model", "sampler", "quant"):
+            ours, its = signed(cfg[group]), _without(_unsigned(cfg[group]), manifest["contents"]["config"][group])
+            for key in sorted(ours.keys() | its.keys(), key=lambda key: (key != "name", key)):
+                if ours.get(key) != its.get(key):
+                    raise UserError(
+                        f"{group}.{key}={ours.get(key)} must be {its.get(key)}, as artefact={cfg.artefact} has it"
+                    )
+        return manifest
+
+    def _sampling(self) -> dict[str, Any]:
+        """What the full-precision videos of any prompts depend on."""
+        of = self._of
+        return {
+            "weights": of.model.weights_sha256,
+            "model": signed(of.cfg.model),
+            "sampler": signed(of.cfg.sampler),
+            "seed": of.cfg.seed,
+            "versions": [of.model.version, samples.VERSION],
+        }
+
+
+def changed_fields(cfg: DictConfig) -> str:
+    """The method's fields that differ from its file in conf/quant, as ``name=value``, or ``no name`` where the file has
+    one more, and the artefact if one is used; bits are no difference.
+    """
+    if cfg.artefact is not None:
+        return f"artefact={cfg.artefact}"
+    path = CONF / "quant" / f"{cfg.quant.name}.yaml"
+    if not path.is_file():
+        return ""
+    file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": OmegaConf.load(path)})
+    written, own = _by_class(plain(file.quant)), _by_class(plain(cfg.quant))
+    different = [f"{key}={value}" for key, value in own.items() if key not in BITS and written.get(key) != value]
+    return ", ".join(different + [f"no {key}" for key in written if key not in own])
+
+
+def signature_of(content: dict[str, Any] | list[Any]) -> str:
+    """Hash of anything that JSON can hold."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:SIGNATURE_LENGTH]
+
+
+def signed(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a configuration that results depend on.
+
+    Of the arguments of a class or function those are left out that it calls `unsigned`: they say where things are or
+    what is in memory, and change no number.
+    """
+    return _signed(plain(cfg))
+
+
+def _signed(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_signed(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    return {key: _signed(value) for key, value in _without(_unsigned(node), node).items()}
+
+
+def _unsigned(node: Any) -> tuple[str, ...]:
+    return getattr(get_method(node["_target_"]), "unsigned", ()) if "_target_" in node else ()
+
+
+def _without(names: tuple[str, ...], node: dict[str, Any]) -> dict[str, Any]:
+    return _by_class({key: value for key, value in node.items() if key not in names})
+
+
+def _by_class(node: dict[str, Any]) -> dict[str, Any]:
+    """With the bare name of the class, whatever module it lies in."""
+    return node | {"_target_": node["_target_"].rpartition(".")[2]} if "_target_" in node else node

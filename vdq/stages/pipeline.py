@@ -1,0 +1,24 @@
+"""What the stages of a run are, and in which order they follow each other."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+
+from vdq.stages.configuration import STAGES
+from vdq.stages.experiment import Experiment
+
+
+def make(experiment: Experiment, wanted: Collection[str]) -> None:
+    """Makes the artefacts of these stages that are not there, and before each what it is made of."""
+    for stage in STAGES:
+        if stage in wanted:
+            module = importlib.import_module(f"vdq.stages.{stage}")  # Lightning takes seconds to import
+            for each in _with_yardstick(experiment, stage):
+                module.run(each)
+
+
+def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:
+    """The experiment, before it full precision with other noise if that is wanted beside full precision."""
+    wanted = experiment.cfg.yardstick and not experiment.method.quantizes and stage in ("sample", "evaluate")
+    return [experiment.variant(fields={"seed": experiment.cfg.seed + 1}), experiment] if wanted else [experiment]
