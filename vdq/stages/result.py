@@ -24,7 +24,7 @@ def content(experiment: Experiment, scores: dict, execution: dict) -> dict:
         "versions": experiment.identity.versions | experiment.identity.judges,
         "metrics": experiment.identity.metrics_signature,
         "scored_on": scores["machine"]["processor"],
-        "higher_is_better": scores["higher_is_better"],
+        "described": scores["described"],
         "assets": scores["assets"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
