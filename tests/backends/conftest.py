@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams, code_range
+from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.convert import weight_qparams
-from vdq.quant.linear import LayerSpec, SampleRows
+from vdq.quant.linear import LayerSpec
 from vdq.quant.params import LinearParams
 
 STEPS, WEIGHT_RANGES = 4, [0, 0, 1, 1]
@@ -61,7 +62,7 @@ def make_layer(
         act_granularity=granularity if dynamic else "per_tensor",
     )
     offset = torch.randn(out_features, generator=generator) if bias else None
-    return LayerSpec("blocks.0.fc", weight, offset, params, StepClock(STEPS), SampleRows())
+    return LayerSpec("blocks.0.fc", weight, offset, params, StepClock(STEPS), BatchLayout())
 
 
 def expected(spec: LayerSpec, x: Tensor, step: int) -> Expected:

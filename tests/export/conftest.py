@@ -48,6 +48,9 @@ class TinyModel(VideoModel):
     def quantizable(self, fqn: str) -> bool:
         return fqn.startswith("blocks.")
 
+    def packed(self, fqn: str) -> bool:
+        return fqn.endswith("kv_linear")
+
     @property
     def weights_sha256(self) -> str:
         return "0" * 64

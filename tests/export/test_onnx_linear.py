@@ -19,7 +19,8 @@ from vdq.export.onnx_kernels import check_integer  # noqa: E402
 from vdq.export.onnx_linear import OnnxBackend  # noqa: E402
 from vdq.export.onnx_session import open_session  # noqa: E402
 from vdq.methods import StaticMethod  # noqa: E402
-from vdq.quant.linear import LayerSpec, SampleRows  # noqa: E402
+from vdq.quant.batch_layout import BatchLayout  # noqa: E402
+from vdq.quant.linear import LayerSpec  # noqa: E402
 from vdq.quant.stats import LayerStats  # noqa: E402
 
 STEPS, IN, OUT = 4, 40, 24
@@ -36,7 +37,7 @@ def make_layer(**options) -> LayerSpec:
     lowest = torch.where(positive, torch.zeros(()), -width)
     stats = LayerStats(lowest, width / 2, width.double(), torch.ones(STEPS, dtype=torch.long))
     params = StaticMethod(**options).layer(weight, stats, STEPS)
-    return LayerSpec(FQN, weight, torch.randn(OUT, generator=generator), params, StepClock(STEPS), SampleRows())
+    return LayerSpec(FQN, weight, torch.randn(OUT, generator=generator), params, StepClock(STEPS), BatchLayout())
 
 
 def inputs() -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
+from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.convert import weight_qparams
-from vdq.quant.linear import DynamicLinear, LayerSpec, QuantLinear, SampleRows, StaticLinear
+from vdq.quant.linear import DynamicLinear, LayerSpec, QuantLinear, StaticLinear
 from vdq.quant.params import LinearParams
 from vdq.quant.weight_sets import KeptWeights
 
@@ -37,7 +38,7 @@ def layer(
         symmetric_acts=symmetric,
         act_granularity=granularity or "per_tensor",
     )
-    return LayerSpec("fc", weight, bias, params, StepClock(STEPS), SampleRows())
+    return LayerSpec("fc", weight, bias, params, StepClock(STEPS), BatchLayout())
 
 
 def numpy_rows(x: np.ndarray, bits: int, symmetric: bool = False) -> np.ndarray:

@@ -9,9 +9,10 @@ import torch
 from vdq.backends import FakeQuantBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
+from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.coded import pack_codes
 from vdq.quant.convert import weight_qparams
-from vdq.quant.linear import LayerSpec, SampleRows
+from vdq.quant.linear import LayerSpec
 from vdq.quant.low_rank import low_rank
 from vdq.quant.params import LinearParams
 
@@ -54,7 +55,7 @@ def test_layer_adds_the_branch_of_what_it_quantizes(backend, smoothed):
         codes=pack_codes([codes], bits=4),
         low_rank=branch,
     )
-    layer = backend().layer(LayerSpec("fc", WEIGHT, bias, params, StepClock(1), SampleRows()))
+    layer = backend().layer(LayerSpec("fc", WEIGHT, bias, params, StepClock(1), BatchLayout()))
     x = torch.randn(2, 5, IN, generator=torch.Generator().manual_seed(2))
     divided = x.double().numpy() / s.double().numpy()
     quantized = (np.clip(np.rint(divided / 0.5) + 7, 0, 15) - 7) * 0.5

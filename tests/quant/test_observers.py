@@ -28,12 +28,12 @@ class Net(nn.Module):
 
 def inputs(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
-    return torch.randn(8, 5, 6, generator=generator) * (step + 1), torch.randn(1, 7, 6, generator=generator)
+    return torch.randn(8, 5, 6, generator=generator) * (step + 1), torch.randn(1, 8, 6, generator=generator)
 
 
 def calibrate(net: Net, batches: list[slice], **kwargs) -> Stats:
     clock = StepClock(STEPS)
-    with Observer(net, clock, lambda fqn: fqn != "kept") as observer:
+    with Observer(net, clock, lambda fqn: fqn != "kept", lambda fqn: fqn == "text") as observer:
         for rows in batches:
             for step in range(STEPS):
                 clock.set(step)
@@ -59,13 +59,26 @@ def test_statistics_equal_numpy():
 def test_batch_size_does_not_matter():
     net = Net()
     whole = calibrate(net, [slice(0, 8)])
-    parts = calibrate(net, [slice(0, 3), slice(3, 8)])
+    parts = calibrate(net, [slice(0, 3), slice(3, 7), slice(7, 8)])
+    one_by_one = calibrate(net, [slice(row, row + 1) for row in range(8)])
     devices = calibrate(net, [slice(0, 2)]).merge(calibrate(net, [slice(2, 4)]), calibrate(net, [slice(4, 8)]))
-    assert whole.num_prompts == parts.num_prompts == devices.num_prompts
+    assert whole.num_prompts == parts.num_prompts == one_by_one.num_prompts == devices.num_prompts
     for fqn, layer in whole.layers.items():
-        for other in (parts.layers[fqn], devices.layers[fqn]):
+        for other in (parts.layers[fqn], one_by_one.layers[fqn], devices.layers[fqn]):
             assert torch.equal(layer.min, other.min) and torch.equal(layer.max, other.max)
             assert torch.equal(layer.absmax, other.absmax) and torch.equal(layer.rows, other.rows)
+
+
+def test_inputs_that_are_not_packed_are_averaged_over_all_rows():
+    """Also those of a call with one row, which packed inputs have too."""
+    x = torch.tensor([[[1.0, -4]], [[3, 2]], [[2, 0]]])  # rows of one token of two channels
+    for batches in ([x], [x[:1], x[1:]], [x[:1], x[1:2], x[2:]], [x[:, 0]], [x[:1, 0], x[1:, 0]]):
+        net, clock = nn.Linear(2, 2), StepClock(1)
+        with Observer(net, clock, lambda fqn: True) as observer:
+            for batch in batches:
+                net(batch)
+        layer = observer.stats(num_prompts=3).layers[""]
+        assert layer.absmax.tolist() == [[2, 2]] and layer.rows.tolist() == [3]
 
 
 def test_hooks_are_gone_afterwards():
@@ -116,15 +129,13 @@ def test_file_round_trip(tmp_path):
     for fqn, layer in stats.layers.items():
         for name in ("min", "max", "abs_sum", "rows"):
             assert torch.equal(getattr(layer, name), getattr(loaded.layers[fqn], name))
+    assert [fqn for fqn, layer in loaded.layers.items() if layer.packed] == ["text"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["stats.safetensors"]
 
 
 def test_statistics_that_do_not_match_are_not_merged():
-    one_row, many_rows = LayerStats.empty(2, 3), LayerStats.empty(2, 3)
-    one_row.rows.fill_(1)
-    many_rows.rows.fill_(4)
     with pytest.raises(ValueError, match="packed"):
-        one_row.merge(many_rows)
+        LayerStats.empty(2, 3).merge(LayerStats.empty(2, 3, packed=True))
     with pytest.raises(ValueError, match="signatures"):
         Stats({}, 2, 1, "a").merge(Stats({}, 2, 1, "b"))
 

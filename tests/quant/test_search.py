@@ -8,7 +8,8 @@ from torch import nn
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods.static import StaticMethod
-from vdq.quant.linear import LayerSpec, SampleRows
+from vdq.quant.batch_layout import BatchLayout
+from vdq.quant.linear import LayerSpec
 from vdq.quant.search import ROWS, InputRecorder, output_error
 from vdq.quant.stats import LayerStats
 
@@ -99,7 +100,7 @@ def test_error_is_that_of_the_layer(layer, parts, extended):
     weight, x = weight.repeat(1, 4), x.repeat(1, 1, 4)  # channels that blocks of 8 divide
     method = StaticMethod(weight_bits=4, act_bits=5, num_time_ranges="per_step", alpha=0.5)
     params = extended(method.layer(weight, stats_of(x), STEPS), weight, 8, parts)
-    spec = LayerSpec("fc", weight, None, params, StepClock(STEPS), SampleRows())
+    spec = LayerSpec("fc", weight, None, params, StepClock(STEPS), BatchLayout())
     module, error, norm = FakeQuantBackend().layer(spec), 0.0, 0.0
     for step in (0, 3):
         spec.clock.set(step)

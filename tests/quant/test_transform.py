@@ -12,9 +12,10 @@ from torch import Tensor
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
+from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.coded import pack_codes
 from vdq.quant.convert import weight_qparams
-from vdq.quant.linear import LayerSpec, SampleRows
+from vdq.quant.linear import LayerSpec
 from vdq.quant.params import Codebook, LinearParams
 from vdq.quant.transform import restore_weight, shift_correction, transform_input, transform_weight, video_rows
 
@@ -71,7 +72,7 @@ def layer(name: str, *, bits: int = 16, dynamic: bool = False, step_ranges: bool
         params = replace(
             params, **{k: v if (v := getattr(params, k)) is None else v[:1] for k in ("shift", "correction")}
         )
-    return LayerSpec("fc", weight, bias, params, StepClock(STEPS), SampleRows())
+    return LayerSpec("fc", weight, bias, params, StepClock(STEPS), BatchLayout())
 
 
 def check_steps(spec: LayerSpec, x: Tensor, expected: Callable[[int], np.ndarray], tolerance: float) -> None:

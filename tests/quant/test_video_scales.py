@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.models.reuse import Memory, Prepared
+from vdq.models.stdit import STDiT
+from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.convert import weight_qparams
-from vdq.quant.linear import LayerSpec, SampleRows
+from vdq.quant.linear import LayerSpec
 from vdq.quant.params import LinearParams
 
 STEPS, IN, OUT, ROWS = 3, 16, 6, 4
@@ -28,6 +30,12 @@ def data(*shape: int) -> Tensor:
     return x * sizes[0] * sizes[-1]
 
 
+class PackedCaptions(nn.Identity):
+    """Stands for a denoiser that packs its captions as STDiT does."""
+
+    packed_lengths = staticmethod(STDiT.packed_lengths)
+
+
 def spec(*, block: int = 1, bits: int = 4, rotation: int = 0, switch: BitSwitch | None = None) -> LayerSpec:
     params = LinearParams(
         weight_bits=8,
@@ -39,8 +47,8 @@ def spec(*, block: int = 1, bits: int = 4, rotation: int = 0, switch: BitSwitch 
         act_block=block,
         rotation=rotation,
     )
-    rows = SampleRows()
-    rows(nn.Identity(), (torch.empty(ROWS, 1), torch.empty(ROWS), torch.empty(ROWS, 1, 5, 8)))
+    rows = BatchLayout()
+    rows(PackedCaptions(), (torch.empty(ROWS, 1), torch.empty(ROWS), torch.empty(ROWS, 1, 5, 8)))
     clock = switch.clock if switch else StepClock(STEPS)
     return LayerSpec("fc", WEIGHT, BIAS, params, clock, rows, switch)
 
@@ -80,7 +88,7 @@ def caption_spec(prepared: bool, masked: bool, **options: object) -> LayerSpec:
     mask = torch.tensor([[1, 1, 0, 0, 0], [1] * 5]) if masked else None  # tiled for the rows of the null caption
     inputs = (torch.empty(ROWS, 1, 5, 8), mask)
     prepared_inputs = (Prepared(inputs, Memory()),) if prepared else inputs
-    layer.rows(nn.Identity(), (torch.empty(ROWS, 1), torch.empty(ROWS), *prepared_inputs))
+    layer.rows(PackedCaptions(), (torch.empty(ROWS, 1), torch.empty(ROWS), *prepared_inputs))
     return layer
 
 
@@ -98,6 +106,10 @@ def test_packed_captions_are_taken_apart(prepared, masked, block):
 def test_packed_tokens_of_something_else_are_refused():
     with pytest.raises(ValueError, match="13 packed tokens must be those of the captions, 14"):
         FakeQuantBackend().layer(caption_spec(prepared=True, masked=True))(data(1, 13, IN))
+    with pytest.raises(ValueError, match="must be packed captions, which this denoiser has not"):
+        layer = spec()
+        layer.rows(nn.Identity(), (), {"hidden_states": torch.empty(ROWS, 1)})
+        FakeQuantBackend().layer(layer)(data(1, 14, IN))
     with pytest.raises(ValueError, match="need a multiple of 4 rows, got 6"):
         FakeQuantBackend().layer(spec())(data(6, 5, IN))
 

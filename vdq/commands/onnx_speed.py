@@ -32,7 +32,8 @@ from vdq.export.onnx_session import PRECISE, exact_entries, plain_session
 from vdq.files import write_text
 from vdq.machine import cpu_name
 from vdq.methods.static import StaticMethod
-from vdq.quant.linear import LayerSpec, SampleRows
+from vdq.quant.batch_layout import BatchLayout
+from vdq.quant.linear import LayerSpec
 from vdq.quant.stats import LayerStats
 
 SHAPES = ((1152, 1152), (1152, 4608), (4608, 1152))  # of STDiT-XL/2: C -> C, C -> 4C, 4C -> C
@@ -112,7 +113,7 @@ def _write(form: Form, x: Tensor, weight: Tensor, folder: Path, *, zero_points: 
     low, high = (bound[None] for bound in x[0].aminmax(dim=0))
     stats = LayerStats(low, high, high.double(), torch.ones(1, dtype=torch.long))
     params = StaticMethod(weight_bits=form.weight_bits, act_bits=BITS).layer(weight, stats, 1)
-    layer = LayerSpec("layer", weight, None, params, StepClock(1), SampleRows())
+    layer = LayerSpec("layer", weight, None, params, StepClock(1), BatchLayout())
     with (folder / DATA).open("wb") as file:
         graph = Graph(layer_template(layer, x.shape), TensorFile(file), [0])
         onnx.save_model(graph.build({"layer": layer}, zero_points=zero_points, unsigned=form.unsigned), folder / MODEL)

@@ -21,7 +21,8 @@ from vdq.diffusion.clock import StepClock
 from vdq.errors import UserError
 from vdq.export.onnx_graph import Graph, TensorFile, layer_template
 from vdq.quant.affine import QParams
-from vdq.quant.linear import LayerSpec, SampleRows
+from vdq.quant.batch_layout import BatchLayout
+from vdq.quant.linear import LayerSpec
 from vdq.quant.params import LinearParams
 
 # Makes int8 weights beyond 64 unsigned, also on CPUs with VNNI, which the kernels for these do not use: no session gets
@@ -76,7 +77,7 @@ def multiplies_exactly(
         act_range=first,
         symmetric_weights=True,
     )
-    layer = LayerSpec("layer", weight, None, params, StepClock(1), SampleRows())
+    layer = LayerSpec("layer", weight, None, params, StepClock(1), BatchLayout())
     graph = Graph(layer_template(layer, x.shape), TensorFile(io.BytesIO()), [0])
     model = graph.build({layer.fqn: layer}, zero_points=True, unsigned=unsigned).SerializeToString()
     return np.allclose(run(model, x.numpy()), (x @ weight.T).numpy(), rtol=1e-6, atol=0)

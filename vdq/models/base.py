@@ -86,6 +86,10 @@ class VideoModel(ABC):
     def quantizable(self, fqn: str) -> bool:
         """Whether the denoiser's layer of that name may be quantized; the others stay in full precision."""
 
+    def packed(self, fqn: str) -> bool:
+        """Whether the linear module of that name gets the tokens of all prompts of a batch in one row."""
+        return False
+
     @property
     def companions(self) -> dict[str, str]:
         """What identifies the parts beside the denoiser, by name: two models of the same companions encode and decode

@@ -21,7 +21,7 @@ from vdq.errors import UserError
 from vdq.models.base import RANDOM, Conditions, VideoModel
 from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import files, load_denoiser
-from vdq.models.stdit import STDiT
+from vdq.models.stdit import PACKED_INPUT, STDiT
 from vdq.sources import Source, find_file, find_folder, named_file, named_folder, sha256
 
 DOWNSAMPLING = 8  # of the autoencoder, per side
@@ -144,6 +144,9 @@ class OpenSoraModel(VideoModel):
     def quantizable(self, fqn: str) -> bool:
         """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
         return fqn.startswith("blocks.")
+
+    def packed(self, fqn: str) -> bool:
+        return fqn.endswith(PACKED_INPUT)
 
     @property
     def companions(self) -> dict[str, str]:

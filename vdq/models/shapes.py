@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vdq.data.video import to_uint8
 from vdq.errors import UserError
 from vdq.models.base import Conditions, VideoModel
+from vdq.models.stdit import PACKED_INPUT
 from vdq.shapes.nets import build_autoencoder, build_denoiser, build_text_encoder
 from vdq.shapes.tokenizer import MAX_LENGTH, build_tokenizer, unknown_words
 from vdq.sources import digest
@@ -78,6 +79,9 @@ class ShapesModel(nn.Module, VideoModel):
     def quantizable(self, fqn: str) -> bool:
         """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
         return fqn.startswith("blocks.")
+
+    def packed(self, fqn: str) -> bool:
+        return fqn.endswith(PACKED_INPUT)
 
     @property
     def companions(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ FREQUENCY_CHANNELS = 256
 # copies: embeddings of the timestep are computed so many rows at a time, packed captions are a multiple of so many.
 TIMESTEP_ROWS = 8
 CAPTION_ROWS = 64
+PACKED_INPUT = "cross_attn.kv_linear"  # gets the captions of a whole batch in one row
 
 
 class Captions(NamedTuple):
@@ -265,6 +266,16 @@ class STDiT(nn.Module):
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
             tokens = block(tokens, captions, modulation, self.pos_embed_temporal if number == 0 else None)
         return self._unpatchify(self.final_layer(tokens, t)).float()
+
+    @staticmethod
+    def packed_lengths(
+        x: Tensor, timestep: Tensor | Prepared, y: Tensor | Prepared, mask: Tensor | None = None
+    ) -> Tensor:
+        """Caption tokens of every row of a call, long [B], in the order in which `cross_attn.kv_linear` gets them."""
+        y, mask = y.inputs if isinstance(y, Prepared) else (y, mask)
+        if mask is None:
+            return torch.full((len(x),), y.shape[2], device=x.device)
+        return (mask != 0).sum(1).repeat(len(x) // len(mask))
 
     @property
     def dimensions(self) -> dict[str, Any]:

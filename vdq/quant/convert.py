@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams, qparams_from_range, tensor_range
+from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.layers import Projection, linear_modules, split
-from vdq.quant.linear import FusedParts, LayerSpec, SampleRows
+from vdq.quant.linear import FusedParts, LayerSpec
 from vdq.quant.smoothing import range_over_steps, smoothed_range
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
@@ -60,7 +61,7 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Ba
     """
     if clock.num_steps != state.num_steps:
         raise ValueError(f"clock.num_steps={clock.num_steps} must equal the state's num_steps={state.num_steps}")
-    rows, switch = SampleRows(), _bit_switch(state, clock)
+    rows, switch = BatchLayout(), _bit_switch(state, clock)
     missing = set(state.layers)
     memo: dict[int, nn.Module] = {}
     for fqn, linear in linear_modules(denoiser):
@@ -80,7 +81,7 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Ba
     quantized = copy.deepcopy(denoiser, memo)
     _fuse(quantized, backend)
     if any(params.act_granularity in ("token_shared", "per_video") for params in state.layers.values()):
-        quantized.register_forward_pre_hook(rows)
+        quantized.register_forward_pre_hook(rows, with_kwargs=True)
     return quantized
 
 

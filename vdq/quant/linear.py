@@ -11,59 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdq.diffusion.clock import StepClock
-from vdq.models.reuse import Prepared
 from vdq.quant.affine import fake_quantize, qparams_from_range, tensor_range
+from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.low_rank import LowRank
 from vdq.quant.params import Codebook, LinearParams
 from vdq.quant.rotation import check_block, hadamard
 from vdq.quant.transform import transform_input, video_rows
-
-
-class SampleRows:
-    """Rows B of the batch the denoiser works on: attention inputs fold frames or positions into dim 0 behind B, and
-    the captions of all rows are packed into [1, n, C].
-
-    A forward pre-hook of the denoiser; only layers whose activation ranges are `token_shared` or `per_video` read it.
-    """
-
-    rows: int | None = None
-
-    def __call__(self, module: nn.Module, args: tuple) -> None:
-        self.rows, self._captions = args[0].shape[0], args[2:]
-
-    def unfold(self, x: Tensor) -> Tensor:
-        """[B*k, n, C] -> [B, k*n, C]; packed inputs [1, n, C] stay."""
-        if self.rows is None or (x.shape[0] % self.rows and x.shape[0] != 1):
-            raise ValueError(f"ranges over the rows of a batch need a multiple of {self.rows} rows, got {x.shape[0]}")
-        return x.reshape(min(self.rows, x.shape[0]), -1, x.shape[-1])
-
-    def absmax(self, x: Tensor) -> Tensor:
-        """Maximum of |x| of every row and channel: x as a layer gets it -> [B, C]."""
-        tokens = self.unfold(x).abs()
-        if len(tokens) == self.rows:
-            return tokens.amax(1)
-        owners = self._owners(x)[:, None].expand_as(tokens[0])
-        return tokens.new_zeros(self.rows, x.shape[-1]).scatter_reduce_(0, owners, tokens[0], "amax")
-
-    def spread(self, values: Tensor, x: Tensor) -> Tensor:
-        """`values` [B, C] of the rows for all that belongs to them, to be broadcast against x."""
-        if len(x) == 1 and self.rows > 1:
-            return values[self._owners(x)][None]
-        return values.repeat_interleave(len(x) // self.rows, 0).view(len(x), *[1] * (x.dim() - 2), -1)
-
-    def _owners(self, packed: Tensor) -> Tensor:
-        """Rows that the tokens [1, n, C] of packed captions belong to, long [n]; copies at the end to the last."""
-        y, *mask = self._captions[0].inputs if isinstance(self._captions[0], Prepared) else self._captions
-        if mask and mask[0] is not None:
-            lengths = (mask[0] != 0).sum(1).repeat(self.rows // len(mask[0]))
-        else:
-            lengths = torch.full((self.rows,), y.shape[2], device=packed.device)
-        copies = packed.shape[1] - int(lengths.sum())
-        if copies < 0:
-            raise ValueError(f"{packed.shape[1]} packed tokens must be those of the captions, {int(lengths.sum())}")
-        lengths[-1] += copies
-        return torch.arange(self.rows, device=packed.device).repeat_interleave(lengths.to(packed.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +31,7 @@ class LayerSpec:
     bias: Tensor | None
     params: LinearParams
     clock: StepClock
-    rows: SampleRows
+    rows: BatchLayout
     switch: BitSwitch | None = None
 
     def __post_init__(self) -> None:

@@ -18,13 +18,20 @@ class Observer:
 
     Run the full-precision model inside it, at every step that `clock` counts and for any number of batches, then ask
     for `stats`. Call the denoiser itself: one that reuses results (vdq.models.reuse) does not call every layer in
-    every step. An input is read as [rows, n, C], a 2-d one as a single row. The recorded row statistic is max over n
-    of |X| (spec/quantization.md 3.1), summed over rows; one-row inputs are packed tokens of all prompts and keep the
-    maximum instead. A NaN or infinite input raises UserError naming layer and step.
+    every step. An input is read as [rows, n, C], a 2-d one as rows of one token. The recorded row statistic is the
+    maximum of |X| over the n tokens, summed over rows. Inputs with `packed(fqn)` hold the tokens of all prompts in one
+    row: of them the maximum over all calls is kept. Both are then the same at every batch size. A NaN or infinite
+    input raises UserError naming layer and step.
     """
 
-    def __init__(self, denoiser: nn.Module, clock: StepClock, quantizable: Callable[[str], bool]) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        clock: StepClock,
+        quantizable: Callable[[str], bool],
+        packed: Callable[[str], bool] = lambda fqn: False,
+    ) -> None:
+        self._clock, self._packed = clock, packed
         self._layers: dict[str, LayerStats] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._modules = receiving_modules(denoiser, quantizable)
@@ -53,16 +60,19 @@ class Observer:
     def _record(self, fqn: str, x: Tensor) -> None:
         step = int(self._clock.index)
         if fqn not in self._layers:
-            self._layers[fqn] = LayerStats.empty(self._clock.num_steps, x.shape[-1], x.device)
+            self._layers[fqn] = LayerStats.empty(self._clock.num_steps, x.shape[-1], x.device, packed=self._packed(fqn))
         layer = self._layers[fqn]
-        x = x.reshape(x.shape[0] if x.dim() > 2 else 1, -1, x.shape[-1])
+        x = x.reshape(1 if layer.packed else x.shape[0], -1, x.shape[-1])
         # Two reductions: on the CPU aminmax over this axis is not vectorized and 20 times slower.
         lo, hi = x.amin(1).float(), x.amax(1).float()
         if not bool((torch.isfinite(lo) & torch.isfinite(hi)).all()):
             raise UserError(f"layer {fqn} received NaN or infinite values at step {step}")
         row_max = torch.maximum(hi, -lo).double()
-        seen = LayerStats(lo.amin(0), hi.amax(0), row_max.sum(0), torch.tensor(len(x), device=x.device))
-        before = LayerStats(layer.min[step], layer.max[step], layer.abs_sum[step], layer.rows[step])
+        count = torch.tensor(len(x), device=x.device)
+        seen = LayerStats(lo.amin(0), hi.amax(0), row_max.sum(0), count, packed=layer.packed)
+        before = LayerStats(
+            layer.min[step], layer.max[step], layer.abs_sum[step], layer.rows[step], packed=layer.packed
+        )
         after = seen if before.rows == 0 else before.merge(seen)
         layer.min[step], layer.max[step] = after.min, after.max
         layer.abs_sum[step], layer.rows[step] = after.abs_sum, after.rows

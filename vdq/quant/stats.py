@@ -28,8 +28,9 @@ class LayerStats:
     """Statistics of one layer input, each [num_steps, C].
 
     min, max: fp32 extremes. abs_sum: fp64 sum over rows (dim 0) of the row's maximum |X|, with the number of rows in
-    `rows` [num_steps] long, so that parts of a batch join exactly. A packed input has one row: `rows` is 1 and
-    abs_sum the maximum. samples: recorded inputs, where a recipe wants them (Stats.with_samples).
+    `rows` [num_steps] long, so that parts of a batch join exactly. packed: the input holds the tokens of all prompts
+    in one row, as the model declares; then `rows` is 1 and abs_sum the maximum over all calls. samples: recorded
+    inputs, where a recipe wants them (Stats.with_samples).
     """
 
     min: Tensor
@@ -37,15 +38,19 @@ class LayerStats:
     abs_sum: Tensor
     rows: Tensor
     samples: LayerSamples | None = None
+    packed: bool = False
 
     @classmethod
-    def empty(cls, num_steps: int, channels: int, device: torch.device | str = "cpu") -> "LayerStats":
+    def empty(
+        cls, num_steps: int, channels: int, device: torch.device | str = "cpu", *, packed: bool = False
+    ) -> "LayerStats":
         shape = (num_steps, channels)
         return cls(
             min=torch.full(shape, torch.inf, dtype=torch.float32, device=device),
             max=torch.full(shape, -torch.inf, dtype=torch.float32, device=device),
             abs_sum=torch.zeros(shape, dtype=torch.float64, device=device),
             rows=torch.zeros(num_steps, dtype=torch.long, device=device),
+            packed=packed,
         )
 
     def with_zeros(self) -> "LayerStats":
@@ -60,19 +65,23 @@ class LayerStats:
         return (self.abs_sum / self.rows[:, None]).float()
 
     def merge(self, other: "LayerStats") -> "LayerStats":
-        """Statistics of both inputs together; one-row inputs keep the maximum. Raises UserError when the two kinds
-        mix.
+        """Statistics of both inputs together; packed ones keep the maximum. Raises ValueError when only one is
+        packed.
         """
-        packed = _packed(self.rows)
-        if packed != _packed(other.rows):
-            raise UserError("statistics of one-row (packed) and of many-row inputs cannot be merged")
-        joined = torch.maximum(self.abs_sum, other.abs_sum) if packed else self.abs_sum + other.abs_sum
-        rows = torch.maximum(self.rows, other.rows) if packed else self.rows + other.rows
-        return LayerStats(torch.minimum(self.min, other.min), torch.maximum(self.max, other.max), joined, rows)
+        if self.packed != other.packed:
+            raise ValueError("statistics of packed inputs and of others cannot be merged")
+        join = torch.maximum if self.packed else torch.add
+        return LayerStats(
+            min=torch.minimum(self.min, other.min),
+            max=torch.maximum(self.max, other.max),
+            abs_sum=join(self.abs_sum, other.abs_sum),
+            rows=join(self.rows, other.rows),
+            packed=self.packed,
+        )
 
     def to(self, device: torch.device | str) -> "LayerStats":
         samples = self.samples and LayerSamples(*(tensor.to(device) for tensor in self.samples))
-        return LayerStats(*(getattr(self, name).to(device) for name in _TENSORS), samples)
+        return replace(self, samples=samples, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +105,7 @@ class Stats:
         """One safetensors file, written atomically."""
         tensors = {f"{fqn}.{name}": getattr(layer, name) for fqn, layer in self.layers.items() for name in _TENSORS}
         header = {"num_steps": self.num_steps, "num_prompts": self.num_prompts, "signature": self.signature}
+        header["packed"] = sorted(fqn for fqn, layer in self.layers.items() if layer.packed)
         storage.save(path, tensors, header, kind=KIND)
 
     @classmethod
@@ -103,7 +113,13 @@ class Stats:
         """Raises UserError when the file holds something else."""
         tensors, header = storage.load(path, kind=KIND)
         fqns = sorted(name.removesuffix(".min") for name in tensors if name.endswith(".min"))
-        layers = {fqn: LayerStats(**{name: tensors[f"{fqn}.{name}"] for name in _TENSORS}) for fqn in fqns}
+        if "packed" not in header:
+            raise UserError(f"{path} does not say which inputs are packed, an earlier version wrote it")
+        packed = set(header.pop("packed"))
+        layers = {
+            fqn: LayerStats(**{name: tensors[f"{fqn}.{name}"] for name in _TENSORS}, packed=fqn in packed)
+            for fqn in fqns
+        }
         return cls(layers=layers, **header)
 
     def with_samples(self, samples: Samples) -> "Stats":
@@ -122,10 +138,6 @@ def check_complete(layers: Iterable[tuple[str, LayerStats]]) -> None:
         missing = (layer.rows == 0).nonzero().flatten()
         if len(missing):
             raise UserError(f"layer {fqn} saw no input at step {int(missing[0])}, calibration must run every step")
-
-
-def _packed(rows: Tensor) -> bool:
-    return int(rows.max()) <= 1
 
 
 def _merge(a: Stats, b: Stats) -> Stats:

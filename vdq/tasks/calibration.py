@@ -32,7 +32,7 @@ class Calibration(Generation):
     def on_predict_start(self) -> None:
         super().on_predict_start()
         self.seen = 0
-        self.observer = Observer(self.denoiser, self.clock, self.model.quantizable)
+        self.observer = Observer(self.denoiser, self.clock, self.model.quantizable, self.model.packed)
         self.observer.__enter__()
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:

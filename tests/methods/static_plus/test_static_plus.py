@@ -11,7 +11,8 @@ from vdq.methods import StaticMethod, StaticPlusMethod
 from vdq.methods.dvd_quant.grid_refinement import refine_grid
 from vdq.methods.static_plus.token_groups import TokenGroups
 from vdq.quant import LayerStats, Stats
-from vdq.quant.linear import LayerSpec, SampleRows
+from vdq.quant.batch_layout import BatchLayout
+from vdq.quant.linear import LayerSpec
 from vdq.quant.params import LinearParams
 from vdq.quant.samples import LayerSamples
 from vdq.quant.search import output_error
@@ -202,7 +203,7 @@ def test_tables_are_used_in_the_half_precision_in_which_they_are_stored(weight, 
     np.testing.assert_array_equal(params.shift.numpy(), means.astype(np.float32).astype(np.float16))
     exact = params.shift.double().numpy() @ weight.double().numpy().T  # of the rounded shift, not of the means
     np.testing.assert_allclose(params.correction.numpy(), exact, rtol=2**-11, atol=1e-7)
-    layer = FakeQuantBackend().layer(LayerSpec("fc", weight, None, params, clock := StepClock(STEPS), SampleRows()))
+    layer = FakeQuantBackend().layer(LayerSpec("fc", weight, None, params, clock := StepClock(STEPS), BatchLayout()))
     s, codes = params.smoothing[0].double().numpy(), params.dequantized_weight(weight, 0).double().numpy()
     for step, x in enumerate(stats.samples.inputs.float()):
         clock.set(step)
