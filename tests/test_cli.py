@@ -167,6 +167,12 @@ def test_command_ends_with_the_sentence_and_code_1():
     assert done.stderr.startswith("error: bits=w6a8x is not known; allowed: ") and done.stderr.count("\n") == 1
 
 
+def test_option_that_would_do_nothing_is_refused_on_the_command_line_of_one_run():
+    done = python("run.py", "export=packed", "logger=csv")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: export=packed has no effect: ") and done.stderr.count("\n") == 1
+
+
 def test_help_and_composed_config_are_readable():
     shown = python("run.py", "--help")
     assert shown.returncode == 0 and "quant: asq, asq_tsw, cw_tw" in shown.stdout and "bits: w16a16" in shown.stdout

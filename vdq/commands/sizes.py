@@ -15,6 +15,7 @@ from vdq.installation import CONF
 from vdq.models.stdit_family import example_inputs
 from vdq.quant.layers import projections
 from vdq.quant.operations import call_rows, quantized_operations, total
+from vdq.quant.parts import Smoothing
 from vdq.quant.report import MEGABYTE, ModelSize, model_size
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
@@ -72,7 +73,7 @@ def table() -> tuple[pd.DataFrame, pd.DataFrame]:
         for bits, option in WEIGHT_BITS.items():
             experiment, state = planned(quant, option)
             found[bits] = model_size(experiment.model.structure, state)
-        sets = max((params.num_weight_ranges for params in state.layers.values()), default=1)
+        sets = max((quant.weight.num_sets for quant in state.layers.values()), default=1)
         row = {"recipe": quant, "layers": len(state.layers), "weight sets": sets}
         row |= {f"W{bits}": beside_references(size.total, size) for bits, size in found.items()}
         sizes.append(row | {"sort": found[8].total})
@@ -108,7 +109,8 @@ def _beside(structure: nn.Module, state: QuantState) -> dict[str, str]:
 def memory() -> pd.DataFrame:
     """What the fake_quant backend's choices for tsq_tsw at W8 take, GB, with a denoiser in fp16."""
     _, state = planned("tsq_tsw", "w8a8")
-    elements = sum(params.weight.scale.shape[1] * params.smoothing.shape[1] for params in state.layers.values())
+    smoothed = ((quant.weight, quant.part(Smoothing.kind)) for quant in state.layers.values())
+    elements = sum(weight.scale.shape[1] * smoothing.factors.shape[1] for weight, smoothing in smoothed)
     sets = state.num_steps
     rows = [
         {"weight_sets": "keep", "device": 2 * sets * elements, "host": 0},

@@ -210,7 +210,9 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
         """Full precision on a prompt set."""
         option = _prompt_sets(experiment)[SETS.index(dataset)]
         try:
-            return experiment.variant(dataset=option, quant="fp16")
+            full = experiment.variant(dataset=option, quant="fp16")
+            _ = full.prompts
+            return full
         except UserError as error:  # prompts that were never fetched; then there are no runs of them either
             log.warning("tabulate: no tables of dataset=%s: %s", option, error)
             return None

@@ -69,7 +69,7 @@ def test_nothing_is_calibrated(denoiser):
     assert not any(method.needs(p.fqn) for p in projections(denoiser))
     state = convert(denoiser)  # with None for statistics
     assert len(state.layers) == 26 and {row.kind for row in state.report} == {"dynamic", "full_precision"}
-    assert not any(params.static for params in state.layers.values()) and not method.static
+    assert not any(quant.act.static for quant in state.layers.values()) and not method.static
 
 
 def test_parameters_of_a_layer(denoiser):

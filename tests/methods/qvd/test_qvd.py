@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.flat_layers import flat
 from vdq.backends import FakeQuantBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.schedule import Schedule
@@ -62,7 +63,7 @@ def convert(method: QvdMethod, denoiser: nn.Module, stats: Stats, timesteps: Ten
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("ranges", [1, "per_step"])
 def test_parameters_by_hand(ranges, scale):
-    params = QvdMethod(num_time_ranges=ranges, scale=scale, absorb="original").layer(WEIGHT, layer_stats(), STEPS)
+    params = flat(QvdMethod(num_time_ranges=ranges, scale=scale, absorb="original").layer(WEIGHT, layer_stats(), STEPS))
     lo, hi = (bound.double().numpy() for bound in (layer_stats().min, layer_stats().max))
     if ranges == 1:
         lo, hi = lo.min(0, keepdims=True), hi.max(0, keepdims=True)
@@ -79,10 +80,11 @@ def test_parameters_by_hand(ranges, scale):
 @pytest.mark.parametrize("scale", [False, True])
 def test_shift_and_factors_change_no_product(scale):
     """Exactness of the folding, without rounding."""
-    params = QvdMethod(scale=scale, num_time_ranges=2, absorb="original").layer(WEIGHT, layer_stats(), STEPS)
+    quant = QvdMethod(scale=scale, num_time_ranges=2, absorb="original").layer(WEIGHT, layer_stats(), STEPS)
+    params = flat(quant)
     s = torch.ones(12) if params.smoothing is None else params.smoothing[0]
     for step, x in X.items():
-        y = params.transform_input(x, step) @ (WEIGHT * s).T + params.correction[params.table_range[step]]
+        y = quant.transform_input(x, torch.tensor(step)) @ (WEIGHT * s).T + params.correction[params.act_range[step]]
         exact = x.double() @ WEIGHT.double().T
         assert float((y - exact).norm() / exact.norm()) < 1e-5
 
@@ -90,12 +92,14 @@ def test_shift_and_factors_change_no_product(scale):
 @pytest.mark.parametrize("scale", [False, True])
 def test_the_quantized_weight_can_absorb_the_shift(scale):
     """Then a wide activation grid gives the product of X with the quantized weight, whatever the shift."""
-    params = QvdMethod(weight_bits=4, act_bits=16, scale=scale).layer(WEIGHT, layer_stats(), STEPS)
+    quant = QvdMethod(weight_bits=4, act_bits=16, scale=scale).layer(WEIGHT, layer_stats(), STEPS)
+    params = flat(quant)
     s = 1 if params.smoothing is None else params.smoothing[0].numpy()
     grid = params.weight.scale[0].numpy()
     quantized = np.clip(np.rint(WEIGHT.numpy() * s / grid), -8, 7) * grid / s
     for step, x in X.items():
-        y = params.fake_quantize_act(params.transform_input(x, step), step) @ params.dequantized_weight(WEIGHT, 0).T
+        at = torch.tensor(step)
+        y = quant.act(quant.transform_input(x, at), at) @ quant.dequantized_weight(WEIGHT, 0).T
         np.testing.assert_allclose(y + params.correction[0], x.numpy() @ quantized.T, rtol=1e-3, atol=5e-3)
 
 
@@ -129,7 +133,7 @@ def test_temporal_layers_run_with_the_chosen_codebook(denoiser, stats, bits):
     assert set(state.layers) - {fqn for fqn in state.layers if quantizable(fqn)} == TEMPORAL
     model = apply(denoiser, state, StepClock(STEPS), FakeQuantBackend())
     for fqn, features in temporal_features(denoiser, TIMESTEPS).items():
-        params, linear = state.layers[fqn], denoiser.get_submodule(fqn)
+        act, linear = state.layers[fqn].act, denoiser.get_submodule(fqn)
         levels, edges = (values.numpy() for values in choose(features, bits)[0].candidate.codebook)
         quantized = levels[np.searchsorted(edges, features.numpy())]
         largest = 2 ** (bits - 1) - 1  # not the 6 bits of the other weights
@@ -137,7 +141,7 @@ def test_temporal_layers_run_with_the_chosen_codebook(denoiser, stats, bits):
         weight = np.clip(np.rint(linear.weight.numpy() / scale), -largest - 1, largest) * scale
         expected = quantized @ weight.T + linear.bias.numpy()
         np.testing.assert_allclose(model.get_submodule(fqn)(features), expected, rtol=1e-4, atol=1e-4)
-        assert params.static and params.act_bits == bits and len(levels) <= 2**bits
+        assert act.static and act.bits == bits and len(levels) <= 2**bits
     rows = {row.fqn: row for row in state.report}
     assert {rows[fqn].kind for fqn in TEMPORAL} == {"static"}
 
