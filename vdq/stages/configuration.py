@@ -53,21 +53,30 @@ def _check_known(cfg: DictConfig) -> None:
 
     Objects check the arguments that they are made of themselves; here are the top level and groups of plain values.
     """
-    groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
-    written = [CONF / "config.yaml", *groups["experiment"].glob("*.yaml")]  # experiments may name parts of their sweeps
-    top = {str(key) for path in written for key in OmegaConf.load(path)} | set(groups)
-    top -= {"defaults", "hydra", "experiment", "debug"}
     for name in cfg:
-        if name not in top:
-            raise UserError(unknown_field(str(name), [], sorted(top)))
+        if name not in _fields():
+            raise UserError(unknown_field(str(name), [], sorted(_fields())))
     for group in PLAIN_GROUPS:
-        fields = {str(key) for path in groups[group].glob("*.yaml") for key in OmegaConf.load(path)}
         for name in cfg[group]:
-            if name not in fields:
-                raise UserError(unknown_field(f"{group}.{name}", [group], sorted(fields)))
+            if name not in _fields(group):
+                raise UserError(unknown_field(f"{group}.{name}", [group], sorted(_fields(group))))
     for name, metric in cfg.metrics.items():
         if not OmegaConf.is_dict(metric) or "_target_" not in metric:
             raise UserError(f"metrics.{name}={metric} must be a metric: a mapping with _target_, as in conf/metrics")
+
+
+@cache
+def _fields(group: str | None = None) -> frozenset[str]:
+    """The fields of a group of plain values, by default those of the top level."""
+    if group is not None:
+        return frozenset(str(key) for path in (CONF / group).glob("*.yaml") for key in OmegaConf.load(path))
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    written = [
+        CONF / "config.yaml",
+        *(CONF / "experiment").glob("*.yaml"),
+    ]  # experiments may name parts of their sweeps
+    top = {str(key) for path in written for key in OmegaConf.load(path)} | groups
+    return frozenset(top - {"defaults", "hydra", "experiment", "debug"})
 
 
 def made(group: str, cfg: DictConfig) -> Any:

@@ -21,4 +21,9 @@ def make(experiment: Experiment, wanted: Collection[str]) -> None:
 def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:
     """The experiment, before it full precision with other noise if that is wanted beside full precision."""
     wanted = experiment.cfg.yardstick and not experiment.method.quantizes and stage in ("sample", "evaluate")
-    return [experiment.variant(fields={"seed": experiment.cfg.seed + 1}), experiment] if wanted else [experiment]
+    return [yardstick(experiment), experiment] if wanted else [experiment]
+
+
+def yardstick(experiment: Experiment) -> Experiment:
+    """The run with the noise of the next seed, which shows what chance alone does."""
+    return experiment.variant(fields={"seed": experiment.cfg.seed + 1})
