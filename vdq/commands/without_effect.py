@@ -76,7 +76,7 @@ def _of_stages(experiment: Experiment, wanted: set[str]) -> Idle:
         yield "quant", f"{asked} takes the recipes of the grid"
         yield "bits", f"{asked} takes the bit-widths of the grid"
     if not {"sample", "evaluate"} & wanted or experiment.method.quantizes:
-        yield "yardstick", "only where quant=fp16 is sampled, it is sampled with other noise as well"
+        yield "reseeded", "only where quant=fp16 is sampled, it is sampled with other noise as well"
 
 
 def _of_force(experiment: Experiment, wanted: set[str]) -> Idle:

@@ -7,7 +7,7 @@ import pandas as pd
 EARLIER = "an earlier version"  # of results that were made before versions were kept
 
 
-def versions_told(runs: pd.DataFrame) -> str:
+def versions_note(runs: pd.DataFrame) -> str:
     """A sentence for notes below a table where its rows come from different versions of the same code; else nothing.
 
     runs: rows of `vdq.tracking.registry.runs`, whose `versions` are numbers by name.

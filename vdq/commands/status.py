@@ -1,8 +1,8 @@
-"""Which experiments lack runs: ``python -m vdq.commands.pending [EXPERIMENT ...] [FIELD=VALUE ...]``.
+"""Which experiments lack runs: ``python -m vdq.commands.status [EXPERIMENT ...] [FIELD=VALUE ...]``.
 
 Prints the name of each experiment of conf/experiment that is a sweep of runs of which one is not finished; without
 names, a table of all of them. FIELD=VALUE takes the place of what a sweep has: quant=asq, bits=w8a8,w4a8.
-`python -m vdq.commands.complete` computes what they lack.
+`python -m vdq.commands.run_missing` computes what they lack.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vdq.commands.sweep import jobs_of
 from vdq.errors import UserError
 from vdq.installation import CONF
 from vdq.stages.experiment import Experiment
-from vdq.stages.pipeline import yardstick
+from vdq.stages.pipeline import reseeded
 from vdq.tracking.registry import runs
 
 
 def sweeps(names: list[str], overrides: list[str]) -> Iterator[tuple[str, list[Experiment]]]:
     """Name and runs of those experiments that score runs, which figure3 and table6 do not. A run is one of the jobs of
-    `python run.py -m experiment=NAME OVERRIDES`, or the yardstick that it brings; one of each signature.
+    `python run.py -m experiment=NAME OVERRIDES`, or the reseeded one that it brings; one of each signature.
     """
     models: dict[str, Experiment] = {}  # one set of weights in memory, whatever configurations share it
     for name in names:
@@ -39,7 +39,7 @@ def sweeps(names: list[str], overrides: list[str]) -> Iterator[tuple[str, list[E
             first = models.get(model := OmegaConf.to_yaml(cfg.model, resolve=True))
             run = Experiment(cfg) if first is None else first.sibling(cfg)
             models.setdefault(model, run)
-            runs_ += [run, *([yardstick(run)] if cfg.yardstick and not run.method.quantizes else [])]
+            runs_ += [run, *([reseeded(run)] if cfg.reseeded and not run.method.quantizes else [])]
         if runs_:
             yield name, list({run.identity.signature: run for run in runs_}.values())
 
@@ -96,14 +96,14 @@ def missing(names: list[str], overrides: list[str]) -> list[Experiment]:
     return [run for run in wanted.values() if run not in done]
 
 
-def told_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+def names_and_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Names of experiments, and overrides: FIELD=VALUE, ~FIELD."""
     overrides = [argument for argument in arguments if "=" in argument or argument.startswith("~")]
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
 def main(arguments: list[str]) -> None:
-    names, overrides = told_apart(arguments)
+    names, overrides = names_and_overrides(arguments)
     table = progress(names or sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")), overrides)
     if names:
         print("\n".join(table.loc[table["finished"] < table["runs"], "experiment"]))
