@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vdq.errors import UserError
@@ -16,6 +14,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *
     """Write under a temporary name in the same folder and rename, so that a reader never sees half a file. A tensor
     that has several names is written once.
     """
+    from safetensors.torch import save_file
+
     first: dict[int, str] = {}
     names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
     # Clones: safetensors refuses tensors that share memory, as views of one tensor do.
@@ -28,6 +28,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *
 
 def load(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of a file that `save` wrote. Raises UserError when it is a file of another kind."""
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("kind") != kind:
