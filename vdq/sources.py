@@ -35,6 +35,10 @@ LARGE = 500e6  # bytes; hashing more than that takes seconds
 LARGE_DOWNLOAD = 5e6  # bytes; fetching more than that takes seconds
 
 
+class NotFetchedError(UserError):
+    """A file is not on this machine and was not fetched."""
+
+
 _offline: ContextVar[bool] = ContextVar("offline", default=False)
 
 
@@ -115,7 +119,7 @@ def find_file(source: Source) -> Path:
     try:
         return Path(hf_hub_download(repository, name, revision=source.revision, local_files_only=_offline.get()))
     except NOT_FETCHED as error:
-        raise UserError(_how_to_fetch(source, [repository, name], error)) from error
+        raise NotFetchedError(_how_to_fetch(source, [repository, name], error)) from error
 
 
 def find_folder(source: Source, patterns: list[str]) -> Path:
@@ -135,7 +139,7 @@ def find_folder(source: Source, patterns: list[str]) -> Path:
         )
     except NOT_FETCHED as error:
         includes = [word for pattern in patterns for word in ("--include", pattern)]
-        raise UserError(_how_to_fetch(source, [repository, *includes], error)) from error
+        raise NotFetchedError(_how_to_fetch(source, [repository, *includes], error)) from error
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _fetch(download: Download, target: Path) -> None:
     except (URLError, OSError, RuntimeError) as error:
         reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
         command = shlex.join(["curl", "--location", "--create-dirs", "--output", str(target), download.url])
-        raise UserError(
+        raise NotFetchedError(
             f"{download.field}=null: {download.url} cannot be downloaded ({reason}); fetch it ({download.megabytes:g} "
             f"MB) with `{command}` where there is internet, or give a local path as {download.field}"
         ) from error

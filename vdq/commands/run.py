@@ -13,6 +13,7 @@ from contextlib import nullcontext
 
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.commands import without_effect
 from vdq.errors import UserError
 from vdq.processes import end_with_parent
 from vdq.sources import without_network
@@ -36,6 +37,7 @@ def run(cfg: DictConfig) -> str:
 
 def _run(cfg: DictConfig) -> str:
     experiment = Experiment(cfg)
+    without_effect.check(experiment, without_effect.explicit())
     check(experiment, cfg.stages)
     if cfg.videos is not None:
         return importlib.import_module("vdq.commands.score_videos").run(experiment).name
