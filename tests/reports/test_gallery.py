@@ -18,6 +18,7 @@ from vdq.data.samples import write_sample
 from vdq.reports.gallery import media, write_gallery
 from vdq.reports.gallery.markdown import to_html
 
+RESULTS = Path(__file__).parents[2] / "results"
 FRAMES, EDGE, FPS = 6, 32, 8
 PROMPTS = ["A red <circle>.", "A blue square moves.", "A red star & a moon.", "Nothing."]
 # Levels (of 255) that AVIF at the default quality moves these smooth frames, root mean square.
@@ -130,6 +131,11 @@ def test_titles_of_table_files(runs: pd.DataFrame, tmp_path: Path) -> None:
     page = (tmp_path / "gallery" / "index.html").read_text()
     assert "<summary>All of them</summary>" in page and "<summary>second</summary>" in page
     assert page.count('<details class="table" open>') == 1
+
+
+def test_the_committed_gallery_is_small() -> None:
+    files = [path for path in (RESULTS / "gallery").rglob("*") if path.is_file()]
+    assert files and sum(path.stat().st_size for path in files) <= 1.5e6
 
 
 def test_same_runs_give_the_same_bytes(runs: pd.DataFrame, tmp_path: Path) -> None:
