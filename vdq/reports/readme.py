@@ -16,7 +16,7 @@ BLOCK = re.compile(r"<!-- begin (\S+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 
 def fill(text: str, root: Path) -> str:
-    """``text`` with every block filled."""
+    """Fills every block of ``text`` from its file below ``root``."""
 
     def content(match: re.Match[str]) -> str:
         path = root / match[1]

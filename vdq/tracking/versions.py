@@ -1,4 +1,4 @@
-"""Which versions of the program's code made results, and whether results of several stand in one table."""
+"""Notes where results that different versions of the code made stand in one table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def newest(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def versions_note(runs: pd.DataFrame) -> str:
-    """A sentence for notes below a table where its rows come from different versions of the same code; else nothing.
+    """A note for below a table whose rows come from different versions of the same code; else empty.
 
     runs: rows of `vdq.tracking.registry.runs`, whose `versions` are numbers by name.
     """
