@@ -13,8 +13,8 @@ from torch import nn
 
 from vdq.cli import check_types, flags_first, one_sentence, quoted
 from vdq.commands.run import run
-from vdq.diffusion.guidance import guided
 from vdq.errors import UserError
+from vdq.models.guidance import guided
 from vdq.models.shapes import ShapesModel
 from vdq.stages.experiment import Experiment
 
@@ -71,7 +71,7 @@ WRONG = {
 
 
 TOGETHER = {
-    "sampler.guidance_channels=9": ("sampler.guidance_channels=9", "0..4", "model=shapes"),
+    "sampler.guidance_channels=9": ("sampler.guidance_channels=9", "0..4"),
     "backend=int8_cpu bits=w8a16": ("bits=w8a16", "at most 8", "backend=int8_cpu"),
     "model=opensora_v1_512 model.image_size=500": ("model.image_size=500", "a list"),
     "model=opensora_v1_512 model.image_size=[500,500]": ("model.image_size=[500, 500]", "multiples of 16"),
@@ -165,6 +165,12 @@ def test_command_ends_with_the_sentence_and_code_1():
     done = python("run.py", "bits=w6a8x")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: bits=w6a8x is not known; allowed: ") and done.stderr.count("\n") == 1
+
+
+def test_option_that_would_do_nothing_is_refused_on_the_command_line_of_one_run():
+    done = python("run.py", "export=packed", "logger=csv")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: export=packed has no effect: ") and done.stderr.count("\n") == 1
 
 
 def test_help_and_composed_config_are_readable():

@@ -6,13 +6,25 @@ import os
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants, errors
 
 from vdq import sources
-from vdq.sources import Download, Source, find_download, find_file, find_folder, sha256
+from vdq.errors import UserError
+from vdq.sources import (
+    Download,
+    Source,
+    check_unmoved,
+    find_download,
+    find_file,
+    find_folder,
+    identity,
+    sha256,
+    without_network,
+)
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 FILE = Source("model.weights.denoiser", "owner/name/sub/weights.pth", REVISION, 3.04)
@@ -265,3 +277,40 @@ def test_without_network_the_command_to_fetch_it_is_told(published, tmp_path):
 def test_a_path_that_is_no_file_is_refused(published, tmp_path):
     text = message(find_download, published[0], str(tmp_path / "none.pth"), tmp_path)
     assert text.startswith("metrics.dover.weights=")
+
+
+def test_published_weights_are_told_apart_by_name_and_revision_without_them(tmp_path):
+    assert identity(Source("f", "nobody/nothing/a.pth", "v1", 1.0), tmp_path) == "nobody/nothing/a.pth@v1"
+    assert identity(Source("f", "nobody/nothing", None, 1.0), tmp_path) == "nobody/nothing@main"
+    file = tmp_path / "a.pth"
+    file.write_bytes(b"weights")
+    assert identity(Source("f", str(file), "v1", 1.0), tmp_path) == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_branch_that_has_moved_is_refused(tmp_path):
+    def path(commit: str) -> Path:
+        return Path(f"/hub/models--a--b/snapshots/{commit}/c.pth")
+
+    source = Source("model.weights.denoiser", "a/b/c.pth", "main", 1.0)
+    for commit in ("0" * 40, "0" * 40):
+        check_unmoved(source, path(commit), tmp_path)
+    with pytest.raises(UserError, match=f"^model.weights.denoiser=a/b/c.pth: its revision main was {'0' * 40} when"):
+        check_unmoved(source, path("1" * 40), tmp_path)
+    check_unmoved(replace(source, revision="1" * 40), path("1" * 40), tmp_path)
+    check_unmoved(source, tmp_path / "local.pth", tmp_path)
+
+
+def test_without_network_nothing_is_asked_for(tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    with without_network():
+        with pytest.raises(UserError, match="nobody/nothing/a.pth is not on this machine"):
+            find_file(Source("f", "nobody/nothing/a.pth", None, 1.0))
+        with pytest.raises(UserError, match="nobody/nothing is not on this machine"):
+            find_folder(Source("f", "nobody/nothing", None, 1.0), ["*"])
+        with pytest.raises(UserError, match="cannot be downloaded"):
+            find_download(Download("f", "https://example.org/x.bin", None, 1.0), None, tmp_path)

@@ -28,6 +28,7 @@ MULTIRUN, SHOWN = {"--multirun", "-m"}, {"--cfg", "-c", "--info", "-i"}
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
 PLAIN |= {list: "a list such as [1,2]", dict: "a mapping such as {name: value}"}
 LISTS = (Sequence, list, tuple)
+LARGEST = 2**63 - 1  # a larger integer has no place in a tensor
 
 
 def one_sentence(error: Exception) -> str | None:
@@ -128,18 +129,29 @@ def _instantiation(error: InstantiationException) -> str | None:
 
 
 def check_types(prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Raises UserError for a value that has none of its hint's types; hints with other than plain types, lists and
-    mappings are left out. ``prefix`` stands before the field's name.
+    """Raises UserError for a value, or one in a list or mapping, that has none of its hint's types; hints with other
+    than plain types, lists and mappings are left out. ``prefix`` stands before the field's name.
     """
     for name, hint in hints.items():
-        types = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        types = tuple(list if (kind := get_origin(each) or each) in LISTS else kind for each in types)
-        if name not in values or not PLAIN.keys() >= set(types):
-            continue
-        if type(values[name]) not in {*types, *([int] if float in types else [])}:
-            raise UserError(f"{prefix}{name}={values[name]} must be {' or '.join(PLAIN[kind] for kind in types)}")
-        if isinstance(values[name], float) and not math.isfinite(values[name]):
-            raise UserError(f"{prefix}{name}={values[name]} must be a finite number")
+        if name in values:
+            _check_type(f"{prefix}{name}", values[name], hint)
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    types = tuple(list if (kind := get_origin(each) or each) in LISTS else kind for each in hints)
+    if not PLAIN.keys() >= set(types):
+        return
+    if type(value) not in {*types, *([int] if float in types else [])}:
+        raise UserError(f"{name}={value} must be {' or '.join(PLAIN[kind] for kind in types)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value} must be a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{name}={value} must be at most {LARGEST}")
+    if isinstance(value, (list, dict)) and (inner := get_args(hints[types.index(type(value))])):
+        members = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, member in members:
+            _check_type(f"{name}.{key}", member, inner[-1])
 
 
 def _allowed(value: str, options: list[str]) -> str:

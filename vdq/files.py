@@ -94,11 +94,11 @@ def _no_space(error: Exception) -> str | None:
 
 
 def check_folder(field: str, path: str | Path) -> None:
-    """Makes a folder and tries to write into it; raises UserError that names the field if that is not possible."""
+    """Raises UserError that names the field unless the folder can be written to, or can be made. Leaves nothing."""
+    path = Path(path)
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        reason = "it is no folder" if Path(path).exists() and not Path(path).is_dir() else error.strerror
-        raise UserError(f"{field}={path} must be a folder that can be written: {reason}") from error
+        raise UserError(f"{field}={path} must be a folder that can be written: {error.strerror}") from error

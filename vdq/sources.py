@@ -9,6 +9,9 @@ import json
 import logging
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -30,6 +33,23 @@ CHUNK = 1 << 23  # bytes read at a time
 logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # it tells of every retry
 LARGE = 500e6  # bytes; hashing more than that takes seconds
 LARGE_DOWNLOAD = 5e6  # bytes; fetching more than that takes seconds
+
+
+class NotFetchedError(UserError):
+    """A file is not on this machine and was not fetched."""
+
+
+_offline: ContextVar[bool] = ContextVar("offline", default=False)
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Within it nothing is fetched: what is not on this machine is refused as where there is no internet."""
+    token = _offline.set(True)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,31 @@ def named_folder(source: Source) -> Path | tuple[str, ...]:
     return path if path.is_dir() else _hub_name(source, path, REPOSITORY, "folder or owner/name")
 
 
+def identity(source: Source, cache: Path) -> str:
+    """What tells weights from others, read from no network: the digest of a local file or folder, which `sha256` keeps
+    in ``cache``; of a repository on the Hub its name and revision, whether it was fetched or not.
+    """
+    path = Path(source.value).expanduser()
+    return sha256(path, cache) if path.exists() else f"{source.value}@{source.revision or 'main'}"
+
+
+def check_unmoved(source: Source, path: Path, cache: Path) -> None:
+    """Keeps in ``cache``/commits.json which commit a revision of the Hub was when its files were first used.
+
+    Raises UserError where a branch has moved since then: what was made before came from other weights.
+    """
+    if (found := re.search(r"/snapshots/([0-9a-f]{40})(/|$)", path.as_posix())) is None:
+        return
+    record, key, commit = cache / "commits.json", f"{source.value}@{source.revision or 'main'}", found[1]
+    known = _read_record(record)
+    if known.setdefault(key, commit) != commit:
+        raise UserError(
+            f"{source.field}={source.value}: its revision {source.revision or 'main'} was {known[key]} when runs were "
+            f"made with it and is {commit} now; name one of the two as the revision"
+        )
+    write_json(record, known)
+
+
 def find_file(source: Source) -> Path:
     """Local path of one file, downloaded when it is neither a local path nor in the Hugging Face cache.
 
@@ -72,9 +117,9 @@ def find_file(source: Source) -> Path:
         return named
     repository, name = named
     try:
-        return Path(hf_hub_download(repository, name, revision=source.revision))
+        return Path(hf_hub_download(repository, name, revision=source.revision, local_files_only=_offline.get()))
     except NOT_FETCHED as error:
-        raise UserError(_how_to_fetch(source, [repository, name], error)) from error
+        raise NotFetchedError(_how_to_fetch(source, [repository, name], error)) from error
 
 
 def find_folder(source: Source, patterns: list[str]) -> Path:
@@ -88,10 +133,13 @@ def find_folder(source: Source, patterns: list[str]) -> Path:
         return named
     (repository,) = named
     try:
-        return Path(snapshot_download(repository, revision=source.revision, allow_patterns=patterns))
+        local = _offline.get()
+        return Path(
+            snapshot_download(repository, revision=source.revision, allow_patterns=patterns, local_files_only=local)
+        )
     except NOT_FETCHED as error:
         includes = [word for pattern in patterns for word in ("--include", pattern)]
-        raise UserError(_how_to_fetch(source, [repository, *includes], error)) from error
+        raise NotFetchedError(_how_to_fetch(source, [repository, *includes], error)) from error
 
 
 @dataclass(frozen=True)
@@ -130,13 +178,15 @@ def find_download(download: Download, path: str | None, cache: Path) -> Path:
 
 def _fetch(download: Download, target: Path) -> None:
     try:
+        if _offline.get():
+            raise OSError("this command fetches nothing")
         with complete_or_nothing(target) as partial:
             large = download.megabytes * 1e6 > LARGE_DOWNLOAD
             download_url_to_file(download.url, str(partial), hash_prefix=download.sha256, progress=large)
     except (URLError, OSError, RuntimeError) as error:
         reason = (str(getattr(error, "reason", error)).splitlines() or [type(error).__name__])[0]
         command = shlex.join(["curl", "--location", "--create-dirs", "--output", str(target), download.url])
-        raise UserError(
+        raise NotFetchedError(
             f"{download.field}=null: {download.url} cannot be downloaded ({reason}); fetch it ({download.megabytes:g} "
             f"MB) with `{command}` where there is internet, or give a local path as {download.field}"
         ) from error

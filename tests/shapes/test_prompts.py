@@ -6,8 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from vdq.data import shapes
+from vdq.installation import CONF
 from vdq.models.shapes import ShapesModel
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 
 STRANGE = "A photograph of a cat sits on a small red chair."

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.cli import one_sentence
 from vdq.errors import UserError
-from vdq.stages.configuration import CONF
+from vdq.installation import CONF
 from vdq.stages.experiment import Experiment
 from vdq.tracking.registry import runs
 

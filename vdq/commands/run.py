@@ -9,16 +9,21 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
+from contextlib import nullcontext
 
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.commands import without_effect
 from vdq.errors import UserError
 from vdq.processes import end_with_parent
+from vdq.sources import without_network
 from vdq.stages import pipeline
 from vdq.stages.checks import check
+from vdq.stages.configuration import STAGES, forced
 from vdq.stages.experiment import Experiment
 
 COMMANDS = ("benchmark", "choose_alpha", "search_alpha", "tabulate")
+READERS = {"choose_alpha", "tabulate"}  # of what finished runs left, and of nothing else
 
 
 def run(cfg: DictConfig) -> str:
@@ -26,12 +31,17 @@ def run(cfg: DictConfig) -> str:
     end_with_parent()  # one run of a sweep may be a worker's
     _check_stages(cfg)
     _quiet_lightning()
+    with without_network() if set(cfg.stages) <= READERS else nullcontext():
+        return _run(cfg)
+
+
+def _run(cfg: DictConfig) -> str:
     experiment = Experiment(cfg)
+    without_effect.check(experiment, without_effect.explicit())
     check(experiment, cfg.stages)
     if cfg.videos is not None:
         return importlib.import_module("vdq.commands.score_videos").run(experiment).name
-    if cfg.force:
-        experiment.files.forget(cfg.stages)
+    experiment.files.forget(forced(cfg))
     pipeline.make(experiment, cfg.stages)
     for name in cfg.stages:
         if name in COMMANDS:
@@ -43,7 +53,7 @@ def _check_stages(cfg: DictConfig) -> None:
     """Raises UserError unless ``stages`` and the fields that belong to a folder of videos fit together."""
     if not OmegaConf.is_list(cfg.stages) or not cfg.stages:
         raise UserError(f"stages={cfg.stages} must be a list of stages, such as [sample,evaluate]")
-    known = sorted((*pipeline.STAGES, *COMMANDS))
+    known = sorted((*STAGES, *COMMANDS))
     for name in cfg.stages:
         if name not in known:
             raise UserError(f"stages={list(cfg.stages)} has the unknown stage {name}; allowed: {', '.join(known)}")

@@ -23,6 +23,7 @@ from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
 from vdq.reports.tables import comparison
 from vdq.sources import sha256
+from vdq.stages.configuration import forced
 from vdq.stages.experiment import Experiment
 from vdq.stages.identity import signature_of
 from vdq.tasks.evaluation import ClipDataset, Evaluation, usable
@@ -45,7 +46,7 @@ def run(experiment: Experiment) -> Path:
     signature = signature_of(_content(clips, excluded, Path(cfg.paths.runs) / "cache"))
     folder = Path(cfg.paths.runs) / f"videos_{Path(cfg.videos).resolve().name}_{signature}"
     with FileLock(_made(folder) / ".lock"):
-        result = None if cfg.force else read_result(folder)
+        result = None if "evaluate" in forced(cfg) else read_result(folder)
         if result and result["metrics"] == experiment.identity.metrics_signature:
             log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
         else:
@@ -125,9 +126,10 @@ def _finish(experiment: Experiment, clips: list[Clip], excluded: dict[str, str],
         "num_excluded": len(excluded),
         "excluded": excluded,
         "reader": READER,
+        "versions": experiment.identity.judges,
         "metrics": experiment.identity.metrics_signature,
         "scored_on": scores["machine"]["processor"],
-        "higher_is_better": scores["higher_is_better"],
+        "described": scores["described"],
         "assets": scores["assets"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

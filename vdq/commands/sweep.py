@@ -105,6 +105,7 @@ class Comparison(Callback):
 def _write_results(config: DictConfig) -> None:
     """What ``'stages=[tabulate]'`` does, with the settings that all jobs shared."""
     from vdq.commands import tabulate  # the stages import torch, which a sweep in other processes does not need before
+    from vdq.sources import without_network
     from vdq.stages.experiment import Experiment
 
     cfg = config.copy()
@@ -112,7 +113,8 @@ def _write_results(config: DictConfig) -> None:
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     try:
-        tabulate.run(Experiment(cfg))
+        with without_network():
+            tabulate.run(Experiment(cfg))
     except UserError as error:  # such as no finished run yet; the sweep itself went well
         print(f"tabulate: {error}", file=sys.stderr)
 

@@ -18,6 +18,7 @@ from vdq.data.contact_sheet import contact_sheet
 from vdq.data.samples import read_sample
 from vdq.errors import UserError
 from vdq.files import write_text
+from vdq.installation import CONF
 from vdq.models.shapes import ShapesModel
 from vdq.quant.stats import Stats
 from vdq.reports import ablation, neighbours, paper_report, paper_tables
@@ -28,13 +29,13 @@ from vdq.reports.gallery import write_gallery
 from vdq.reports.tables import comparison, write
 from vdq.reports.uncertainty import Noise
 from vdq.shapes.measure import departures
-from vdq.stages.configuration import CONF
 from vdq.stages.experiment import Experiment
 from vdq.stages.identity import changed_fields
 from vdq.stages.run_folder import intact
 from vdq.tracking.registry import read_config, runs
 
 log = logging.getLogger(__name__)
+PROMPT_SETS = {"shapes": ("shapes", "shapes_short")}  # of models with prompts of their own, by model.name
 GRID_VIDEOS, GRID_FRAMES, GRID_COLUMNS = 48, 4, 4
 SETS = ("opensora", "ucf101")  # the paper's first and second prompt set
 HEADING = """# {name}: {prompts} prompts, model {model}
@@ -59,7 +60,7 @@ def _run(experiment: Experiment) -> None:
     measured = _write_benchmarks(experiment, folder)
     registry = _compared(runs(experiment.cfg.paths.runs))
     find, noise = _finder(experiment, registry), Noise.read(folder)
-    main_set = experiment.prompts.name == experiment.model.prompt_sets[0]
+    main_set = experiment.prompts.name == _prompt_sets(experiment)[0]
     figures = _write_figures(experiment, find, folder) if main_set else []
     table = _finished(experiment, registry)
     if table.empty and not figures and not measured:
@@ -169,9 +170,16 @@ def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path
             written.append(folder / f"{name}.png")
             frames_figure(shown, index, prompts[index], written[-1])
     if experiment.identity.calibrates and intact(Stats.load, experiment.files.stats):
-        alpha = experiment.variant(quant="asq").method.alpha
-        written.append(folder / "figure3.png")
-        ranges_figure(Stats.load(experiment.files.stats), experiment.model.denoiser, alpha, written[-1])
+        try:
+            ranges_figure(
+                Stats.load(experiment.files.stats),
+                experiment.model.denoiser,
+                experiment.variant(quant="asq").method.alpha,
+                folder / "figure3.png",
+            )
+            written.append(folder / "figure3.png")
+        except UserError as error:  # no weights on this machine
+            log.warning("tabulate: figure3 is left out: %s", error)
     return written
 
 
@@ -189,15 +197,22 @@ def _write_gallery(experiment: Experiment, table: pd.DataFrame, folder: Path) ->
     )
 
 
+def _prompt_sets(experiment: Experiment) -> tuple[str, str]:
+    """The options of `dataset` that stand for the first and the second prompt set of the paper's tables."""
+    return PROMPT_SETS.get(experiment.cfg.model.name, SETS)
+
+
 def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, str, int, int], pd.Series | None]:
     """Finished runs by the paper's names: data set, method and bit-widths."""
 
     @cache
     def reference(dataset: str) -> Experiment | None:
         """Full precision on a prompt set."""
-        option = experiment.model.prompt_sets[SETS.index(dataset)]
+        option = _prompt_sets(experiment)[SETS.index(dataset)]
         try:
-            return experiment.variant(dataset=option, quant="fp16")
+            full = experiment.variant(dataset=option, quant="fp16")
+            _ = full.prompts
+            return full
         except UserError as error:  # prompts that were never fetched; then there are no runs of them either
             log.warning("tabulate: no tables of dataset=%s: %s", option, error)
             return None

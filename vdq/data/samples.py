@@ -17,6 +17,8 @@ from torch import Tensor
 from vdq.data.video import write_mp4
 from vdq.files import complete_or_nothing, write_json
 
+VERSION = 1  # to be raised when noise, samplers or guidance give other latents; a model has a version of its own
+
 
 def write_sample(
     folder: Path, index: int, latents: Tensor, frames: Tensor, fps: float, note: str = "", processor: str = ""

@@ -67,6 +67,8 @@ class Ucf101Clips(Dataset):
         UserError: for a folder without the videos, missing videos or lists, another split, or numbers out of range.
     """
 
+    unsigned = ("root", "split_folder")
+
     def __init__(
         self,
         root: str | Path,

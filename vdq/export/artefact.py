@@ -51,7 +51,10 @@ def read(path: str | Path, kind: str, layout: int) -> dict[str, Any]:
     manifest = read_manifest(path)
     for field, wanted in (("kind", kind), ("version", layout)):
         if manifest[field] != wanted:
-            raise UserError(f"{path / MANIFEST}: {field}={manifest[field]} cannot be loaded; {wanted} is allowed")
+            again = "; export it again" if field == "version" else ""
+            raise UserError(
+                f"{path / MANIFEST}: {field}={manifest[field]} cannot be loaded; {wanted} is allowed{again}"
+            )
     for name, facts in manifest["files"].items():
         file = path / name
         if not file.is_file():
@@ -68,9 +71,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is no artefact, it has no {MANIFEST}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"artefact {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise UserError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
     if not isinstance(manifest, dict) or not {"kind", "version", "files", "sha256"} <= manifest.keys():
         raise UserError(f"{file} is not the manifest of an artefact")

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 from vdq.metrics.base import VideoMetric, check_videos
+from vdq.metrics.catalogue import FVD, FVD_FP16
 from vdq.sources import Download, find_download, sha256
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ I3D = Download(
 WIDTH = 400
 MIN_FRAMES = 10
 FEW_VIDEOS = 256
+FEATURES_VERSION = 1  # to be raised when the same detector and clips would give other features of real clips
 
 
 class Detector(Protocol):
@@ -69,6 +71,7 @@ class I3dDetector(nn.Module):
         UserError: for a file that cannot be had, is no TorchScript, or does not give 400 logits for a video.
     """
 
+    unsigned = ("weights", "cache")
     name = "I3D StyleGAN-V, 400 logits"
     width = WIDTH
 
@@ -116,10 +119,8 @@ class FrechetVideoDistance(VideoMetric):
     order, repeats and processes stay the base class's work.
     """
 
-    higher_is_better = False
-
     def __init__(self, *, detector: Detector, label: str = "", **kwargs: Any) -> None:
-        self.keys = tuple(f"{key}_{label}" if label else key for key in type(self).keys)
+        self.values = tuple(value.labelled(label) for value in type(self).values)
         super().__init__(**kwargs)
         self.detector = detector
 
@@ -172,8 +173,8 @@ class FvdMetric(FrechetVideoDistance):
         cache: folder in which the features of the clips are kept.
     """
 
-    inputs = ("videos",)
-    keys = ("fvd",)
+    unsigned = ("cache",)
+    values = (FVD,)
 
     def __init__(self, *, detector: Detector, real: RealClips, cache: str, **kwargs: Any) -> None:
         super().__init__(detector=detector, **kwargs)
@@ -194,8 +195,8 @@ class FvdMetric(FrechetVideoDistance):
         Raises:
             UserError: on another dtype or shape, or another number of frames than the real clips have.
         """
-        self._check(videos, index)
-        self._record(index, len(videos), {self.keys[0]: self.detector.features(videos)})
+        self.validate(videos, index)
+        self.record(index, {self.keys[0]: self.detector.features(videos)})
 
     def _real_set(self, features: Tensor) -> Tensor:
         return real_features(self.detector, self.real, self.cache).to(features.device)
@@ -206,8 +207,7 @@ class FvdFp16Metric(FrechetVideoDistance):
     FVD-FP16 (arXiv 2406.02540). The pairing does not matter, only the two sets.
     """
 
-    inputs = ("videos", "reference")
-    keys = ("fvd_fp16",)
+    values = (FVD_FP16,)
 
     def update(self, videos: Tensor, reference: Tensor, *, index: Sequence[int] | Tensor | None = None) -> None:
         """Add videos and their full-precision references, both uint8 [B,T,H,W,3]; `index` numbers them within the set.
@@ -215,13 +215,13 @@ class FvdFp16Metric(FrechetVideoDistance):
         Raises:
             UserError: on another dtype, shapes that differ, or fewer than 10 frames.
         """
-        self._check(videos, index)
+        self.validate(videos, index)
         check_videos("reference", reference)
         if videos.shape != reference.shape:
             shape, allowed = tuple(videos.shape), tuple(reference.shape)
             raise UserError(f"videos have shape {shape}; only that of the reference {allowed} is allowed")
         features = torch.stack([self.detector.features(videos), self.detector.features(reference)], dim=1)
-        self._record(index, len(videos), {self.keys[0]: features})
+        self.record(index, {self.keys[0]: features})
 
     def _real_set(self, features: Tensor) -> Tensor:
         return features[:, 1]
@@ -249,7 +249,7 @@ def frechet_distance(features: Tensor, real: Tensor) -> float:
 
 def real_features(detector: Detector, clips: RealClips, cache: Path) -> Tensor:
     """Features of the clips, float32 [len(clips),width] on the CPU, computed once for a detector and a set of clips."""
-    key = hashlib.sha256(f"{detector.sha256} {clips.signature}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{detector.sha256} {clips.signature} {FEATURES_VERSION}".encode()).hexdigest()[:16]
     path = cache / "fvd" / f"{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # one of several processes computes them

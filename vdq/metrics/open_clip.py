@@ -46,6 +46,7 @@ class OpenClip(nn.Module):
     UserError for another preprocessing, or for a file that cannot be had or is no such CLIP.
     """
 
+    unsigned = ("weights", "revision", "cache")
     frame_size = None
 
     def __init__(self, weights: str, revision: str | None, cache: str, preprocessing: str = "evalcrafter") -> None:

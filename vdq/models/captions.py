@@ -1,4 +1,4 @@
-"""Prompts to features of the T5 encoder as in Open-Sora 1.0 (spec/opensora.md section 4), kept on disk.
+"""Prompts to features of the T5 encoder as in Open-Sora 1.0, kept on disk.
 
 A prompt is encoded once: the file of its features is named by the encoder, its precision, the token limit and the
 cleaned text. The encoder, 4.8 B parameters, is loaded only when a prompt is new and is gone when ``prepare`` returns.
@@ -23,10 +23,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 from vdq.models.base import RANDOM
-from vdq.sources import Source, find_folder, sha256
+from vdq.sources import Source, find_folder, identity
 
 log = logging.getLogger(__name__)
 FILES = ["*.json", "*.model", "*.bin", "*.safetensors"]
+VERSION = 1  # to be raised when the same text would give other features
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -61,9 +62,7 @@ class CaptionEncoder:
         """
         if self.random:
             return RANDOM
-        path = Path(self.source.value).expanduser()
-        encoder = sha256(path, self.cache) if path.exists() else f"{self.source.value}@{self.source.revision}"
-        return f"{encoder} {self.dtype} {self.max_length}"
+        return f"{identity(self.source, self.cache)} {self.dtype} {self.max_length}"
 
     def prepare(self, prompts: list[str], device: torch.device | str) -> int:
         """Encodes on ``device`` the prompts whose features are not on disk yet; returns how many that were.
@@ -73,8 +72,7 @@ class CaptionEncoder:
         new = [] if self.random else [text for text in dict.fromkeys(map(clean, prompts)) if not self._readable(text)]
         if not new:
             return 0
-        folder = find_folder(self.source, FILES)
-        tokenizer, encoder = self._load(folder)
+        tokenizer, encoder = self.load()
         encoder.to(device)
         too_long = [text for text in new if len(tokenizer(text).input_ids) > self.max_length]
         if too_long:
@@ -112,8 +110,11 @@ class CaptionEncoder:
         output = encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[0]
         return output[: int(tokens.attention_mask.sum())].cpu().contiguous()
 
-    def _load(self, folder: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
-        field = self.source.field
+    def load(self) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+        """Tokenizer and encoder, which are fetched if they are not on this machine. Raises UserError when they cannot
+        be found, are damaged or do not fit the denoiser.
+        """
+        field, folder = self.source.field, find_folder(self.source, FILES)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             encoder, loaded = T5EncoderModel.from_pretrained(folder, dtype=DTYPES[self.dtype], output_loading_info=True)
@@ -144,5 +145,5 @@ class CaptionEncoder:
             return False
 
     def _path(self, text: str) -> Path:
-        digest = hashlib.sha256(f"{self.identity}\n{text}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.identity} {VERSION}\n{text}".encode()).hexdigest()
         return self.cache / "captions" / f"{digest[:32]}.safetensors"

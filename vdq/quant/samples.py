@@ -13,6 +13,7 @@ from vdq.errors import UserError
 from vdq.quant import storage
 
 KIND = "vdq.samples"
+VERSION = 1  # to be raised when the same calls of the denoiser would give other rows or step errors
 _LAYERS, _STEPS = ("inputs", "places"), ("step_error", "step_change")
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from vdq.errors import UserError
+from vdq.models.shapes_tokenizer import build_tokenizer
 from vdq.shapes.nets import build_clip
 from vdq.shapes.render import SIDE
-from vdq.shapes.tokenizer import build_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights" / "clip.safetensors"
 
@@ -20,6 +20,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "clip.safetensors"
 class ShapesClip(nn.Module):
     """Judge of the testbed: frames of 64 x 64 pixels and captions to vectors of width 64."""
 
+    unsigned = ("weights",)
     name = "shapes-clip"
     frame_size = (SIDE, SIDE)
 

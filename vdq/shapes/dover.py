@@ -23,6 +23,9 @@ def metric(weights: str | None = None) -> DoverMetric:
     return DoverMetric(model=dover(weights), technical=TECHNICAL, aesthetic=AESTHETIC, constants="shapes")
 
 
+metric.unsigned = ("weights",)
+
+
 def dover(weights: str | None = None) -> Dover:
     """The network with its weights, None those that ship with the package; ValueError as `metric`."""
     path = Path(weights or WEIGHTS)

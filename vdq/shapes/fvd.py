@@ -25,6 +25,7 @@ class ShapesDetector(nn.Module):
     actions as I3D did.
     """
 
+    unsigned = ("weights",)
     name = "shapes-dover technical features"
 
     def __init__(self, weights: str | None = None) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vdq.errors import UserError
 from vdq.files import check_folder
@@ -46,10 +46,25 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     check_folder("paths.runs", cfg.paths.runs)
     if "tabulate" in stages or cfg.tabulate:
         check_folder("paths.results", cfg.paths.results)
+        check_folder("paths.gallery", cfg.paths.gallery)
+    for group in ("model", "dataset", "metrics"):
+        _check_caches(group, cfg[group])
     if cfg.videos is None:
-        _check_guidance(experiment)
+        experiment.model.check(experiment.sampler)
+    if scores:
+        _ = experiment.metrics_here
+    if cfg.videos is None:
+        _ = experiment.prompts
     if scores:
         _ = experiment.metrics
+
+
+def _check_caches(group: str, cfg: DictConfig) -> None:
+    for name, value in cfg.items():
+        if OmegaConf.is_dict(value):
+            _check_caches(f"{group}.{name}", value)
+        elif name == "cache" and isinstance(value, str):  # other types are refused where it is used
+            check_folder(f"{group}.{name}", value)
 
 
 def _check_bits(experiment: Experiment) -> None:
@@ -59,15 +74,6 @@ def _check_bits(experiment: Experiment) -> None:
         raise UserError(
             f"bits={experiment.identity.bits} has {most}-bit codes, must have at most {backend.most_bits} for "
             f"backend={backend.name}, whose products are of bytes"
-        )
-
-
-def _check_guidance(experiment: Experiment) -> None:
-    given, channels = experiment.sampler.guidance_channels, experiment.model.latent_shape[0]
-    if given > channels:
-        raise UserError(
-            f"sampler.guidance_channels={given} must be in 0..{channels}, the channels of the latents of "
-            f"model={experiment.cfg.model.name}"
         )
 
 

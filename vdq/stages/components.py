@@ -22,7 +22,7 @@ from vdq.methods.base import Method
 from vdq.models.base import VideoModel
 from vdq.quant.layers import projections
 from vdq.stages import configuration
-from vdq.stages.configuration import made, options, plain
+from vdq.stages.configuration import made, made_of_what_is_here, options, plain
 
 if TYPE_CHECKING:  # Lightning and torchmetrics take seconds to import, and only stages that compute need them
     import pytorch_lightning as pl
@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # Lightning and torchmetrics take seconds to import, and only
 class Components:
     """Sampler, method, backend, prompts, model, metrics, tracker, exporter, benchmark and trainer of a configuration.
 
-    The first four are made at once, so that a wrong value is refused before any other is made; the others when they are
-    first needed. Raises UserError.
+    The first three are made at once, so that a wrong value is refused before any other is made, and the prompts unless
+    they must be fetched; the others when they are first needed. Raises UserError.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -42,13 +42,19 @@ class Components:
         configuration.check(cfg)
         self.sampler: Sampler = made("sampler", cfg.sampler)
         self.method: Method = made("quant", cfg.quant)
-        self.method.check(self.sampler.schedule.num_steps)
+        self.method.check(self.sampler.steps)
         self.backend: Backend = made("backend", cfg.backend)
-        self.prompts: PromptSet = made("dataset", cfg.dataset)
+        self._prompts = made_of_what_is_here("dataset", cfg.dataset)
 
     def config(self) -> dict[str, Any]:
         """The configuration, every value resolved."""
         return plain(self.cfg)
+
+    @property
+    def prompts(self) -> PromptSet:
+        """Fetched if they must be."""
+        self._prompts = self._prompts or made("dataset", self.cfg.dataset)
+        return self._prompts
 
     @cached_property
     def model(self) -> VideoModel:
@@ -56,7 +62,7 @@ class Components:
 
     @cached_property
     def clock(self) -> StepClock:
-        return StepClock(self.sampler.schedule.num_steps)
+        return StepClock(self.sampler.steps)
 
     @property
     def batch_size(self) -> int:
@@ -83,8 +89,17 @@ class Components:
         return made("logger", self.cfg.logger)
 
     @cached_property
+    def metrics_here(self) -> dict[str, VideoMetric | None]:
+        """The metrics, None in place of those whose weights must be fetched."""
+        return {name: made_of_what_is_here(f"metrics.{name}", metric) for name, metric in self.cfg.metrics.items()}
+
+    @cached_property
     def metrics(self) -> dict[str, VideoMetric]:
-        return {name: made(f"metrics.{name}", metric) for name, metric in self.cfg.metrics.items()}
+        """Weights are fetched if they must be."""
+        here = self.metrics_here.items()
+        return {
+            name: made(f"metrics.{name}", self.cfg.metrics[name]) if metric is None else metric for name, metric in here
+        }
 
     @cached_property
     def benchmark(self) -> Plan:

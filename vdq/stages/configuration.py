@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from functools import cache
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vdq.cli import check_types, unknown_field
+from vdq.cli import check_types, one_sentence, unknown_field
 from vdq.errors import UserError
 from vdq.installation import CONF
+from vdq.sources import NotFetchedError, without_network
 
 TYPES = {
     "seed": int,
     "batch_size": int | None,
     "tabulate": bool,
     "yardstick": bool,
-    "force": bool,
     "videos": str | None,
     "prompts": str | None,
     "reference": str | None,
@@ -26,14 +29,35 @@ TYPES = {
     "artefact": str | None,
 }
 PLAIN_GROUPS = ("alpha", "bits", "paths")
+NAMED = ("model", "quant")
+# Stages in the order in which they use each other's artefacts.
+STAGES = ("calibrate", "quantize", "sample", "evaluate", "export")
 
 
 def check(cfg: DictConfig) -> None:
     """Raises UserError for a field of the top level that has the wrong type, and for a field that nothing reads."""
     _check_known(cfg)
     check_types("", {name: cfg[name] for name in TYPES}, TYPES)
+    check_types("alpha.", cfg.alpha, dict.fromkeys(cfg.alpha, float))
+    check_types("paths.", cfg.paths, dict.fromkeys(cfg.paths, str))
+    for name, value in cfg.alpha.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"alpha.{name}={value} must be in 0..1")
+    for group in NAMED:
+        if not re.fullmatch(r"\w[\w.+-]*", str(cfg[group].name)):
+            raise UserError(f"{group}.name={cfg[group].name} must be a name for folders: letters, digits and _ . + -")
     if cfg.batch_size is not None and cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} must be null or at least 1")
+    if not isinstance(cfg.force, bool) and not (OmegaConf.is_list(cfg.force) and set(cfg.force) <= set(STAGES)):
+        raise UserError(f"force={cfg.force} must be true or false, or a list of {', '.join(STAGES)}")
+
+
+def forced(cfg: DictConfig) -> list[str]:
+    """The stages that ``force`` wants again, in their order. true stands for those of ``stages`` without calibrate:
+    statistics and the reference serve other runs as well.
+    """
+    named = set(cfg.stages) - {"calibrate"} if cfg.force is True else set(cfg.force or ())
+    return [stage for stage in STAGES if stage in named]
 
 
 def _check_known(cfg: DictConfig) -> None:
@@ -41,15 +65,11 @@ def _check_known(cfg: DictConfig) -> None:
 
     Objects check the arguments that they are made of themselves; here are the top level and groups of plain values.
     """
-    groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
-    written = [CONF / "config.yaml", *groups["experiment"].glob("*.yaml")]  # experiments may name parts of their sweeps
-    top = {str(key) for path in written for key in OmegaConf.load(path)} | set(groups)
-    top -= {"defaults", "hydra", "experiment", "debug"}
+    top, plain_fields = _fields()
     for name in cfg:
         if name not in top:
             raise UserError(unknown_field(str(name), [], sorted(top)))
-    for group in PLAIN_GROUPS:
-        fields = {str(key) for path in groups[group].glob("*.yaml") for key in OmegaConf.load(path)}
+    for group, fields in plain_fields.items():
         for name in cfg[group]:
             if name not in fields:
                 raise UserError(unknown_field(f"{group}.{name}", [group], sorted(fields)))
@@ -58,17 +78,67 @@ def _check_known(cfg: DictConfig) -> None:
             raise UserError(f"metrics.{name}={metric} must be a metric: a mapping with _target_, as in conf/metrics")
 
 
+@cache
+def _fields() -> tuple[set[str], dict[str, set[str]]]:
+    """The names of the top level, and by group those of groups of plain values."""
+    groups = {path.name: path for path in CONF.iterdir() if path.is_dir()}
+    written = [CONF / "config.yaml", *groups["experiment"].glob("*.yaml")]  # experiments may name parts of their sweeps
+    top = {str(key) for path in written for key in OmegaConf.load(path)} | set(groups)
+    top -= {"defaults", "hydra", "experiment", "debug"}
+    return top, {
+        group: {str(key) for path in groups[group].glob("*.yaml") for key in OmegaConf.load(path)}
+        for group in PLAIN_GROUPS
+    }
+
+
 def made(group: str, cfg: DictConfig) -> Any:
     """The object of a config group. ``name``, which options carry for folders and tables, is no argument of it.
 
-    Raises UserError for a value of the wrong type, and what the object's constructor raises.
+    Raises UserError for a value of the wrong type or one that the object's constructor refuses.
     """
+    return _instantiate(group, cfg)
+
+
+def made_of_what_is_here(group: str, cfg: DictConfig) -> Any:
+    """As `made`, but fetches nothing: None if that would be necessary, and then all else was found right."""
+    with without_network():
+        try:
+            return _instantiate(group, cfg)
+        except NotFetchedError:
+            _check_parts(group, cfg)
+            return None
+
+
+def _check_parts(group: str, cfg: DictConfig) -> None:
+    """Makes every object by itself, those of its parts first, each as far as that is possible without fetching."""
+    for name, part in cfg.items():
+        if OmegaConf.is_dict(part) and "_target_" in part:
+            _check_parts(f"{group}.{name}", part)
+    with suppress(NotFetchedError):
+        _instantiate(group, cfg, _recursive_=False)
+
+
+def _instantiate(group: str, cfg: DictConfig, **options: bool) -> Any:
     arguments = {key: value for key, value in plain(cfg).items() if key != "name"}
-    target = get_method(cfg._target_)
-    check_types(f"{group}.", arguments, get_type_hints(target.__init__ if isinstance(target, type) else target))
+    _check_types(group, arguments)
     tree = OmegaConf.create()
     OmegaConf.update(tree, group, arguments)  # errors then name the field as the user wrote it
-    return instantiate(OmegaConf.select(tree, group))
+    try:
+        return instantiate(OmegaConf.select(tree, group), **options)
+    except InstantiationException as error:
+        if (sentence := one_sentence(error)) is None:
+            raise
+        kind = NotFetchedError if isinstance(error.__cause__, NotFetchedError) else UserError
+        raise kind(sentence) from error
+
+
+def _check_types(group: str, arguments: dict[str, Any]) -> None:
+    """Of all fields of an object and of its parts."""
+    target = get_method(arguments["_target_"])
+    check_types(f"{group}.", arguments, get_type_hints(target.__init__ if isinstance(target, type) else target))
+    for name, part in arguments.items():
+        if isinstance(part, dict) and "_target_" in part:
+            _check_types(f"{group}.{name}", part)
 
 
 def options(group: str) -> list[str]:

@@ -12,6 +12,7 @@ from vdq.quant.report import MEGABYTE
 from vdq.quant.state import QuantState
 from vdq.stages import quantize
 from vdq.stages.compute import load_denoiser
+from vdq.stages.configuration import forced
 from vdq.stages.experiment import Experiment
 from vdq.stages.run_folder import intact
 
@@ -22,7 +23,7 @@ def run(experiment: Experiment) -> None:
     exporter, folder = experiment.exporter, experiment.folder
     path = Path(exporter.path or folder / "export" / exporter.name)
     with experiment.files.lock():
-        if not experiment.cfg.force and path.exists():
+        if "export" not in forced(experiment.cfg) and path.exists():
             _check_same(experiment, path)
             log.info("export: found, %s", path)
             return

@@ -1,8 +1,10 @@
 """What a run is called, and the signatures of its artefacts.
 
 A signature is a hash of what a result depends on. That of the statistics covers weights, sampler, calibration prompts
-and seed; that of a run adds recipe, bits, backend and evaluation prompts. Paths, loggers, trainers and the batch size
-are in neither. Nothing here reads weights.
+and seed; that of a run adds method, bits, backend and evaluation prompts. Each covers the versions of the code that
+computes (`VERSION`, `version`), so that what a corrected bug had made is not found again. Loggers, trainers, the batch
+size and what a class calls `unsigned` are in none, and a class counts by its name, not by its module. Nothing here
+reads weights.
 """
 
 from __future__ import annotations
@@ -12,22 +14,25 @@ import json
 from functools import cached_property
 from typing import Any
 
+from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.data import samples
 from vdq.errors import UserError
 from vdq.export import artefact, packed
+from vdq.installation import CONF
 from vdq.methods.base import SAMPLES
+from vdq.quant import samples as recorded
+from vdq.quant import state, stats
 from vdq.stages.components import Components
-from vdq.stages.configuration import CONF, plain
+from vdq.stages.configuration import plain
 
 SIGNATURE_LENGTH = 10
 BITS = ("weight_bits", "act_bits")
-# Fields that say where things are and what is in memory, not what is computed; weights count by their content.
-PLACES = {"weights", "revisions", "cache", "decode_frames", "weight_sets"}
 
 
 class Identity:
-    """Name and signatures of the run that these components make."""
+    """Name, signatures and versions of the run that these components make."""
 
     def __init__(self, components: Components) -> None:
         self._of = components
@@ -58,33 +63,6 @@ class Identity:
         """`changed_fields` of this configuration."""
         return changed_fields(self._of.cfg)
 
-    @cached_property
-    def stats_signature(self) -> str:
-        """Signature of the statistics and of the recorded inputs."""
-        return signature_of(self._common() | {"calibration": self._of.prompts.calibration})
-
-    @cached_property
-    def signature(self) -> str:
-        """Signature of the run."""
-        of = self._of
-        content = self._common() | {"quant": plain(of.cfg.quant), "evaluation": of.prompts.evaluation}
-        if of.method.quantizes:
-            content["backend"] = computed(of.cfg.backend)
-        if self.artefact is not None:
-            files = self.artefact["files"].items()
-            content["artefact"] = {name: facts["sha256"] for name, facts in files if name.endswith(".safetensors")}
-        if self.calibrates:
-            content["stats"] = self.stats_signature
-        if of.cfg.quant.get("token_granularity") == "token_shared":  # the rows of a batch share their scales
-            content["batch_size"] = of.batch_size
-        return signature_of(content)
-
-    @property
-    def metrics_signature(self) -> str:
-        """Signature of the metrics' configuration and of the weights they use."""
-        assets = [metric.assets for metric in self._of.metrics.values()]
-        return signature_of({"metrics": computed(self._of.cfg.metrics), "assets": assets})
-
     @property
     def calibrates(self) -> bool:
         """Whether the method wants statistics of any layer."""
@@ -96,8 +74,60 @@ class Identity:
         return SAMPLES in self._of.needs
 
     @cached_property
+    def stats_signature(self) -> str:
+        """Of the statistics."""
+        return signature_of(self._sampling() | {"calibration": self._of.prompts.calibration, "version": stats.VERSION})
+
+    @cached_property
+    def recorded_signature(self) -> str:
+        """Of the recorded inputs."""
+        return signature_of({"stats": self.stats_signature, "version": recorded.VERSION})
+
+    @cached_property
+    def signature(self) -> str:
+        """Of the run."""
+        of = self._of
+        content = self._sampling() | {"evaluation": of.prompts.evaluation, "quant": signed(of.cfg.quant)}
+        if of.method.quantizes:
+            content |= {"backend": signed(of.cfg.backend), "versions": self.versions}
+        if self.artefact is not None:
+            files = self.artefact["files"].items()
+            content["artefact"] = {name: facts["sha256"] for name, facts in files if name.endswith(".safetensors")}
+        if self.calibrates:
+            content["stats"] = self.stats_signature
+        if of.method.depends_on_batch:
+            content["batch_size"] = of.batch_size
+        return signature_of(content)
+
+    @property
+    def metrics_signature(self) -> str:
+        """Of the metrics' configuration, of the weights they use and of their versions."""
+        metrics = self._of.metrics
+        assets = [metric.assets for metric in metrics.values()]
+        return signature_of({"metrics": signed(self._of.cfg.metrics), "assets": assets, "versions": self.judges})
+
+    @cached_property
+    def versions(self) -> dict[str, int]:
+        """Versions of the code that makes the run's videos, by what it makes."""
+        of = self._of
+        found = {f"model.{of.cfg.model.name}": of.model.version, "samples": samples.VERSION}
+        if of.method.quantizes:
+            found |= {"quantization": state.VERSION, f"quant.{of.cfg.quant.name}": of.method.version}
+            found |= {f"backend.{of.backend.name}": of.backend.version}
+        if self.calibrates:
+            found["statistics"] = stats.VERSION
+        if self.records:
+            found["recorded inputs"] = recorded.VERSION
+        return found
+
+    @property
+    def judges(self) -> dict[str, int]:
+        """Versions of the metrics, by their names in the configuration."""
+        return {f"metrics.{name}": metric.version for name, metric in self._of.metrics.items()}
+
+    @cached_property
     def artefact(self) -> dict[str, Any] | None:
-        """The manifest of the artefact that is sampled instead of the model that this recipe makes.
+        """The manifest of the artefact that is sampled instead of the model that this method makes.
 
         Raises UserError if it was made with another model, sampler or method.
         """
@@ -106,7 +136,7 @@ class Identity:
             return None
         manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
         for group in ("model", "sampler", "quant"):
-            ours, its = computed(cfg[group]), _without_places(manifest["contents"]["config"][group])
+            ours, its = signed(cfg[group]), _without(_unsigned(cfg[group]), manifest["contents"]["config"][group])
             for key in sorted(ours.keys() | its.keys(), key=lambda key: (key != "name", key)):
                 if ours.get(key) != its.get(key):
                     raise UserError(
@@ -114,13 +144,15 @@ class Identity:
                     )
         return manifest
 
-    def _common(self) -> dict[str, Any]:
-        cfg = self._of.cfg
+    def _sampling(self) -> dict[str, Any]:
+        """What the full-precision videos of any prompts depend on."""
+        of = self._of
         return {
-            "weights": self._of.model.weights_sha256,
-            "model": computed(cfg.model),
-            "sampler": plain(cfg.sampler),
-            "seed": cfg.seed,
+            "weights": of.model.weights_sha256,
+            "model": signed(of.cfg.model),
+            "sampler": signed(of.cfg.sampler),
+            "seed": of.cfg.seed,
+            "versions": [of.model.version, samples.VERSION],
         }
 
 
@@ -134,7 +166,7 @@ def changed_fields(cfg: DictConfig) -> str:
     if not path.is_file():
         return ""
     file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": OmegaConf.load(path)})
-    written, own = plain(file.quant), plain(cfg.quant)
+    written, own = _by_class(plain(file.quant)), _by_class(plain(cfg.quant))
     different = [f"{key}={value}" for key, value in own.items() if key not in BITS and written.get(key) != value]
     return ", ".join(different + [f"no {key}" for key in written if key not in own])
 
@@ -145,12 +177,31 @@ def signature_of(content: dict[str, Any] | list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:SIGNATURE_LENGTH]
 
 
-def computed(cfg: DictConfig) -> dict[str, Any]:
-    """The part of a configuration that results depend on."""
-    return _without_places(plain(cfg))
+def signed(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a configuration that results depend on.
+
+    Of the arguments of a class or function those are left out that it calls `unsigned`: they say where things are or
+    what is in memory, and change no number.
+    """
+    return _signed(plain(cfg))
 
 
-def _without_places(node: Any) -> Any:
+def _signed(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_signed(value) for value in node]
     if not isinstance(node, dict):
         return node
-    return {key: _without_places(value) for key, value in node.items() if key not in PLACES}
+    return {key: _signed(value) for key, value in _without(_unsigned(node), node).items()}
+
+
+def _unsigned(node: Any) -> tuple[str, ...]:
+    return getattr(get_method(node["_target_"]), "unsigned", ()) if "_target_" in node else ()
+
+
+def _without(names: tuple[str, ...], node: dict[str, Any]) -> dict[str, Any]:
+    return _by_class({key: value for key, value in node.items() if key not in names})
+
+
+def _by_class(node: dict[str, Any]) -> dict[str, Any]:
+    """With the bare name of the class, whatever module it lies in."""
+    return node | {"_target_": node["_target_"].rpartition(".")[2]} if "_target_" in node else node

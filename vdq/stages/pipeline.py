@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection
 
+from vdq.stages.configuration import STAGES
 from vdq.stages.experiment import Experiment
-
-# Each makes one kind of artefact of a run, and what it needs of the stages before it where that is not there yet.
-STAGES = ("calibrate", "quantize", "sample", "evaluate", "export")
 
 
 def make(experiment: Experiment, wanted: Collection[str]) -> None:

@@ -14,6 +14,9 @@ from vdq.stages.identity import Identity
 from vdq.tracking.registry import RESULT, read_result
 
 log = logging.getLogger(__name__)
+SAMPLED_FOLDERS = {"samples", "videos", "schedules"}
+SAMPLED_FILES = {"sampling.json", "act_bits.png"}
+FORGOTTEN: set[Path] = set()  # statistics that this process was to make again
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         """The recorded inputs of layers."""
-        return self.runs / "cache" / f"samples_{self.identity.mark}{self.identity.stats_signature}.safetensors"
+        return self.runs / "cache" / f"samples_{self.identity.mark}{self.identity.recorded_signature}.safetensors"
 
     def lock(self) -> FileLock:
         """Keeps other processes from writing into the folder, which is made if it is not there."""
@@ -53,15 +56,29 @@ class RunFolder:
         return result if result and result["metrics"] == self.identity.metrics_signature else None
 
     def forget(self, stages: list[str]) -> None:
-        """Removes what this run made in these stages and after them; statistics and the reference stay."""
-        if not {"quantize", "sample", "evaluate"} & set(stages) or not self.path.is_dir():
+        """Removes what these stages made of this run, and what was made of that; the reference stays."""
+        if "calibrate" in stages:
+            self._forget_statistics()
+        if not self.path.is_dir() or not set(stages) - {"export"}:
             return
         with self.lock():
-            (self.path / RESULT).unlink(missing_ok=True)
-            if {"quantize", "sample"} & set(stages):
-                for path in self.path.glob("**/*"):
-                    if path.is_file() and path.name != ".lock":
-                        path.unlink()
+            for path in self.path.glob("**/*"):
+                if path.is_file() and path.name != ".lock" and self._is_of(path, stages):
+                    path.unlink()
+
+    def _forget_statistics(self) -> None:
+        """Once in a process: the runs of a sweep share them."""
+        for path in {self.stats, self.samples} - FORGOTTEN:
+            with FileLock(path.with_suffix(".lock")):
+                path.unlink(missing_ok=True)
+            FORGOTTEN.add(path)
+
+    def _is_of(self, path: Path, stages: list[str]) -> bool:
+        """Whether a file was made in one of these stages or after it."""
+        if {"calibrate", "quantize"} & set(stages):
+            return True
+        made_by_sampling = path.parent.name in SAMPLED_FOLDERS or path.name in SAMPLED_FILES
+        return path.name == RESULT or ("sample" in stages and made_by_sampling)
 
 
 def intact(load: Callable[..., object], *arguments: object) -> bool:

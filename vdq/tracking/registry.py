@@ -3,6 +3,10 @@
 ``result.json`` is the last file a run writes, so a folder without it is unfinished, whatever else it holds. So is one
 whose scores, record of the sampling or samples were damaged afterwards. Samples that are gone, perhaps to save space,
 are no damage.
+
+Results that were made before versions of the code were kept have no `versions`. They are listed as they are; their
+signatures are of an earlier version too, so no table of today's runs has them, and a table that shows both says so
+(vdq.tracking.versions).
 """
 
 from __future__ import annotations

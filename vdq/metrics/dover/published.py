@@ -24,9 +24,15 @@ def dover(weights: str | None = None, cache: str = "runs/cache") -> Dover:
     return _load(build_dover(), DOVER, weights, Path(cache))
 
 
+dover.unsigned = ("weights", "cache")
+
+
 def dover_mobile(weights: str | None = None, cache: str = "runs/cache") -> Dover:
     """DOVER-Mobile, a fifth of the size, as `dover`. Its scores are others: never beside DOVER's in one column."""
     return _load(build_dover_mobile(), DOVER_MOBILE, weights, Path(cache))
+
+
+dover_mobile.unsigned = ("weights", "cache")
 
 
 def _load(model: Dover, download: Download, weights: str | None, cache: Path) -> Dover:
