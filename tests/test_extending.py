@@ -8,14 +8,25 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from vdq.commands.run import run
+from vdq.errors import UserError
 from vdq.installation import CONF
 from vdq.tracking.registry import read_result
 
 EXAMPLES = {page.stem: page for page in (Path(__file__).parents[1] / "docs" / "extending").glob("*.md")}
 EXAMPLES.pop("index")
 SMALL = ["debug=quick", "sampler.steps=2", "logger=csv"]
+
+
+def config(page: str, root: Path, *more: str) -> DictConfig:
+    """What the page's command composes, with its files below `root`."""
+    [command] = re.findall(r"^```\n(vdq .*)\n```", EXAMPLES[page].read_text(encoding="utf-8"), re.MULTILINE)
+    program, flag, conf, *overrides = shlex.split(command)
+    assert (program, flag) == ("vdq", "--config-dir")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [f"hydra.searchpath=[file://{root / conf}]", *overrides, *SMALL, *more])
 
 
 @pytest.fixture
@@ -25,16 +36,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     for name, content in re.findall(r'^```\w+ title="(.*?)"\n(.*?)^```', text, re.DOTALL | re.MULTILINE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content, encoding="utf-8")
-    [command] = re.findall(r"^```\n(vdq .*)\n```", text, re.MULTILINE)
-    program, flag, conf, *overrides = shlex.split(command)
-    assert (program, flag) == ("vdq", "--config-dir")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "mine")
     for path in (tmp_path / "mine").glob("*.py"):
         monkeypatch.delitem(sys.modules, path.stem, raising=False)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        search = f"hydra.searchpath=[file://{tmp_path / conf}]"
-        return tmp_path / "runs" / run(compose("config", overrides=[search, *overrides, *SMALL]))
+    return tmp_path / "runs" / run(config(request.param, tmp_path))
 
 
 def example(name: str) -> pytest.MarkDecorator:
@@ -47,6 +53,13 @@ def test_method_gives_layers_of_these_names_more_bits(folder):
     bits = report.loc[report["weight_bits"].notna(), "weight_bits"]
     wide = bits.index.str.endswith("mlp.fc2")
     assert set(bits[wide]) == {8} and set(bits[~wide]) == {4}
+
+
+@example("part")
+def test_part_runs_and_is_refused_by_name_where_nobody_speeds_it_up(folder):
+    assert 5 < read_result(folder)["psnr"] < 60
+    with pytest.raises(UserError, match="^backend=int8_cpu does not run the part log2; "):
+        run(config("part", folder.parents[1], "backend=int8_cpu"))
 
 
 @example("metric")
