@@ -102,7 +102,7 @@ def _of_one_run(experiment: Experiment, wanted: set[str]) -> Idle:
         yield "alpha", f"quant={quant.name} takes no alpha from it; quant.alpha sets one where it smooths"
     if not experiment.identity.calibrates:
         yield "dataset.calibration_prompts", f"quant={quant.name} is not calibrated"
-    idle = experiment.method.without_effect(experiment.sampler.schedule.num_steps)
+    idle = experiment.method.without_effect(experiment.sampler.steps)
     yield from ((f"quant.{name}", reason) for name, reason in idle.items())
 
 
