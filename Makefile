@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-avx2 test-wheel test-all lint tables neighbours
+.PHONY: help run test test-avx2 test-wheel test-all lint docs tables neighbours
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,13 +32,16 @@ lint: $(INSTALLED) ## Check style, formatting and that imports point down
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
+docs: $(INSTALLED) ## Build the site in docs/ into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 
 # Only runs that lack are computed. The alphas come first: the other experiments use those that are chosen. Without the
 # last file of their choice, they are chosen again.
 CHOSEN := results/shapes/search_alpha.md
 EXPERIMENTS := testbed table1 table2 table3 table4 table5 figure1 figure2 figure4
-tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md
+tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md and docs/
 	@todo=$$($(BIN)/python -m vdq.commands.status alpha $(EXPERIMENTS)) || exit 1; \
 	case "$$todo" in alpha*) \
 		rm -f $(CHOSEN) && $(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) alpha || exit 1 ;; \
