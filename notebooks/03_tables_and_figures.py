@@ -29,8 +29,11 @@ from IPython.display import Markdown, display
 from matplotlib.ticker import LogLocator
 
 import vdq.tracking
+from vdq.metrics.catalogue import value_named
 from vdq.reports import paper_report, paper_tables
-from vdq.reports.tables import METRICS, comparison
+from vdq.reports.marks import MARKDOWN
+from vdq.reports.tables import comparison
+from vdq.reports.text import markdown
 from vdq.reports.uncertainty import Noise
 from vdq.stages.configuration import CONF
 
@@ -93,7 +96,7 @@ noise = Noise.read(CONF.parent / "results" / (group["model"].iloc[0] if len(grou
 table = paper_tables.fill(TABLE, lambda *key: found.get(key), noise)
 models = ", ".join(group["model"].unique()) if len(group) else "none"
 display(Markdown(f"**{paper_tables.TITLES[TABLE]}.** Model of the runs: {models}."))
-display(Markdown(paper_report.cells(table, paper_report.MARKDOWN).to_markdown(index=False, disable_numparse=True)))
+display(Markdown(markdown(paper_report.cells(table, MARKDOWN))))
 
 # %% [markdown]
 # What the paper says of this table, asked of these runs. The last column is the paper's own numbers, for the paper's
@@ -120,7 +123,7 @@ if len(group) and METRIC in group:
     for value in full:
         left.axhline(value, color="black", ls="--", lw=0.8, label="full precision")
         right.axhline(value, color="black", ls="--", lw=0.8)
-    left.set(xlabel="weight and activation bits", ylabel=METRICS.get(METRIC, METRIC), title=f"model {models}")
+    left.set(xlabel="weight and activation bits", ylabel=value_named(METRIC).label, title=f"model {models}")
     left.set_xticks(range(len(widths)), widths)
     right.set(xlabel="size of the model, MB", xscale="log", title="sizes count the weights of every time range")
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -29,8 +29,9 @@ from omegaconf import OmegaConf
 
 from vdq.commands.run import run
 from vdq.methods.static import StaticMethod
+from vdq.metrics.catalogue import value_named
 from vdq.quant.affine import QParams
-from vdq.reports.tables import METRICS, comparison
+from vdq.reports.tables import comparison
 from vdq.stages.configuration import CONF
 from vdq.tracking.registry import read_result
 
@@ -111,7 +112,7 @@ metric = "latent_rel_l2"
 figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
 axis.plot(SHARES, [results[f"{share:g}"][metric] for share in SHARES], marker="o", label="clamped")
 axis.axhline(results["asq"][metric], color="black", ls="--", lw=0.8, label="asq")
-axis.set(xlabel="share of the calibrated range", ylabel=f"{METRICS[metric]} to full precision, lower is better")
+axis.set(xlabel="share of the calibrated range", ylabel=f"{value_named(metric).axis}, lower is better")
 axis.legend(frameon=False)
 plt.show()
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.flat_layers import changed, flat, weight_grid
 from vdq.models.stdit import STDiT
-from vdq.quant import LinearParams, QParams, QuantState, projections
+from vdq.quant import LayerQuant, QParams, QuantState, projections
 from vdq.quant.coded import pack_codes
-from vdq.quant.convert import weight_qparams
 from vdq.quant.low_rank import low_rank
 from vdq.quant.transform import shift_correction
 
@@ -120,19 +120,19 @@ def small_stdit() -> Callable[..., STDiT]:
     return make
 
 
-def extended_params(params: LinearParams, weight: Tensor, rows: int, parts: str) -> LinearParams:
-    """A layer's parameters with the named parts: shift, rotation, correction, bits, codes, branch (low_rank) and groups
+def extended_layer(quant: LayerQuant, weight: Tensor, rows: int, parts: str) -> LayerQuant:
+    """A layer with the named parts: shift, rotation, correction, bits, codes, branch (low_rank) and groups
     (of a video's `rows` token rows), all of them different at every activation range or step.
     """
-    weight, steps, bits = weight.detach().float(), params.num_steps, params.act_bits
-    channels, count = weight.shape[1], params.num_act_ranges or params.num_weight_ranges
+    weight, steps, params = weight.detach().float(), quant.num_steps, flat(quant)
+    bits, channels, count = params.act_bits, weight.shape[1], quant.act.num_ranges or quant.weight.num_sets
     generator = torch.Generator().manual_seed(channels)
     changes: dict = {}
     if "shift" in parts:
         changes["shift"] = torch.randn(count, channels, generator=generator) / 4
     if "rotation" in parts:
         symmetric = params.symmetric_weights
-        qparams = weight_qparams(weight, params.smoothing, bits=params.weight_bits, symmetric=symmetric, rotation=8)
+        qparams = weight_grid(weight, params.smoothing, bits=params.weight_bits, symmetric=symmetric, rotation=8)
         changes |= {"rotation": 8, "weight": qparams}
     if "correction" in parts:
         changes["correction"] = torch.randn(count, len(weight), generator=generator) / 10
@@ -140,24 +140,24 @@ def extended_params(params: LinearParams, weight: Tensor, rows: int, parts: str)
             changes["correction"] += shift_correction(weight, changes["shift"])
     if "bits" in parts:
         changes["step_bits"] = torch.tensor([bits, bits - 2, bits - 1, bits])[torch.arange(steps) % 4]
-    params = replace(params, **changes)
+    quant = changed(quant, **changes)
     if "codes" in parts:  # that no rounding gives: every channel has its neighbour's
-        codes = (params.weight_codes(weight, range_).roll(1, 1) for range_ in range(params.num_weight_ranges))
+        codes = (quant.weight_codes(weight, set_).roll(1, 1) for set_ in range(quant.weight.num_sets))
         packed = pack_codes(codes, bits=params.weight_bits, symmetric=params.symmetric_weights)
-        params = replace(params, codes=packed)
+        quant = changed(quant, codes=packed)
     if "branch" in parts:
-        packed = params.packed_codes(weight)
-        params = replace(params, codes=packed, low_rank=low_rank(torch.randn(weight.shape, generator=generator) / 9, 3))
+        branch = low_rank(torch.randn(weight.shape, generator=generator) / 9, 3)
+        quant = changed(quant, codes=quant.packed_codes(weight), low_rank=branch)
     if "groups" in parts:
         scale, zero_point = params.act
         act = QParams(torch.stack([scale, 1.5 * scale], 1), torch.stack([zero_point, (0.7 * zero_point).round()], 1))
-        params = replace(params, act=act, act_group=torch.arange(rows) * 2 // rows)
-    return params
+        quant = changed(quant, act=act, act_group=torch.arange(rows) * 2 // rows)
+    return quant
 
 
 @pytest.fixture(scope="session")
-def extended() -> Callable[..., LinearParams]:
-    return extended_params
+def extended() -> Callable[..., LayerQuant]:
+    return extended_layer
 
 
 @pytest.fixture(scope="session")
@@ -168,9 +168,9 @@ def extended_state() -> Callable[..., QuantState]:
         weights = {p.fqn: p.weight for p in projections(denoiser)}
         rows = prod(n // p for n, p in zip(denoiser.input_size, denoiser.patch_size, strict=True))
         layers = {}
-        for fqn, params in state.layers.items():
+        for fqn, quant in state.layers.items():
             own = parts.replace("groups", "") if fqn.endswith("kv_linear") else parts
-            layers[fqn] = extended_params(params, weights[fqn], rows, own)
+            layers[fqn] = extended_layer(quant, weights[fqn], rows, own)
         return replace(state, layers=layers)
 
     return make

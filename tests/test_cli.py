@@ -13,8 +13,8 @@ from torch import nn
 
 from vdq.cli import check_types, flags_first, one_sentence, quoted
 from vdq.commands.run import run
-from vdq.diffusion.guidance import guided
 from vdq.errors import UserError
+from vdq.models.guidance import guided
 from vdq.models.shapes import ShapesModel
 from vdq.stages.experiment import Experiment
 
@@ -71,7 +71,7 @@ WRONG = {
 
 
 TOGETHER = {
-    "sampler.guidance_channels=9": ("sampler.guidance_channels=9", "0..4", "model=shapes"),
+    "sampler.guidance_channels=9": ("sampler.guidance_channels=9", "0..4"),
     "backend=int8_cpu bits=w8a16": ("bits=w8a16", "at most 8", "backend=int8_cpu"),
     "model=opensora_v1_512 model.image_size=500": ("model.image_size=500", "a list"),
     "model=opensora_v1_512 model.image_size=[500,500]": ("model.image_size=[500, 500]", "multiples of 16"),

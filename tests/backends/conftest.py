@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.flat_layers import flat, layer_quant, weight_grid
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams, code_range
 from vdq.quant.batch_layout import BatchLayout
-from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import LinearParams
 
 STEPS, WEIGHT_RANGES = 4, [0, 0, 1, 1]
 
@@ -49,17 +48,17 @@ def make_layer(
     first, last = code_range(act_bits, symmetric_acts)
     zeros = torch.zeros(STEPS) if symmetric_acts else torch.tensor([0.0, last, last // 2, last // 3])
     act = QParams(torch.tensor([1.0, 2.0, 4.0, 8.0]) / 2**act_bits, zeros)
-    params = LinearParams(
+    params = layer_quant(
         weight_bits=weight_bits,
         act_bits=act_bits,
-        weight=weight_qparams(weight, s, bits=weight_bits, symmetric=symmetric_weights),
+        weight=weight_grid(weight, s, bits=weight_bits, symmetric=symmetric_weights),
         weight_range=torch.tensor(WEIGHT_RANGES) if smoothing else torch.zeros(STEPS, dtype=torch.long),
         act=None if dynamic else act,
         act_range=None if dynamic else torch.arange(STEPS),
         smoothing=s,
         symmetric_weights=symmetric_weights,
         symmetric_acts=symmetric_acts,
-        act_granularity=granularity if dynamic else "per_tensor",
+        act_granularity=granularity,
     )
     offset = torch.randn(out_features, generator=generator) if bias else None
     return LayerSpec("blocks.0.fc", weight, offset, params, StepClock(STEPS), BatchLayout())
@@ -67,12 +66,12 @@ def make_layer(
 
 def expected(spec: LayerSpec, x: Tensor, step: int) -> Expected:
     """Oracle of a static or per-token layer at one step: x [n, in]."""
-    p = spec.params
+    p = flat(spec.quant)
     range_ = int(p.weight_range[step])
     s = np.float32(1) if p.smoothing is None else p.smoothing[range_].numpy()
     w_scale, w_zero = (values[range_].numpy() for values in p.weight)
     qw = _codes(spec.weight.numpy() * s, w_scale, w_zero, p.weight_bits, p.symmetric_weights)
-    if p.static:
+    if spec.quant.act.static:
         x_scale, x_zero = (values[step].numpy().reshape(1, 1) for values in p.act)
         qx = _codes(x.numpy(), x_scale * s, x_zero, p.act_bits, p.symmetric_acts)
     else:

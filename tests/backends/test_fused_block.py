@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vdq.backends import Backend, Int8CpuBackend, ReferenceBackend
-from vdq.backends.cpu.backend import Int8Linear
+from vdq.backends.cpu.linear import Int8Linear
 from vdq.backends.cpu.matmul import KERNELS, failure
 from vdq.backends.cpu.passes import TorchPasses
 from vdq.backends.fused_block import FusedBlock, block_layers

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.flat_layers import changed, flat
 from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.backends.integer import MAX_IN_FEATURES
 from vdq.errors import UserError
+from vdq.quant.codebook import Codebook
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import Codebook
 
 FORMATS = [(8, 8, False, False), (8, 8, True, True), (6, 8, False, False), (4, 6, False, True), (2, 3, True, False)]
 
@@ -93,7 +94,7 @@ def test_what_cannot_run_is_refused_with_the_reason(layer):
     with pytest.raises(ValueError, match=f"in_features=33026 must be at most {MAX_IN_FEATURES}"):
         backend.layer(layer(in_features=MAX_IN_FEATURES + 1, out_features=3))
     spec = layer()
-    elsewhere = LayerSpec("fc", spec.weight.to("meta"), None, spec.params.to("meta"), spec.clock, spec.rows)
+    elsewhere = LayerSpec("fc", spec.weight.to("meta"), None, spec.quant.to("meta"), spec.clock, spec.rows)
     assert backend.supports(elsewhere) == "its weight is on meta, this backend runs on the CPU"
     with pytest.raises(ValueError, match="layer blocks.0.fc computes integers on the CPU and cannot move to meta"):
         backend.layer(spec).to("meta")
@@ -113,21 +114,21 @@ PARTS = ["shift", "rotation", "shift rotation correction", "bits", "codes", "bra
 def test_transforms_bits_and_groups_agree_with_the_simulation(parts, bits, layer, tokens, extended):
     """But for codes that fp32 rounds otherwise: simulation and reference divide by the scale in another order."""
     without = layer(weight_bits=bits, act_bits=bits)
-    spec, x = replace(without, params=extended(without.params, without.weight, 6, parts)), tokens(12).reshape(2, 6, 48)
+    spec, x = replace(without, quant=extended(without.quant, without.weight, 6, parts)), tokens(12).reshape(2, 6, 48)
     simulated, integer = FakeQuantBackend().layer(spec), ReferenceBackend().layer(spec)
-    plain, changed = ReferenceBackend().layer(without), []
+    plain, different = ReferenceBackend().layer(without), []
     for step in range(4):
         spec.clock.set(step)
         ours, theirs = integer(x), simulated(x)
         assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
-        changed.append((plain(x) - ours).norm() > 1e-3 * ours.norm())
-    assert changed == [spec.params.act_bits_of_steps()[step] != bits if parts == "bits" else True for step in range(4)]
+        different.append((plain(x) - ours).norm() > 1e-3 * ours.norm())
+    assert different == [spec.quant.act.bits_of_steps[step] != bits if parts == "bits" else True for step in range(4)]
 
 
 def test_accumulators_of_groups_equal_numpy(layer, tokens, extended):
     spec = layer(act_bits=6)
-    spec = replace(spec, params=extended(spec.params, spec.weight, 6, "groups bits codes"))
-    module, x, p = ReferenceBackend().layer(spec), tokens(12), spec.params
+    spec = replace(spec, quant=extended(spec.quant, spec.weight, 6, "groups bits codes"))
+    module, x, p = ReferenceBackend().layer(spec), tokens(12), flat(spec.quant)
     for step in range(4):
         spec.clock.set(step)
         smoothed = x.numpy() / p.smoothing[p.weight_range[step]].numpy()
@@ -135,7 +136,7 @@ def test_accumulators_of_groups_equal_numpy(layer, tokens, extended):
         last = 2 ** int(p.step_bits[step]) - 1
         qx = np.clip(np.rint(smoothed / scale) + zero, 0, last).astype(np.int64)
         range_ = int(p.weight_range[step])
-        qw = p.weight_codes(spec.weight, range_).numpy().astype(np.int64)
+        qw = spec.quant.weight_codes(spec.weight, range_).numpy().astype(np.int64)
         expected = (qx - zero.astype(np.int64)) @ (qw - p.weight.zero_point[range_].numpy().astype(np.int64)).T
         np.testing.assert_array_equal(module.accumulators(x), expected)
 
@@ -143,7 +144,7 @@ def test_accumulators_of_groups_equal_numpy(layer, tokens, extended):
 def test_codebooks_are_refused(layer):
     spec = layer()
     book = Codebook(torch.arange(3.0), torch.tensor([0.5, 1.5]))
-    spec = replace(spec, params=replace(spec.params, act=None, codebook=book))
+    spec = replace(spec, quant=changed(spec.quant, act=None, codebook=book))
     for backend in (ReferenceBackend(), Int8CpuBackend()):
         with pytest.raises(UserError, match=f"fc: backend={backend.name} does not run the part codebook"):
             backend.layer(spec)

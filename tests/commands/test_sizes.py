@@ -5,6 +5,7 @@ import math
 import pytest
 
 from vdq.commands.sizes import beside_references, planned
+from vdq.models.stdit_family import example_inputs
 from vdq.quant.operations import call_rows, quantized_operations, total
 from vdq.quant.report import ModelSize, model_size
 
@@ -23,7 +24,10 @@ def test_xl2_under_static_plus():
     """
     experiment, state = planned("static_plus", "w4a8")
     structure = experiment.model.structure
-    size, work = model_size(structure, state), total(quantized_operations(structure, state, call_rows(structure)))
+    size, work = (
+        model_size(structure, state),
+        total(quantized_operations(structure, state, call_rows(structure, example_inputs))),
+    )
     assert work.integer_macs == BLOCKS * C**2 * (TOKENS * (10 + 8) + TEXT * 2)
     assert work.float_macs == BLOCKS * 8 * C * (TOKENS * (10 * 2 + 2 * 5) + TEXT * 3)
     assert work.rotation_adds == BLOCKS * 7 * C * (TOKENS * (10 + 1 + 4) + TEXT)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.backends.cuda.backend import unavailable
 from vdq.errors import UserError
-from vdq.reports.tables import METRICS
+from vdq.metrics.catalogue import CATALOGUE
 from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,8 @@ def test_alphas_of_every_model_are_complete():
 def test_sweep_file_asks_for_runs_that_exist(path):
     sweep = yaml.safe_load(path.read_text())
     assert (ROOT / sweep["program"]).is_file()
-    assert sweep["metric"]["name"] in METRICS
+    direction = "maximize" if CATALOGUE[sweep["metric"]["name"]].higher_is_better else "minimize"
+    assert sweep["metric"]["goal"] == direction
     grid = [[f"{name}={value}" for value in field["values"]] for name, field in sweep["parameters"].items()]
     for axis in grid:  # each value once, not all combinations
         for value in axis:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdq.diffusion.guidance import Reusing, guided
-from vdq.models.base import Conditions
+from vdq.models.guidance import Conditions, Reusing, guided
 
 X = torch.randn(2, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 CONDITIONS = Conditions(torch.randn(2, 1, 5, 6), torch.randn(5, 6), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]))

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.observer import StepObserver, step_observers
 from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler
-from vdq.models.base import Conditions
+from vdq.models.guidance import Conditions, Reusing
+from vdq.models.stdit_model import sample_stdit
 
 STEPS = 3
 
@@ -44,11 +44,11 @@ class Net(nn.Module):
 @pytest.mark.parametrize("kind", [DDIMSampler, IDDPMSampler])
 def test_observers_are_told_the_guided_estimate_of_every_step(kind, wrap):
     net, states = Net(), []
-    (observer,) = step_observers(wrap(net))
+    (observer,) = step_observers(net)
     noise = PromptNoise(0, [0, 1], (4, 2, 4, 4))
     sampler = kind(steps=STEPS, guidance_scale=7.0, guidance_channels=3)
     conditions = Conditions(torch.zeros(2, 1, 5, 8), torch.zeros(5, 8))
-    sampler.sample(wrap(net), conditions, noise, StepClock(STEPS), lambda _, x: states.append(x))
+    sample_stdit(wrap(net), conditions, noise, StepClock(STEPS), sampler, lambda _, x: states.append(x))
     assert [step for step, _ in observer.seen] == [0, 1, 2]
     for (_, estimate), x in zip(observer.seen, [noise.initial(), *states], strict=False):
         expected = 0.1 * x  # caption half: + 0, null half: + 1, so guided: 1 + 7 * (0 - 1) = -6

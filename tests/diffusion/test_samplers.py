@@ -7,10 +7,11 @@ from torch import nn
 
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
-from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler, ddim_step, iddpm_posterior
-from vdq.diffusion.schedule import Schedule
-from vdq.models.base import Conditions
+from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler
+from vdq.diffusion.schedule import Schedule, ddim_step, iddpm_posterior
+from vdq.models.guidance import Conditions
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import sample_stdit
 
 LATENT = (4, 2, 4, 4)
 BOTH = pytest.mark.parametrize("kind", [DDIMSampler, IDDPMSampler])
@@ -82,10 +83,10 @@ def test_ddim_follows_the_exact_path_of_a_known_noise(num_steps):
 def test_video_does_not_depend_on_its_batch(kind):
     clock, everyone = StepClock(6), conditions(3)
     sampler = kind(steps=6)
-    together = sampler.sample(Denoiser(clock), everyone, PromptNoise(42, range(3), LATENT), clock)
+    together = sample_stdit(Denoiser(clock), everyone, PromptNoise(42, range(3), LATENT), clock, sampler)
     for row in range(3):
         noise = PromptNoise(42, [row], LATENT)
-        alone = sampler.sample(Denoiser(clock), everyone[row : row + 1], noise, clock)
+        alone = sample_stdit(Denoiser(clock), everyone[row : row + 1], noise, clock, sampler)
         assert torch.equal(alone[0], together[row])
 
 
@@ -97,9 +98,9 @@ def test_video_does_not_depend_on_its_batch_with_the_network(kind):
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     clock, everyone, sampler = StepClock(4), conditions(3), kind(steps=4)
-    together = sampler.sample(network, everyone, PromptNoise(42, range(3), LATENT), clock)
+    together = sample_stdit(network, everyone, PromptNoise(42, range(3), LATENT), clock, sampler)
     for row in range(3):
-        alone = sampler.sample(network, everyone[row : row + 1], PromptNoise(42, [row], LATENT), clock)
+        alone = sample_stdit(network, everyone[row : row + 1], PromptNoise(42, [row], LATENT), clock, sampler)
         torch.testing.assert_close(alone[0], together[row], atol=1e-4 * together.abs().max().item(), rtol=0)
 
 
@@ -107,7 +108,7 @@ def test_video_does_not_depend_on_its_batch_with_the_network(kind):
 def test_clock_is_set_before_the_denoiser_runs(kind):
     clock, states = StepClock(5), {}
     denoiser, noise = Denoiser(clock), CountedNoise(0, [0, 1], LATENT)
-    final = kind(steps=5).sample(denoiser, conditions(2), noise, clock, lambda step, x: states.update({step: x}))
+    final = sample_stdit(denoiser, conditions(2), noise, clock, kind(steps=5), lambda step, x: states.update({step: x}))
     assert denoiser.readings == list(states) == [0, 1, 2, 3, 4]
     assert states[4] is final and not final.requires_grad
     assert noise.draws == (5 if kind is IDDPMSampler else 0)
@@ -117,11 +118,12 @@ def test_clock_is_set_before_the_denoiser_runs(kind):
 def test_state_is_float32_for_a_bfloat16_network(kind):
     network = STDiT(input_size=LATENT[1:], hidden_size=32, depth=1, num_heads=4, caption_channels=6, model_max_length=5)
     states, clock = [], StepClock(3)
-    kind(steps=3).sample(
+    sample_stdit(
         network.to(torch.bfloat16),
         conditions(1).to("cpu", torch.bfloat16),
         PromptNoise(0, [0], LATENT),
         clock,
+        kind(steps=3),
         lambda step, x: states.append(x.dtype),
     )
     assert states == [torch.float32] * 3
@@ -129,4 +131,4 @@ def test_state_is_float32_for_a_bfloat16_network(kind):
 
 def test_clock_of_another_step_count():
     with pytest.raises(ValueError, match="clock.num_steps=10 must equal the sampler's steps=20"):
-        DDIMSampler().sample(Denoiser(StepClock(10)), conditions(1), PromptNoise(0, [0], LATENT), StepClock(10))
+        sample_stdit(Denoiser(StepClock(10)), conditions(1), PromptNoise(0, [0], LATENT), StepClock(10), DDIMSampler())

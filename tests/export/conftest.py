@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.export.base import QuantizedRun
-from vdq.models.base import Conditions, VideoModel
+from vdq.models.guidance import Conditions
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import STDiTModel
 from vdq.quant import Observer, Stats, apply
 from vdq.quant.samples import Samples
 from vdq.quant.search import InputRecorder
@@ -25,7 +26,7 @@ LATENT = (4, 2, 4, 4)
 STEPS = 4  # ten for the recipe of ten ranges
 
 
-class TinyModel(VideoModel):
+class TinyModel(STDiTModel):
     latent_shape, fps = LATENT, 4
 
     def __init__(self) -> None:
@@ -45,11 +46,8 @@ class TinyModel(VideoModel):
     def decode(self, latents: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def quantizable(self, fqn: str) -> bool:
-        return fqn.startswith("blocks.")
-
-    def packed(self, fqn: str) -> bool:
-        return fqn.endswith("kv_linear")
+    def pipeline_parts(self) -> dict:
+        return {}
 
     @property
     def weights_sha256(self) -> str:
@@ -70,7 +68,7 @@ def calibrated(steps: int) -> Stats:
     plain, clock = experiment("quant=asq", f"sampler.steps={steps}"), StepClock(steps)
     recorder = InputRecorder(MODEL.denoiser, clock, MODEL.quantizable, range(steps))
     with Observer(MODEL.denoiser, clock, MODEL.quantizable) as observer, recorder:
-        plain.sampler.sample(MODEL.denoiser, MODEL.encode(["a", "b"]), PromptNoise(1, [0, 1], LATENT), clock)
+        MODEL.sample(MODEL.denoiser, MODEL.encode(["a", "b"]), PromptNoise(1, [0, 1], LATENT), clock, plain.sampler)
     counted = torch.logspace(-2, 0, steps), torch.full((steps,), 0.1)
     samples = Samples.recorded(recorder.inputs, recorder.places, *counted, "")
     return observer.stats(num_prompts=2).with_samples(samples)
@@ -86,7 +84,7 @@ def quantized_run(*overrides: str) -> QuantizedRun:
         calibrated(steps),
         num_steps=steps,
         quantizable=MODEL.quantizable,
-        timesteps=made.sampler.schedule.timesteps,
+        timesteps=MODEL.timesteps(made.sampler),
     )
     return QuantizedRun(
         name="tiny_0123456789",
@@ -104,7 +102,7 @@ def latents_of(run: QuantizedRun) -> Tensor:
     """What the run samples, from its full-precision weights."""
     clock = StepClock(run.state.num_steps)
     denoiser = apply(run.denoiser, run.state, clock, run.backend)
-    return run.sampler.sample(denoiser, MODEL.encode(["a", "b"]), PromptNoise(42, [0, 1], LATENT), clock)
+    return MODEL.sample(denoiser, MODEL.encode(["a", "b"]), PromptNoise(42, [0, 1], LATENT), clock, run.sampler)
 
 
 @pytest.fixture(scope="session")

@@ -114,8 +114,9 @@ def test_smoothing_moves_few_codes_and_by_one(zero_points, tmp_path):
         check_integer(path, [FQN])
         for step in steps:
             found, expected = run(path, x, step), reference(layer, x, step)
-            params = layer.params
-            one_code = params.step_act().scale[step] * params.dequantized_weight(layer.weight, step // 2).abs().max()
+            quant = layer.quant
+            scale = quant.act.step_qparams().scale[step]
+            one_code = scale * quant.dequantized_weight(layer.weight, step // 2).abs().max()
             moved = (found - expected).abs() > 1e-4
             assert moved.float().mean() < 0.05 and (found - expected).abs().max() <= 2 * one_code
 
@@ -160,7 +161,7 @@ def test_what_bytes_cannot_hold_is_refused(options, reason):
 @pytest.mark.parametrize("parts", ["shift", "correction", "bits", "codes", "shift correction bits codes"])
 def test_shifts_corrections_bits_and_codes(parts, zero_points, extended, tmp_path):
     layer = make_layer(weight_bits=4, act_bits=8, act_time_ranges="per_step")
-    layer = replace(layer, params=extended(layer.params, layer.weight, 9, parts))
+    layer = replace(layer, quant=extended(layer.quant, layer.weight, 9, parts))
     x, groups = inputs(), [list(range(STEPS))] if zero_points else [[step] for step in range(STEPS)]
     for steps in groups:
         path = write(layer, steps, tmp_path, zero_points=zero_points)
@@ -172,7 +173,7 @@ def test_shifts_corrections_bits_and_codes(parts, zero_points, extended, tmp_pat
 def test_steps_of_other_bits_are_another_constant_graph(extended):
     layer = make_layer(num_time_ranges=2)
     assert step_groups([layer], constant=True) == [[0, 1], [2, 3]]
-    layer = replace(layer, params=extended(layer.params, layer.weight, 9, "bits"))
+    layer = replace(layer, quant=extended(layer.quant, layer.weight, 9, "bits"))
     assert step_groups([layer], constant=True) == [[0], [1], [2], [3]]
     assert step_groups([layer], constant=False) == [[0, 1, 2, 3]]
 
@@ -183,7 +184,7 @@ def test_steps_of_other_bits_are_another_constant_graph(extended):
 def test_what_it_does_not_write_is_refused(parts, kind, extended):
     layer = make_layer()
     with pytest.raises(UserError, match=rf"^layer {FQN}: export=onnx_qdq does not run the part {kind}; it runs affine"):
-        OnnxBackend().layer(replace(layer, params=extended(layer.params, layer.weight, 9, parts)))
+        OnnxBackend().layer(replace(layer, quant=extended(layer.quant, layer.weight, 9, parts)))
 
 
 def test_two_dimensions_are_refused():

@@ -36,7 +36,9 @@ def run() -> QuantizedRun:
     """ASQ + TSW W8A8 of the shipped testbed, calibrated on two prompts."""
     model, sampler, clock = ShapesModel(), DDIMSampler(), StepClock(20)
     with Observer(model.denoiser, clock, model.quantizable) as observer:
-        sampler.sample(model.denoiser, model.encode(CALIBRATION), PromptNoise(1, [0, 1], model.latent_shape), clock)
+        model.sample(
+            model.denoiser, model.encode(CALIBRATION), PromptNoise(1, [0, 1], model.latent_shape), clock, sampler
+        )
     method = StaticMethod(alpha=0.5, act_time_ranges="per_step")
     state = method.convert(model.denoiser, observer.stats(num_prompts=2), num_steps=20, quantizable=model.quantizable)
     config = {
@@ -77,7 +79,7 @@ def test_testbed_over_all_steps(run, folder):
 
     def trajectory(denoiser, clock):
         kept = []
-        run.sampler.sample(denoiser, conditions, noise, clock, lambda _, x: kept.append(x.clone()))
+        run.model.sample(denoiser, conditions, noise, clock, run.sampler, lambda _, x: kept.append(x.clone()))
         return torch.stack(kept)
 
     clock = StepClock(20)

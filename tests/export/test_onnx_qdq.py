@@ -85,7 +85,9 @@ def trajectory(denoiser, run, clock) -> list[Tensor]:
     """Latents after every step, of two prompts."""
     kept = []
     noise = PromptNoise(42, [0, 1], run.model.latent_shape)
-    run.sampler.sample(denoiser, run.model.encode(["a", "b"]), noise, clock, lambda _, x: kept.append(x.clone()))
+    run.model.sample(
+        denoiser, run.model.encode(["a", "b"]), noise, clock, run.sampler, lambda _, x: kept.append(x.clone())
+    )
     return kept
 
 

@@ -17,15 +17,17 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.flat_layers import changed, flat
 from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.observer import step_observers
+from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.methods import FullPrecisionMethod, StaticMethod
 from vdq.models.stdit import FusedLinear
-from vdq.quant import apply, model_size
-from vdq.quant.params import Codebook
+from vdq.quant import apply, model_size, projections
+from vdq.quant.codebook import Codebook
 from vdq.quant.report import MEGABYTE
 
 FILE = "weights_1.safetensors"
@@ -44,9 +46,9 @@ def sample(model: packed.PackedModel, run) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", ["fake_quant", *(pytest.param(b, marks=pytest.mark.slow) for b in INTEGER)])
 def test_samples_the_same_bits(recipe, backend, make_run, expected_latents, tmp_path):
+    integers = ["quant.temporal_bits=null"] if recipe == "qvd" and backend != "fake_quant" else []
     if recipe == "dvd_quant" and backend in INTEGER:
         pytest.skip("quant=dvd_quant runs simulated only")
-    integers = ["quant.temporal_bits=null"] if recipe == "qvd" and backend != "fake_quant" else []
     run = make_run(f"quant={recipe}", "bits=w4a8", f"backend={backend}", *integers)
     expected = expected_latents(run)
     assert expected.isfinite().all() and expected.std() > 0
@@ -91,10 +93,12 @@ def test_transforms_bits_codes_and_groups(parts, backend, make_run, expected_lat
     assert expected.isfinite().all() and not torch.equal(expected, plain)
     model = packed.load(export(run, tmp_path / "packed"))
     assert torch.equal(sample(model, run), expected)
+    weights = {p.fqn: p.weight for p in projections(run.denoiser)}
     for fqn, params in run.state.layers.items():
         found = model.state.layers[fqn]
-        assert found.scalars() == params.scalars()
-        assert all(torch.equal(value, found.tensors()[name]) for name, value in params.tensors().items())
+        coded = params.with_codes(weights[fqn])
+        assert found.description() == coded.description()
+        assert all(torch.equal(value, found.tensors()[name]) for name, value in coded.tensors().items())
     stored = sum(model.contents["bytes"].values()) / MEGABYTE
     assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
 
@@ -103,25 +107,26 @@ def test_transforms_bits_codes_and_groups(parts, backend, make_run, expected_lat
 def test_a_shift_of_one_input_is_stored_once(quant, make_run, tmp_path):
     run = make_run(f"quant={quant}", "bits=w4a8")
     path = export(run, tmp_path / "packed")
-    stored = {name.removesuffix(".shift") for name in load_file(path / FILE) if name.endswith(".shift")}
+    end = ".shift.values"
+    stored = {name.removesuffix(end) for name in load_file(path / FILE) if name.endswith(end)}
     assert {f"blocks.0.attn.{part}" for part in "qkv"} & stored == {"blocks.0.attn.q"} and FQN in stored
-    layers = packed.load(path).state.layers
-    for fqn, params in run.state.layers.items():
-        assert params.shift is None or torch.equal(layers[fqn].shift, params.shift)
-    assert layers["blocks.0.attn.v"].shift is layers["blocks.0.attn.q"].shift
+    shifts = {fqn: flat(quant).shift for fqn, quant in packed.load(path).state.layers.items()}
+    for fqn, quant in run.state.layers.items():
+        assert shifts[fqn] is None or torch.equal(shifts[fqn], flat(quant).shift)
+    assert shifts["blocks.0.attn.v"] is shifts["blocks.0.attn.q"] is not None
 
 
 def test_a_shift_that_no_layer_stores_is_refused(make_run, tmp_path):
-    path = export(make_run("quant=qvd"), tmp_path / "packed")
-    sealed(path, lambda m: m["contents"]["layers"]["blocks.0.attn.v"].update(shift_of="blocks.0.attn.k"))
-    with pytest.raises(ValueError, match=r"lacks tensor blocks.0.attn.k.shift, the shift of layer blocks.0.attn.v$"):
+    path, end = export(make_run("quant=qvd"), tmp_path / "packed"), "shift.values"
+    sealed(path, lambda m: m["contents"]["same"].update({f"blocks.0.attn.v.{end}": f"blocks.0.attn.k.{end}"}))
+    with pytest.raises(UserError, match=f"lacks tensor blocks.0.attn.k.{end}, which stands for blocks.0.attn.v.{end}$"):
         packed.load(path)
 
 
 def test_codebooks(make_run, expected_latents, tmp_path):
     run = make_run("quant=asq_tsw")
     book = Codebook(torch.linspace(-3, 3, 8), torch.linspace(-2.5, 2.5, 7))
-    layers = {fqn: replace(params, act=None, codebook=book) for fqn, params in run.state.layers.items()}
+    layers = {fqn: changed(quant, act=None, codebook=book) for fqn, quant in run.state.layers.items()}
     run = replace(run, state=replace(run.state, layers=layers))
     assert torch.equal(sample(packed.load(export(run, tmp_path / "packed")), run), expected_latents(run))
 
@@ -146,8 +151,8 @@ def test_codes_on_disk_are_numpys(bits, make_run, tmp_path):
     run = make_run("quant=tsq_tsw", f"bits.weight={bits}")
     tensors = load_numpy(export(run, tmp_path / "packed") / FILE)
     weight = run.denoiser.get_submodule(FQN).weight.numpy()
-    stored = {name: tensors[f"{FQN}.weight_{name}"] for name in ("scale", "zero_point", "codes")}
-    smoothing = tensors[f"{FQN}.smoothing"]
+    stored = {name: tensors[f"{FQN}.stored_codes.{name}"] for name in ("scale", "zero_point", "codes")}
+    smoothing = tensors[f"{FQN}.smoothing.factors"]
     assert len(smoothing) == len(stored["codes"]) == 4 and stored["codes"].shape[1] == weight.size * bits // 8
     for s, scale, zero, codes in zip(smoothing, stored["scale"], stored["zero_point"], stored["codes"], strict=True):
         expected = np.clip(np.rint(weight * s / scale) + zero, 0, 2**bits - 1).astype(np.uint8)
@@ -164,7 +169,7 @@ def test_no_weight_of_a_quantized_layer_is_stored(recipe, make_run, tmp_path):
     quantized = {name for name in rest if name.startswith("blocks.") and name.endswith(".weight")}
     kept = rest.keys() - quantized - {f"{fqn}.weight" for fqn in run.state.layers}
     assert all(torch.equal(tensors[name], rest[name]) for name in kept)
-    assert kept | {f"{fqn}.weight_codes" for fqn in run.state.layers} <= tensors.keys()
+    assert kept | {f"{fqn}.stored_codes.codes" for fqn in run.state.layers} <= tensors.keys()
 
 
 @pytest.mark.parametrize("bits", [3, 6, 8, 16])
@@ -216,15 +221,14 @@ def test_parts_of_a_fused_linear_may_stay_in_full_precision(tmp_path):
         for fqn, weight in (("attn.q", net.attn.qkv.weight[:6]), ("attn.v", net.attn.qkv.weight[12:]))
     }
     state = packed.QuantState(layers, 2)
-    packed.write_tensors(net, state, tmp_path)
+    contents = packed.write_tensors(net, state, tmp_path) | {"num_steps": 2}
     tensors = load_file(tmp_path / FILE)
     assert torch.equal(tensors["attn.k.weight"], net.attn.qkv.weight[6:12]) and "attn.qkv.weight" not in tensors
-    facts = packed.descriptions(net, state)
-    assert packed.expected_tensors(net, facts, 2).keys() == tensors.keys()
-    coded = packed.QuantState({fqn: packed._params(fqn, facts[fqn], tensors) for fqn in facts}, 2)
+    assert packed.expected_tensors(net, contents).keys() == tensors.keys()
     with torch.device("meta"):
         empty = Net()
-    loaded = apply(packed._filled(empty, tensors, coded), coded, StepClock(2), FakeQuantBackend())
+    coded = packed.QuantState(packed.restored_layers(empty, contents, tensors, tmp_path), 2)
+    loaded = apply(packed.filled(empty, tensors, coded), coded, StepClock(2), FakeQuantBackend())
     x = torch.randn(3, 6)
     assert torch.equal(loaded(x), apply(net, state, StepClock(2), FakeQuantBackend())(x))
 
@@ -250,7 +254,8 @@ def test_card_says_what_it_is(recipe, make_run, tmp_path):
     path = export(make_run(f"quant={recipe}", "bits=w6a8"), tmp_path / "packed")
     card, contents = (path / "README.md").read_text(), json.loads((path / "manifest.json").read_text())["contents"]
     bits = "6, 8" if recipe == "qvd" else "6"  # its temporal layers have 8
-    assert f"quant={recipe}" in card and f"| {bits} bits per output channel" in card and "`0123456789`" in card
+    assert f"quant={recipe}" in card and f"with {bits}-bit weights" in card and "`0123456789`" in card
+    assert "| weights | 6 bits per output channel" in card
     dynamic = recipe in ("dynamic", "dvd_quant")
     assert ("dynamic: 8 bits" in card) == dynamic == ("static: 8 bits" not in card)
     assert all(f"| {part} | {count:,} |" in card for part, count in contents["bytes"].items())
@@ -336,14 +341,14 @@ def test_damage_is_refused_with_one_sentence(kind, folder):
 
 WRONG = {
     "kind": (lambda m: m.update(kind="onnx_qdq"), "kind=onnx_qdq cannot be loaded; packed is allowed"),
-    "version": (lambda m: m.update(version=2), "version=2 cannot be loaded; 1 is allowed"),
+    "version": (lambda m: m.update(version=1), "version=1 cannot be loaded; 2 is allowed; export it again$"),
     "steps": (
         lambda m: m["contents"]["config"]["sampler"].update(steps=10),
         "sampler.steps=10 must be 4, the steps that its tables are for",
     ),
     "tables": (
         lambda m: (m["contents"].update(num_steps=2), m["contents"]["config"]["sampler"].update(steps=2)),
-        r"tensor blocks.0.attn.q.weight_range is int64 \[4\], must be int64 \[2\]",
+        "layer blocks.0.attn.q has 4 steps, must be 2$",
     ),
     "sampler": (
         lambda m: m["contents"]["config"]["sampler"].update(_target_="vdq.diffusion.samplers.Euler"),
@@ -367,8 +372,12 @@ WRONG = {
     ),
     "depth": (lambda m: m["contents"]["denoiser"].update(depth=2), "lacks .* tensors, such as blocks.1"),
     "bits": (
-        lambda m: m["contents"]["layers"][FQN].update(weight_bits=6),
-        rf"tensor {FQN}.weight_codes is uint8 .*, must be uint8 \[2, ",
+        lambda m: next(part for part in m["contents"]["layers"][FQN] if part["kind"] == "stored_codes").update(bits=6),
+        rf"layer {FQN}: stored_codes.codes is \[2, .*, must be \[2, ",
+    ),
+    "part": (
+        lambda m: m["contents"]["layers"][FQN][0].update(kind="wavelet"),
+        rf"layer {FQN}: kind=wavelet is no known part of a layer",
     ),
     "layer": (lambda m: m["contents"]["layers"].pop(FQN), rf"lacks 1 of .* tensors, such as {FQN}.weight"),
 }
@@ -383,30 +392,31 @@ def test_configuration_that_does_not_fit_is_refused(kind, folder):
     assert "\n" not in str(error.value)
 
 
+CODES, ACTS = f"{FQN}.stored_codes", f"{FQN}.static"
 TENSORS = {
-    "missing codes": (lambda t: t.pop(f"{FQN}.weight_codes"), rf"lacks 1 of \d+ tensors, such as {FQN}.weight_codes"),
+    "missing codes": (lambda t: t.pop(f"{CODES}.codes"), rf"lacks 1 of \d+ tensors, such as {CODES}.codes"),
     "missing bias": (lambda t: t.pop(f"{FQN}.bias"), rf"lacks 1 of \d+ tensors, such as {FQN}.bias"),
-    "missing smoothing": (lambda t: t.pop(f"{FQN}.smoothing"), rf"such as {FQN}.smoothing"),
+    "missing smoothing": (lambda t: t.pop(f"{FQN}.smoothing.factors"), rf"such as {FQN}.smoothing.factors"),
     "extra": (lambda t: t.update(spy=torch.zeros(1)), "has 1 tensors that no layer needs, such as spy"),
     "shape": (
-        lambda t: t.update({f"{FQN}.act_scale": torch.ones(3)}),
-        rf"tensor {FQN}.act_scale is float32 \[3\], must be float32 \[2\]",
+        lambda t: t.update({f"{ACTS}.scale": torch.ones(3)}),
+        rf"tensor {ACTS}.scale is float32 \[3\], must be float32 \[2\]",
     ),
     "dtype": (
-        lambda t: t.update({f"{FQN}.weight_scale": t[f"{FQN}.weight_scale"].half()}),
-        rf"tensor {FQN}.weight_scale is float16 .*, must be float32",
+        lambda t: t.update({f"{CODES}.scale": t[f"{CODES}.scale"].half()}),
+        rf"tensor {CODES}.scale is float16 .*, must be float32",
     ),
     "one set less": (
-        lambda t: t.update({f"{FQN}.weight_codes": t[f"{FQN}.weight_codes"][:1]}),
-        rf"tensor {FQN}.weight_codes is uint8 \[1, ",
+        lambda t: t.update({f"{CODES}.codes": t[f"{CODES}.codes"][:1]}),
+        rf"tensor {CODES}.codes is uint8 \[1, ",
     ),
     "a range that is not there": (
-        lambda t: t.update({f"{FQN}.weight_range": t[f"{FQN}.weight_range"] + 1}),
-        rf"tensor {FQN}.weight_range has values outside 0..1, its ranges",
+        lambda t: t.update({f"{FQN}.smoothing.steps": t[f"{FQN}.smoothing.steps"] + 1}),
+        rf"layer {FQN}: smoothing.factors has 2 rows, must have one for each of 1..2",
     ),
     "act range": (
-        lambda t: t.update({f"{FQN}.act_range": t[f"{FQN}.act_range"] - 1}),
-        rf"tensor {FQN}.act_range has values outside 0..1, its ranges",
+        lambda t: t.update({f"{ACTS}.steps": t[f"{ACTS}.steps"] - 1}),
+        rf"layer {FQN}: static.scale has 2 rows, must have one for each of -1..0",
     ),
 }
 
@@ -425,22 +435,6 @@ def test_a_file_that_is_not_safetensors_is_refused(folder):
     sealed(folder)
     with pytest.raises(ValueError, match=rf"{FILE} must be a whole safetensors file"):
         packed.load(folder)
-
-
-def test_an_artefact_of_before_is_read(folder, make_run, expected_latents):
-    """Its manifest knew neither transforms nor groups."""
-    old = {"weight_bits", "act_bits", "symmetric_weights", "symmetric_acts", "act_granularity"}
-    old |= {"weight_ranges", "act_ranges", "smoothing"}
-
-    def forget(manifest: dict) -> None:
-        for facts in manifest["contents"]["layers"].values():
-            assert facts.keys() > old
-            for name in facts.keys() - old:
-                facts.pop(name)
-
-    sealed(folder, forget)
-    run = make_run("quant=tsq_2tr", "bits=w4a8")
-    assert torch.equal(sample(packed.load(folder), run), expected_latents(run))
 
 
 def test_a_clock_of_other_steps_is_refused(sound):

@@ -56,7 +56,7 @@ def test_frames_are_those_of_the_model_that_was_exported(run, folder):
     denoiser = apply(run.denoiser, run.state, clock, run.backend)
     with torch.inference_mode():
         conditions, noise = run.model.encode([PROMPT]), PromptNoise(7, [0], run.model.latent_shape)
-        expected = run.model.decode(run.sampler.sample(denoiser, conditions, noise, clock))[0]
+        expected = run.model.decode(run.model.sample(denoiser, conditions, noise, clock, run.sampler))[0]
     frames, fps = sample(packed.load(folder), PROMPT, seed=7)
     assert torch.equal(frames, expected) and fps == run.model.fps
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from vdq.commands.run import run
-from vdq.shapes.nets import build_autoencoder, build_clip, build_denoiser, build_text_encoder
-from vdq.shapes.tokenizer import build_tokenizer
+from vdq.models.shapes_nets import build_autoencoder, build_denoiser, build_text_encoder
+from vdq.models.shapes_tokenizer import build_tokenizer
+from vdq.shapes.nets import build_clip
 from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vdq.diffusion.guidance import Reusing, guided
-from vdq.models.base import Conditions
+from vdq.models.guidance import Conditions, Reusing, guided
 from vdq.models.stdit import STDiT
 
 EVERYONE = 8

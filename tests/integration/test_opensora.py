@@ -24,9 +24,10 @@ from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
 from vdq.export import artefact, packed
 from vdq.export.sample import main as sample_artefact
-from vdq.models.base import Conditions
 from vdq.models.captions import clean
+from vdq.models.guidance import Conditions
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import sample_stdit
 from vdq.tracking.registry import runs as registry
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,7 @@ def test_videos_are_those_of_the_parts_put_together_by_hand(finished, folder, ti
         y = T5EncoderModel.from_pretrained(files / "text_encoder")(**tokens).last_hidden_state[:, None]
         conditions = Conditions(y, net.y_embedder.y_embedding, tokens.attention_mask)
         noise = PromptNoise(42, range(2), (4, 4, 4, 6))
-        latents = DDIMSampler(steps=2).sample(net.eval(), conditions, noise, StepClock(2))
+        latents = sample_stdit(net.eval(), conditions, noise, StepClock(2), DDIMSampler(steps=2))
         pixels = torch.stack([autoencoder.decode(frame.transpose(0, 1) / 0.18215).sample for frame in latents])
     expected = ((pixels.clamp(-1, 1) + 1) / 2 * 255).round().movedim(2, -1)
 

@@ -19,7 +19,7 @@ def test_run_folder_has_the_tables_and_the_distances(finished):
     result = json.loads((folder / "result.json").read_text())
     assert all(result[key] >= 0 for key in DISTANCES)
     assert (result["kind"], result["quantized_layers"]) == ("static", 80)
-    assert not any(result["higher_is_better"][key] for key in DISTANCES)
+    assert not any(result["described"][key]["higher_is_better"] for key in DISTANCES)
 
 
 def test_default_metrics_have_no_distance_of_sets(finished):

@@ -208,10 +208,15 @@ def refused(overrides: list[str], place: Path) -> str | None:
 def test_wrong_values_are_one_sentence_and_leave_nothing_behind(start, place):
     asked = inputs(start)
     problems = []
-    import time; t0 = time.time()
-    out = open("/tmp/wi.txt", "a", buffering=1); print("#", start, len(asked), file=out)
+    import time
+
+    t0 = time.time()
+    out = open("/tmp/wi.txt", "a", buffering=1)
+    print("#", start, len(asked), file=out)
     for overrides in asked:
-        if problem := refused(overrides, place): problems.append(problem); print(problem[:250], file=out)
+        if problem := refused(overrides, place):
+            problems.append(problem)
+            print(problem[:250], file=out)
     print("# done", time.time() - t0, time.process_time(), file=out)
     assert asked and not problems, f"{len(problems)} of {len(asked)}:\n" + "\n".join(problems)
 

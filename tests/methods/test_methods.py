@@ -11,17 +11,18 @@ from omegaconf import OmegaConf
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.flat_layers import changed, flat
 from vdq.backends import Backend, FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.backends.cpu.matmul import KERNELS, failure
 from vdq.backends.cpu.passes import TorchPasses
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
 from vdq.diffusion.schedule import Schedule
 from vdq.methods import DynamicMethod, FullPrecisionMethod, Method, QvdMethod, StaticMethod
-from vdq.models.base import Conditions
+from vdq.models.guidance import Conditions, Reusing
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import sample_stdit
 from vdq.quant import (
     CallCounter,
     LayerStats,
@@ -33,7 +34,7 @@ from vdq.quant import (
     projections,
     quantized_layers,
 )
-from vdq.quant.params import Codebook
+from vdq.quant.codebook import Codebook
 from vdq.quant.samples import Samples
 from vdq.quant.search import InputRecorder
 
@@ -128,7 +129,7 @@ def test_a_recipe_names_the_parts_that_its_layers_are_made_of(denoiser, stats, n
     """At 6 bits, where activation bits of steps and videos differ; so a backend can refuse before calibration."""
     method = recipe(name, act_bits=6) if name != "fp16" else recipe(name)
     layers = convert(method, denoiser, stats).layers.values()
-    assert method.parts() == frozenset().union(*(params.kinds for params in layers))
+    assert method.parts() == frozenset().union(*(quant.features for quant in layers))
 
 
 class Trace(TorchDispatchMode):
@@ -193,7 +194,7 @@ def test_static_recipes_reduce_no_activation_at_run_time(name, backend, denoiser
 def test_tokens_of_static_plus_have_groups_and_text_has_none(fold, denoiser, stats):
     method = recipe("static_plus", token_groups="position", fold_rotation=fold)
     state = convert(method, denoiser, stats)
-    groups = {fqn: params.num_act_groups for fqn, params in state.layers.items()}
+    groups = {fqn: quant.act.num_groups for fqn, quant in state.layers.items()}
     assert {fqn for fqn, count in groups.items() if count == 1} == {"blocks.0.cross_attn.kv_linear"}
     assert set(groups.values()) == {1, denoiser.pos_embed.shape[1]}
     assert {row.fqn: row.act_groups for row in state.report if row.kind == "static"} == groups
@@ -208,7 +209,7 @@ ALL = "shift rotation correction bits codes branch groups"
 def codebooks(state: QuantState) -> QuantState:
     """The same levels for all layers."""
     book = Codebook(torch.linspace(-4, 4, 9), torch.linspace(-3.5, 3.5, 8))
-    layers = {fqn: replace(params, act=None, codebook=book) for fqn, params in state.layers.items()}
+    layers = {fqn: changed(quant, act=None, codebook=book) for fqn, quant in state.layers.items()}
     return replace(state, layers=layers)
 
 
@@ -305,7 +306,7 @@ def test_reuse_changes_no_bit_of_the_latents(name, backend, text, denoiser, stat
 
     def sample(net: STDiT | Reusing) -> list[torch.Tensor]:
         return [
-            sampler.sample(net, prompts[rows], PromptNoise(0, range(3)[rows], (4, 2, 4, 4)), clock)
+            sample_stdit(net, prompts[rows], PromptNoise(0, range(3)[rows], (4, 2, 4, 4)), clock, sampler)
             for rows in (slice(0, 2), slice(2, 3))
         ]
 
@@ -313,8 +314,8 @@ def test_reuse_changes_no_bit_of_the_latents(name, backend, text, denoiser, stat
     with CallCounter(model) as counter:
         assert all(map(torch.equal, sample(Reusing(model)), expected))
     if method.quantizes:
-        params = state.layers["blocks.0.cross_attn.kv_linear"]
-        ranges = max(params.num_weight_ranges, len(params.act.scale) if params.static else 1)
+        quant = state.layers["blocks.0.cross_attn.kv_linear"]
+        ranges = max(quant.weight.num_sets, quant.act.num_ranges)
         calls = 2 * (ranges if text == "changing" else 1)
         assert counter.calls["blocks.0.cross_attn.kv_linear"] == calls
         temporal = sum(not quantizable(fqn) for fqn in state.layers)
@@ -382,14 +383,14 @@ def test_ranges_are_those_of_the_paper(name, weight_ranges, act_ranges, denoiser
     rows = [row for row in state.report if row.kind != "full_precision"]
     assert len(rows) == 13
     assert {(row.weight_ranges, row.act_ranges) for row in rows} == {(weight_ranges, act_ranges)}
-    smoothed = {params.smoothing is not None for params in state.layers.values()}
+    smoothed = {quant.part("smoothing") is not None for quant in state.layers.values()}
     assert smoothed == {name.startswith(("asq", "tsq"))}
 
 
 def test_static_parameters_follow_the_statistics(denoiser, stats):
     """One layer by hand: factors of each range from its own steps, then the range of the smoothed activation."""
     method = StaticMethod(weight_bits=6, act_bits=4, num_time_ranges=2, alpha=0.3, momentum=0.9)
-    params = convert(method, denoiser, stats).layers["blocks.0.mlp.fc1"]
+    params = flat(convert(method, denoiser, stats).layers["blocks.0.mlp.fc1"])
     seen, weight = stats.layers["blocks.0.mlp.fc1"], denoiser.blocks[0].mlp.fc1.weight
     for r, steps in enumerate((range(10), range(10, 20))):
         average = None

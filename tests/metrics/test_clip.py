@@ -147,7 +147,7 @@ def test_cosines_are_neither_clamped_nor_scaled() -> None:
 
 def test_names_its_weights_and_builds_no_graph() -> None:
     metric = ClipMetric(encoder=SmallClip())
-    assert metric.assets == {"small": "0" * 64} and metric.higher_is_better
+    assert metric.assets == {"small": "0" * 64} and all(value.higher_is_better for value in metric.values)
     assert set(metric(random_videos(), PROMPTS)) == {"clipsim", "clip_temp"}, "forward gives the batch's values"
     assert not metric.value_clipsim[0].requires_grad
 

@@ -188,7 +188,9 @@ def test_fvd_fp16_is_the_distance_of_the_two_sets(detector: I3dDetector, caplog:
         metric.update(videos[batch], reference[batch], index=batch)
     assert metric.compute() == {"fvd_fp16": pytest.approx(expected, rel=1e-5)}
     assert metric.per_video() == {} and metric.per_video_index() == list(range(8))
-    assert metric.higher_is_better is False and metric.assets == {detector.name: detector.sha256}
+    assert [value.higher_is_better for value in metric.values] == [False] and metric.assets == {
+        detector.name: detector.sha256
+    }
     assert "fvd_fp16: 8 videos; with fewer than 256 it is biased" in caplog.text
     assert "different values" not in caplog.text
     metric.update(videos[:1], reference[1:2], index=[4])

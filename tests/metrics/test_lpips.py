@@ -82,7 +82,7 @@ def test_equals_the_formula(alexnet: torch.nn.Module, metric: LpipsMetric) -> No
     assert expected[2] > 1.5 * expected[0] > 1e-3, "the videos differ in quality"
     assert metric.per_video() == {"lpips": pytest.approx(expected, rel=1e-5)}
     assert metric.compute() == {"lpips": pytest.approx(np.mean(expected), rel=1e-5)}
-    assert metric.higher_is_better is False
+    assert [value.higher_is_better for value in metric.values] == [False]
 
 
 def test_equal_frames_have_distance_0_and_the_smallest_frame_works(metric: LpipsMetric) -> None:

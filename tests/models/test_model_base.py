@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vdq.models.base import Conditions, VideoModel
+from vdq.models.base import VideoModel
+from vdq.models.guidance import Conditions
 
 Y, NULL, MASK = torch.randn(3, 1, 5, 8), torch.randn(5, 8), torch.ones(3, 5, dtype=torch.long)
 

@@ -72,7 +72,7 @@ def test_one_step_of_the_full_model_on_random_weights(recipe):
     conditions = small.encode(["a kite", "a reef with two turtles"])
 
     def sample(denoiser):
-        return sampler.sample(denoiser, conditions, PromptNoise(0, [0, 1], small.latent_shape), clock)
+        return small.sample(denoiser, conditions, PromptNoise(0, [0, 1], small.latent_shape), clock, sampler)
 
     with Observer(net, clock, small.quantizable) as observer:
         expected = sample(net)

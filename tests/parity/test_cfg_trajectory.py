@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import guided
 from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler
-from vdq.models.base import Conditions
+from vdq.models.guidance import Conditions, guided
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import sample_stdit
 
 pytestmark = pytest.mark.golden("opensora", "stdit_cfg_traj")
 
@@ -95,10 +95,13 @@ def test_network_output_and_timesteps_of_every_step(golden, model, conditions):
 @pytest.mark.parametrize(("kind", "name"), SAMPLERS)
 def test_teacher_forced(golden, model, conditions, kind, name):
     count, expected, sampler = golden.config["n_prompts"], golden.tensors[name], sampler_of(kind, golden)
+    scheduler = sampler.scheduler()
+    scheduler.set_timesteps(sampler.steps)
     for step, timestep in enumerate(sampler.schedule.timesteps.tolist()):
         x = expected[step, :count]
         eps, variance = guided(model, x, timestep, conditions, guidance_scale=sampler.guidance_scale)
-        actual = sampler.advance(step, x, eps, variance, Replay(golden, step))
+        output = torch.cat([eps, variance], dim=1)
+        actual = scheduler.step(output, timestep, x, variance_noise=Replay(golden, step).next()).prev_sample
         atol = tolerance(golden, "teacher_forced") * absmax(golden, step, expected)
         torch.testing.assert_close(actual, expected[step + 1, :count], atol=atol, rtol=0)
 
@@ -108,7 +111,7 @@ def test_free_running(golden, model, conditions, kind, name):
     count, expected, sampler = golden.config["n_prompts"], golden.tensors[name], sampler_of(kind, golden)
     states = [golden.tensors["in.z"]]
     clock = StepClock(sampler.schedule.num_steps)
-    final = sampler.sample(model, conditions, Replay(golden), clock, lambda step, x: states.append(x))
+    final = sample_stdit(model, conditions, Replay(golden), clock, sampler, lambda step, x: states.append(x))
     assert len(states) == len(expected)
     for step, state in enumerate(states[1:]):
         atol = tolerance(golden, "free_running") * absmax(golden, step, expected)

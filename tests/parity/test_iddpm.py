@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import guided
-from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler, iddpm_posterior
-from vdq.diffusion.schedule import Schedule, spaced_timesteps
-from vdq.models.base import Conditions
+from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler
+from vdq.diffusion.schedule import Schedule, iddpm_posterior, spaced_timesteps
+from vdq.models.guidance import Conditions, guided
+from vdq.models.stdit_model import sample_stdit
 
 pytestmark = pytest.mark.golden("opensora", "iddpm")
 
@@ -113,7 +113,8 @@ def test_guided_output_of_every_step(golden, network, conditions, schedule):
 
 def test_posterior_and_next_state_of_every_step(golden, schedule):
     """All 2n rows: pred_xstart, mean, log_variance and the state after the step, from upstream's guided output."""
-    recorded, sampler = golden.under("out."), sampler_of(IDDPMSampler, golden)
+    recorded, scheduler = golden.under("out."), sampler_of(IDDPMSampler, golden).scheduler()
+    scheduler.set_timesteps(schedule.num_steps)
     noise = Replay(golden, rows=recorded["latents"].shape[1])
     for step in range(schedule.num_steps):
         x = recorded["latents"][step]
@@ -121,7 +122,10 @@ def test_posterior_and_next_state_of_every_step(golden, schedule):
         posterior = iddpm_posterior(schedule, step, x, eps, variance)
         for name, actual in posterior._asdict().items():
             assert_close(actual, recorded[name][step], golden)
-        assert_close(sampler.advance(step, x, eps, variance, noise), recorded["latents"][step + 1], golden)
+        following = scheduler.step(
+            recorded["model_cfg"][step], schedule.timesteps[step], x, variance_noise=noise.next()
+        ).prev_sample
+        assert_close(following, recorded["latents"][step + 1], golden)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(IDDPMSampler, "latents"), (DDIMSampler, "ddim_latents")])
@@ -129,7 +133,7 @@ def test_free_running_trajectory(golden, network, conditions, kind, name):
     count, expected = golden.config["n_prompts"], golden.tensors[f"out.{name}"]
     sampler, states = sampler_of(kind, golden), []
     clock = StepClock(sampler.schedule.num_steps)
-    final = sampler.sample(network, conditions, Replay(golden), clock, lambda step, x: states.append(x))
+    final = sample_stdit(network, conditions, Replay(golden), clock, sampler, lambda step, x: states.append(x))
     assert len(states) == len(expected) - 1
     for actual, state in zip(states, expected[1:], strict=True):
         assert_close(actual, state[:count], golden)

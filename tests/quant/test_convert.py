@@ -6,15 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from scipy.linalg import hadamard
 from torch import nn
 
+from tests.flat_layers import flat
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods import DynamicMethod, FullPrecisionMethod, StaticMethod
 from vdq.models.stdit import FusedLinear
-from vdq.quant import CallCounter, LayerStats, Observer, QuantState, Stats, apply, model_size, quantized_layers, storage
+from vdq.quant import CallCounter, LayerStats, Observer, QuantState, Stats, apply, model_size, quantized_layers
 from vdq.quant.report import layer_reports
 
 STEPS = 4
@@ -123,7 +125,7 @@ def test_state_dict_is_the_same_for_every_choice_and_holds_no_weight_set(net, st
     choices = ("keep", "packed", "requantize")
     models = [apply(net, convert(net, stats), StepClock(STEPS), FakeQuantBackend(choice)) for choice in choices]
     names = [name for name in models[0].state_dict() if name.startswith("fc.")]
-    assert names == ["fc.bias", "fc.divisor", "fc.grid"]
+    assert names == ["fc.bias", "fc.act.divisor", "fc.act.grid"]
     expected = models[0](data(0))
     for model in models[1:]:
         model(data(1))
@@ -157,7 +159,7 @@ def test_file_round_trip(net, stats, method, tmp_path):
     assert (loaded.num_steps, loaded.report) == (state.num_steps, state.report)
     assert list(loaded.layers) == list(state.layers)
     for fqn, params in state.layers.items():
-        assert loaded.layers[fqn].scalars() == params.scalars()
+        assert loaded.layers[fqn].description() == params.description()
         tensors = loaded.layers[fqn].tensors()
         assert tensors.keys() == params.tensors().keys()
         assert all(torch.equal(value, tensors[name]) for name, value in params.tensors().items())
@@ -171,7 +173,7 @@ def test_file_round_trip_of_every_table(net, stats, extended, tmp_path):
     state = replace(state, layers={"fc": params})
     state.save(tmp_path / "state.safetensors")
     loaded = QuantState.load(tmp_path / "state.safetensors").layers["fc"]
-    assert loaded.scalars() == params.scalars() and loaded.tensors().keys() == params.tensors().keys()
+    assert loaded.description() == params.description() and loaded.tensors().keys() == params.tensors().keys()
     assert all(torch.equal(value, loaded.tensors()[name]) for name, value in params.tensors().items())
 
 
@@ -184,7 +186,7 @@ def test_an_interrupted_save_leaves_the_old_file(net, stats, tmp_path, monkeypat
         target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage, "save_file", broken)
+    monkeypatch.setattr(safetensors.torch, "save_file", broken)
     with pytest.raises(OSError, match="disk full"):
         convert(net, stats, StaticMethod()).save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -210,7 +212,7 @@ def test_report_has_a_row_for_every_layer(net, stats):
     assert (row.kind, row.shape, row.weight_bits, row.act_bits) == ("static", (4, 6), 6, 8)
     assert (row.weight_ranges, row.act_ranges) == (2, 2)
 
-    params, weight = state.layers["attn.q"], net.attn.qkv.weight[:4].double().numpy()
+    params, weight = flat(state.layers["attn.q"]), net.attn.qkv.weight[:4].double().numpy()
     s = params.smoothing.double().numpy()[:, None]
     lo, hi = np.minimum((weight * s).min(-1, keepdims=True), 0), np.maximum((weight * s).max(-1, keepdims=True), 0)
     scale = (hi - lo) / 63
@@ -261,11 +263,12 @@ def test_sizes_count_stored_codes_once_and_every_table(net, stats, extended):
 def test_reports_tell_transforms_bits_and_groups(parts, net, stats, extended):
     weight, seen = net.fc.weight.repeat(3, 2), stats.layers["fc"]
     wide = LayerStats(*(getattr(seen, name).repeat(1, 2) for name in ("min", "max", "abs_sum")), seen.rows)
-    params = StaticMethod(weight_bits=6, alpha=0.5, num_time_ranges=2).layer(weight, wide, STEPS)
-    params = extended(params, weight, 7, parts)
+    quant = StaticMethod(weight_bits=6, alpha=0.5, num_time_ranges=2).layer(weight, wide, STEPS)
+    quant = extended(quant, weight, 7, parts)
+    params = flat(quant)
     linear = nn.Linear(8, 15, bias=False)
     linear.weight = nn.Parameter(weight)
-    (row,) = layer_reports(linear, {"": params}, Stats({"": wide}, STEPS, 3), reason="")
+    (row,) = layer_reports(linear, {"": quant}, Stats({"": wide}, STEPS, 3), reason="")
     assert (row.rotation, row.act_groups) == ((8, 1) if "rotation" in parts else (0, 2))
     assert row.mean_act_bits == ((8 + 6 + 7 + 8) / 4 if "bits" in parts else 8)
     H = hadamard(8) / np.sqrt(8) if "rotation" in parts else np.eye(8)

@@ -1,20 +1,17 @@
 """The branch beside the integers: against numpy's singular value decomposition, and as part of a layer."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
+from tests.flat_layers import changed, layer_quant, weight_grid
 from vdq.backends import FakeQuantBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
 from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.coded import pack_codes
-from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec
 from vdq.quant.low_rank import low_rank
-from vdq.quant.params import LinearParams
 
 IN, OUT, RANK = 24, 20, 4
 WEIGHT = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0))
@@ -31,7 +28,7 @@ def test_branch_leaves_what_the_largest_directions_leave():
 
 def test_sizes_are_those_of_the_meta_device():
     whole, meta = low_rank(WEIGHT, 100), low_rank(WEIGHT.to("meta"), 100)
-    assert [t.shape for t in whole] == [t.shape for t in meta] == [(OUT, IN), (OUT, OUT)]
+    assert [(t.down.shape, t.up.shape) for t in (whole, meta)] == [((OUT, IN), (OUT, OUT))] * 2
     assert meta.up.is_meta and meta.up.dtype == whole.up.dtype
 
 
@@ -42,9 +39,9 @@ def test_layer_adds_the_branch_of_what_it_quantizes(backend, smoothed):
     s = torch.linspace(0.5, 3, IN) if smoothed else torch.ones(IN)
     branch, bias = low_rank(WEIGHT * s, RANK), torch.randn(OUT, generator=torch.Generator().manual_seed(1))
     rest = WEIGHT * s - branch.weight
-    qparams = weight_qparams(rest, None, bits=4)
+    qparams = weight_grid(rest, None, bits=4)
     codes = (rest / qparams.scale[0] + qparams.zero_point[0]).round().clamp(0, 15)
-    params = LinearParams(
+    params = layer_quant(
         weight_bits=4,
         act_bits=4,
         weight=qparams,
@@ -62,5 +59,5 @@ def test_layer_adds_the_branch_of_what_it_quantizes(backend, smoothed):
     held = ((codes - qparams.zero_point[0]) * qparams.scale[0]).double().numpy()
     expected = quantized @ held.T + divided @ branch.weight.double().numpy().T + bias.double().numpy()
     np.testing.assert_allclose(layer(x).numpy(), expected, atol=1e-4)
-    with pytest.raises(ValueError, match="low_rank needs codes"):
-        replace(params, codes=None)
+    with pytest.raises(ValueError, match="low_rank needs stored codes"):
+        changed(params, codes=None)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods import DVDQuantMethod, StaticMethod
+from vdq.models.stdit_family import example_inputs
 from vdq.quant import LayerStats, QuantState, Stats, apply, projections
 from vdq.quant.layers import linear_modules
 from vdq.quant.operations import call_rows, layer_operations, operations, total
@@ -29,7 +30,7 @@ def converted(net, method) -> QuantState:
 def multiply_adds(net) -> dict[str, float]:
     """By module, as torch counts them."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(*net.example_inputs())
+        net(*example_inputs(net))
     prefix = f"{type(net).__name__}."
     return {name.removeprefix(prefix): sum(ops.values()) / 2 for name, ops in counter.get_flop_counts().items()}
 
@@ -37,14 +38,14 @@ def multiply_adds(net) -> dict[str, float]:
 def test_multiply_adds_are_those_that_torch_counts(small_stdit):
     net = small_stdit()
     counted = multiply_adds(net)
-    plain = operations(net, QuantState({}, STEPS), call_rows(net))
+    plain = operations(net, QuantState({}, STEPS), call_rows(net, example_inputs))
     for fqn, _ in linear_modules(net):
         own = [plain[p.fqn] for p in projections(net) if p.input_fqn == fqn]
         assert sum(each.float_macs for each in own) == counted[fqn] > 0
         assert all(each.integer_macs == each.rotation_adds == 0 for each in own)
     assert total(plain).bit_operations == 256 * total(plain).float_macs
 
-    found = operations(net, converted(net, StaticMethod(weight_bits=6, act_bits=5)), call_rows(net))
+    found = operations(net, converted(net, StaticMethod(weight_bits=6, act_bits=5)), call_rows(net, example_inputs))
     integers, floats = total(found).integer_macs, total(found).float_macs
     assert integers + floats == total(plain).float_macs
     assert integers == sum(counted[fqn] for fqn, _ in linear_modules(net) if fqn.startswith("blocks."))
@@ -57,7 +58,7 @@ def test_branches_are_what_a_quantized_model_multiplies_more(small_stdit, extend
     branched = extended_state(net, state, "branch rotation bits")
     models = (apply(net, each, clock, FakeQuantBackend()) for each in (state, branched))
     plain, more = (multiply_adds(model)["Global"] for model in models)
-    counts = [total(operations(net, each, call_rows(net))) for each in (state, branched)]
+    counts = [total(operations(net, each, call_rows(net, example_inputs))) for each in (state, branched)]
     assert counts[1].float_macs - counts[0].float_macs == more - plain > 0
     assert counts[1].integer_macs == counts[0].integer_macs
 
@@ -90,5 +91,5 @@ def test_rotations_take_the_additions_that_run(block):
 def test_bits_of_steps_count_by_their_mean(small_stdit, extended_state):
     net = small_stdit()
     state = extended_state(net, converted(net, StaticMethod(weight_bits=8, act_bits=8)), "bits")  # 8, 6, 7, 8
-    counts = total(operations(net, state, call_rows(net)))
+    counts = total(operations(net, state, call_rows(net, example_inputs)))
     assert counts.bit_operations == pytest.approx(8 * 7.25 * counts.integer_macs + 256 * counts.float_macs)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.flat_layers import flat
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods.static import StaticMethod
@@ -33,8 +34,9 @@ def layer():
 def test_error_equals_numpy(layer, alpha, ranges):
     weight, x = layer
     method = StaticMethod(weight_bits=4, act_bits=5, num_time_ranges=ranges, alpha=alpha)
-    params = method.layer(weight, stats_of(x), STEPS)
-    found = output_error(weight, params, {step: x[step] for step in (0, 3)})
+    quant = method.layer(weight, stats_of(x), STEPS)
+    params = flat(quant)
+    found = output_error(weight, quant, {step: x[step] for step in (0, 3)})
 
     def fake(values, scale, zero, bits):
         return (np.clip(np.rint(values / scale) + zero, 0, 2**bits - 1) - zero) * scale

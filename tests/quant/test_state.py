@@ -1,4 +1,4 @@
-"""The parameters of a layer: which steps share them, what they may not be, and how they are stored."""
+"""What is decided for a layer: which steps share it, what may not be, and how it is stored."""
 
 import json
 from dataclasses import fields, replace
@@ -9,16 +9,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.flat_layers import changed, flat, layer_quant
+from vdq.errors import UserError
 from vdq.quant.affine import QParams
-from vdq.quant.params import Codebook, LinearParams
+from vdq.quant.codebook import Codebook
+from vdq.quant.layer_quant import LayerQuant
+from vdq.quant.parts import AffineWeights, Part, Rotation
 from vdq.quant.state import KIND, QuantState
 
 STEPS, OUT, IN = 6, 3, 4
 
 
-def params() -> LinearParams:
+def params() -> LayerQuant:
     """Three weight ranges and six activation ranges, equal in value."""
-    return LinearParams(
+    return layer_quant(
         weight_bits=8,
         act_bits=8,
         weight=QParams(torch.full((3, OUT, 1), 0.5), torch.full((3, OUT, 1), 2.0)),
@@ -34,8 +38,9 @@ def partition(numbers: list[int]) -> list[set[int]]:
     return [{i for i, other in enumerate(numbers) if other == n} for i, n in enumerate(numbers) if n not in numbers[:i]]
 
 
-def expected(p: LinearParams) -> list[set[int]]:
+def expected(quant: LayerQuant) -> list[set[int]]:
     """The same from the values themselves, pair by pair."""
+    p = flat(quant)
 
     def same(a: int, b: int) -> bool:
         ranges = p.weight_range.tolist()
@@ -56,9 +61,9 @@ def expected(p: LinearParams) -> list[set[int]]:
     return [group for a, group in enumerate(groups) if group not in groups[:a]]
 
 
-def full() -> LinearParams:
+def full() -> LayerQuant:
     """With every table that a layer can have, equal in value too, and two groups of tokens."""
-    return replace(
+    return changed(
         params(),
         act=QParams(torch.full((STEPS, 2), 0.1), torch.full((STEPS, 2), 7.0)),
         codes=torch.full((3, OUT * IN), 9, dtype=torch.uint8),
@@ -69,13 +74,13 @@ def full() -> LinearParams:
     )
 
 
-def change(p: LinearParams, name: str) -> LinearParams:
+def change(quant: LayerQuant, name: str) -> LayerQuant:
     """One number of the last range or step differs by the least that its type can tell."""
     owner, _, field = name.partition(".")
-    tensor = getattr(p, owner) if not field else getattr(getattr(p, owner), field)
-    last = tensor.view(-1)[-1:]
+    tensor = getattr(flat(quant), owner)
+    last = (getattr(tensor, field) if field else tensor).view(-1)[-1:]
     last.copy_(torch.nextafter(last, last + 1) if last.is_floating_point() else last - 1)
-    return p
+    return quant
 
 
 @pytest.mark.parametrize("make", [params, full])
@@ -100,85 +105,106 @@ def test_every_parameter_makes_a_variant(make, name, steps):
 
 
 def test_equal_ranges_need_not_follow_each_other():
-    p = replace(params(), act=QParams(torch.tensor([1.0, 2, 1, 3, 2, 1]), torch.zeros(STEPS)))
+    p = changed(params(), act=QParams(torch.tensor([1.0, 2, 1, 3, 2, 1]), torch.zeros(STEPS)))
     assert partition(p.variants()) == expected(p) == [{0, 2, 5}, {1, 4}, {3}]
 
 
 def test_dynamic_layers_change_with_their_weights_only():
-    p = replace(params(), act=None, act_range=None, act_granularity="per_token")
+    p = changed(params(), act=None, act_range=None)
     assert len(set(p.variants())) == 1
-    p.smoothing[1] = 2
+    flat(p).smoothing[1] = 2
     assert partition(p.variants()) == expected(p) == [{0, 1, 4, 5}, {2, 3}]
-    bare = replace(p, smoothing=None, weight_range=torch.zeros(STEPS, dtype=torch.long))
+    bare = changed(p, smoothing=None, weight_range=torch.zeros(STEPS, dtype=torch.long))
     assert len(set(bare.variants())) == 1
 
 
-def test_tables_of_dynamic_layers_follow_the_weights():
-    p = replace(full(), act=None, act_range=None, act_group=None)
-    assert p.table_range is p.weight_range
-    p.shift[2] = 5
+def test_tables_of_dynamic_layers_may_follow_the_weights():
+    p = changed(full(), act=None, act_range=None, act_group=None)
+    flat(p).shift[2] = 5
     assert partition(p.variants()) == expected(p) == [{0, 1, 2, 3}, {4, 5}]
 
 
 @pytest.mark.parametrize("make", [params, full])
-def test_tensors_and_scalars_are_the_whole(make):
-    p = replace(make(), rotation=2)
-    again = LinearParams.from_tensors(p.tensors(), p.scalars())
-    for field in fields(LinearParams):
-        ours, theirs = getattr(p, field.name), getattr(again, field.name)
-        pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
-        assert all(a is b or a == b for a, b in pairs)
+def test_description_and_tensors_are_the_whole(make):
+    quant = changed(make(), rotation=2)
+    again = LayerQuant.restored(json.loads(json.dumps(quant.description())), quant.tensors())
+    assert [type(part) for part in again.parts] == [type(part) for part in quant.parts]
+    for ours, theirs in zip(quant.parts, again.parts, strict=True):
+        assert all(getattr(ours, field.name) is getattr(theirs, field.name) for field in fields(ours))
 
 
 def test_codebooks_are_stored():
-    p = replace(params(), act=None, codebook=Codebook(torch.arange(3.0), torch.tensor([0.5, 1.5])))
-    again = LinearParams.from_tensors(p.tensors(), p.scalars())
-    assert p.static and isinstance(again.codebook, Codebook) and again.act is None
-    assert torch.equal(again.codebook(torch.tensor([-1.0, 0.5, 0.6, 9.0])), torch.tensor([0.0, 0.0, 1.0, 2.0]))
+    quant = changed(params(), act=None, codebook=Codebook(torch.arange(3.0), torch.tensor([0.5, 1.5])))
+    again = LayerQuant.restored(quant.description(), quant.tensors())
+    assert again.act.static and again.act.kind == "codebook"
+    found = again.act(torch.tensor([-1.0, 0.5, 0.6, 9.0]), torch.tensor(0))
+    assert torch.equal(found, torch.tensor([0.0, 0.0, 1.0, 2.0]))
+
+
+def test_a_kind_that_nothing_defines_is_refused():
+    with pytest.raises(
+        UserError, match="^kind=wavelet is no known part of a layer, import what defines it; known: aff"
+    ):
+        LayerQuant.restored([{"kind": "wavelet"}], {})
+
+
+def test_a_kind_is_defined_once():
+    with pytest.raises(TypeError, match="kind=rotation of Other is taken by vdq.quant.parts.inputs.Rotation"):
+
+        class Other(Part):
+            kind = "rotation"
 
 
 def test_codes_stay_on_the_host():
     moved = full().to("meta")
-    assert moved.codes.device.type == "cpu" and moved.shift.is_meta and moved.act.scale.is_meta
+    assert moved.weight.codes.device.type == "cpu" and flat(moved).shift.is_meta and moved.act.scale.is_meta
+    assert moved.act.steps is moved.part("shift").steps  # what parts share stays shared
 
 
 def test_a_tensor_of_several_layers_is_stored_once(tmp_path):
     p, table = full(), torch.arange(float(STEPS * IN)).view(STEPS, IN)
-    layers = {name: replace(p, shift=shift) for name, shift in (("q", table), ("k", table), ("v", table + 1))}
+    layers = {name: changed(p, shift=shift) for name, shift in (("q", table), ("k", table), ("v", table + 1))}
     QuantState(layers, STEPS).save(tmp_path / "state")
     with safe_open(tmp_path / "state", framework="np") as file:
-        assert {name for name in file.keys() if name.endswith("shift")} == {"q.shift", "v.shift"}
-    loaded = QuantState.load(tmp_path / "state").layers
-    assert loaded["k"].shift is loaded["q"].shift and torch.equal(loaded["k"].shift, table)
-    assert torch.equal(loaded["v"].shift, table + 1)
+        assert {name for name in file.keys() if name.endswith("shift.values")} == {"q.shift.values", "v.shift.values"}
+    loaded = {name: flat(quant).shift for name, quant in QuantState.load(tmp_path / "state").layers.items()}
+    assert loaded["k"] is loaded["q"] and torch.equal(loaded["k"], table)
+    assert torch.equal(loaded["v"], table + 1)
 
 
-def test_files_of_before_are_read(tmp_path):
-    """Written when parameters had neither rotation nor any of the tables of `full`, and every tensor its own place."""
-    p, path = params(), tmp_path / "state.safetensors"
-    scalars = {name: value for name, value in p.scalars().items() if name != "rotation"}
-    row = {"fqn": "fc", "shape": [OUT, IN], "kind": "static", "weight_bits": 8, "act_bits": 8, "reason": ""}
-    header = {"layers": {"fc": scalars}, "num_steps": STEPS, "report": [row], "metadata": {}}
-    tensors = {f"fc.{name}": tensor for name, tensor in p.tensors().items()}
-    save_file(tensors, path, metadata={"kind": KIND, "header": json.dumps(header)})
-    state = QuantState.load(path)
-    assert state.layers["fc"].scalars() == p.scalars() and state.report[0].rotation == 0
-    assert torch.equal(state.layers["fc"].smoothing, p.smoothing)
+def test_files_of_before_are_refused(tmp_path):
+    """Written when a layer was one flat set of parameters, without a version."""
+    path = tmp_path / "state.safetensors"
+    header = {"layers": {"fc": {"weight_bits": 8}}, "num_steps": STEPS, "report": [], "metadata": {}}
+    save_file({"fc.weight_scale": torch.ones(1)}, path, metadata={"kind": KIND, "header": json.dumps(header)})
+    with pytest.raises(UserError, match="has version 1 of vdq.quant_state, this program reads 2; make it again$"):
+        QuantState.load(path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codebook": Codebook(torch.zeros(2), torch.zeros(1))}, "act and codebook are both given"),
-        ({"step_bits": torch.full((STEPS,), 6)}, "act_bits=8 must be the largest of step_bits, 6"),
-        ({"step_bits": torch.full((STEPS,), 9)}, "act_bits=8 must be the largest of step_bits, 9"),
-        ({"shift": torch.ones(3, IN)}, r"shift has 3 rows, must have one for each of the ranges 0\.\.5"),
-        ({"correction": torch.ones(5, OUT)}, r"correction has 5 rows, must have one for each of the ranges 0\.\.5"),
-        ({"act_group": torch.tensor([0, 2])}, r"act_group has values outside 0\.\.1, the groups of act"),
-        ({"act_group": torch.tensor([-1])}, r"act_group has values outside 0\.\.1, the groups of act"),
-        ({"act": None}, "act_group needs act, the qparams of its groups"),
+        ({"step_bits": torch.full((STEPS,), 6)}, "bits=8 must be the largest of step_bits, 6"),
+        ({"step_bits": torch.full((STEPS,), 9)}, "bits=8 must be the largest of step_bits, 9"),
+        ({"shift": torch.ones(3, IN)}, r"shift.values has 3 rows, must have one for each of 0\.\.5"),
+        ({"correction": torch.ones(5, OUT)}, r"correction.values has 5 rows, must have one for each of 0\.\.5"),
+        ({"act_group": torch.tensor([0, 2])}, r"group has values outside 0\.\.1, the groups of scale"),
+        ({"act_group": torch.tensor([-1])}, r"group has values outside 0\.\.1, the groups of scale"),
+        ({"act_range": torch.arange(4) % 2}, "has 4 steps, the weight has 6"),
     ],
 )
-def test_parameters_that_do_not_fit_each_other_are_refused(changes, message):
+def test_numbers_that_do_not_fit_each_other_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        replace(full(), **changes)
+        changed(full(), **changes)
+
+
+def test_parts_that_do_not_fit_each_other_are_refused():
+    quant = params()
+    with pytest.raises(ValueError, match="a layer has two parts of one kind: rotation, rotation, affine, static"):
+        replace(quant, inputs=(Rotation(block=2), Rotation(block=4)))
+    with pytest.raises(ValueError, match="smoothing has other steps than the weight"):
+        replace(quant, weight=replace(quant.weight, steps=torch.tensor([0, 1, 1, 1, 2, 2])))
+    with pytest.raises(ValueError, match="smoothing comes before the rotation, which a folded layer leaves to the one"):
+        changed(quant, rotation=2, folded=True)
+    with pytest.raises(ValueError, match=r"affine.scale has 3 rows, must have one for each of 0\.\.3"):
+        AffineWeights(bits=8, scale=torch.ones(3, 1, 1), zero_point=torch.ones(3, 1, 1), steps=torch.arange(4))

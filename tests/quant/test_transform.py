@@ -9,15 +9,15 @@ import torch
 from scipy.linalg import block_diag, hadamard
 from torch import Tensor
 
+from tests.flat_layers import changed, flat, layer_quant, weight_grid
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
 from vdq.quant.batch_layout import BatchLayout
+from vdq.quant.codebook import Codebook
 from vdq.quant.coded import pack_codes
-from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import Codebook, LinearParams
-from vdq.quant.transform import restore_weight, shift_correction, transform_input, transform_weight, video_rows
+from vdq.quant.transform import shift_correction, video_rows
 
 STEPS, IN, OUT = 4, 48, 20
 TRANSFORMS = ["shift", "smoothing", "rotation", "shift+smoothing", "shift+rotation", "shift+smoothing+rotation"]
@@ -42,11 +42,19 @@ def test_the_product_stays(name):
     weight, x = random(OUT, IN), random(7, IN, seed=3) * 4
     for step in range(STEPS):
         shift, smoothing, rotation = (t[step] if isinstance(t, Tensor) else t for t in parts(name))
-        y = transform_input(x, shift, smoothing, rotation) @ transform_weight(weight, smoothing, rotation).T
+        rows = {"shift": shift, "smoothing": smoothing}
+        quant = layer_quant(
+            weight=QParams(torch.ones(1, OUT, 1), torch.zeros(1, OUT, 1)),
+            weight_range=torch.zeros(1, dtype=torch.long),
+            rotation=rotation,
+            **{kind: None if row is None else row[None] for kind, row in rows.items()},
+        )
+        transformed = quant.transformed_weight(weight, 0)
+        y = quant.transform_input(x, torch.tensor(0)) @ transformed.T
         y = y if shift is None else y + shift_correction(weight, shift[None])
         exact = x.double().numpy() @ weight.double().numpy().T
         assert np.linalg.norm(y.numpy() - exact) <= 1e-5 * np.linalg.norm(exact)
-        restored = restore_weight(transform_weight(weight, smoothing, rotation), smoothing, rotation)
+        restored = quant.restored_weight(transformed, 0)
         torch.testing.assert_close(restored, weight, rtol=1e-5, atol=1e-5)
 
 
@@ -55,23 +63,21 @@ def layer(name: str, *, bits: int = 16, dynamic: bool = False, step_ranges: bool
     weight, bias = random(OUT, IN), random(OUT, seed=4)
     shift, smoothing, rotation = parts(name)
     every, none = torch.arange(STEPS), torch.zeros(STEPS, dtype=torch.long)
-    params = LinearParams(
+    params = layer_quant(
         weight_bits=bits,
         act_bits=bits,
-        weight=weight_qparams(weight, smoothing, bits=bits, rotation=rotation),
+        weight=weight_grid(weight, smoothing, bits=bits, rotation=rotation),
         weight_range=none if smoothing is None else every,
         act=None if dynamic else QParams(torch.full((STEPS,), 200 / 2**bits), torch.full((STEPS,), 2.0 ** (bits - 1))),
         act_range=None if dynamic else every,
         smoothing=smoothing,
-        act_granularity="per_token" if dynamic else "per_tensor",
         shift=shift,
         rotation=rotation,
         correction=None if shift is None else shift_correction(weight, shift),
     )
     if dynamic and smoothing is None:  # tables of a dynamic layer follow its weights
-        params = replace(
-            params, **{k: v if (v := getattr(params, k)) is None else v[:1] for k in ("shift", "correction")}
-        )
+        rows = vars(flat(params))
+        params = changed(params, **{k: v if (v := rows[k]) is None else v[:1] for k in ("shift", "correction")})
     return LayerSpec("fc", weight, bias, params, StepClock(STEPS), BatchLayout())
 
 
@@ -93,7 +99,7 @@ def test_layers_of_16_bits_are_almost_the_original(name, dynamic):
 
 def numpy_layer(spec: LayerSpec, x: np.ndarray, step: int) -> np.ndarray:
     """Shift, smooth, rotate by scipy's matrix, quantize both sides, multiply, correct: float64."""
-    p = spec.params
+    p = flat(spec.quant)
     H = block_diag(*[hadamard(p.rotation) / np.sqrt(p.rotation)] * (IN // p.rotation)) if p.rotation else np.eye(IN)
     weight = spec.weight.double().numpy()
     if p.smoothing is not None:
@@ -133,25 +139,15 @@ def test_steps_have_bits_of_their_own():
     spec, x = layer("shift+smoothing"), random(2, 16, IN, seed=3) * 4
     bits = torch.tensor([4, 8, 4, 6])
     act = QParams(100 / 2.0**bits, 2.0 ** (bits - 1))
-    params = replace(spec.params, act=act, act_bits=8, step_bits=bits)
-    spec = replace(spec, params=params)
+    params = changed(spec.quant, act=act, act_bits=8, step_bits=bits)
+    spec = replace(spec, quant=params)
     check_steps(spec, x, numpy_steps(spec, x), 2e-3)
-    reference = replace(spec, params=replace(params, step_bits=None))
+    reference = replace(spec, quant=changed(params, step_bits=None))
     different = []
     for step in range(STEPS):
         spec.clock.set(step)
         different.append(not torch.equal(*(FakeQuantBackend().layer(s)(x * 9) for s in (spec, reference))))
     assert different == [True, False, True, True]  # at 8 bits both clamp alike
-
-
-def test_dynamic_layers_have_the_bits_of_the_step():
-    spec, x = layer("rotation", dynamic=True), random(5, IN, seed=3)
-    spec = replace(spec, params=replace(spec.params, act_bits=8, step_bits=torch.tensor([8, 3, 8, 4])))
-    for step, bits in enumerate((8, 3, 8, 4)):
-        spec.clock.set(step)
-        rows = FakeQuantBackend().layer(spec).inner.fake_quantize_input(x)
-        assert max(len(row.unique()) for row in rows) <= 2**bits
-        assert bits == 8 or max(len(row.unique()) for row in rows) > 2 ** (bits - 1)
 
 
 GROUPS = torch.tensor([0, 2, 2, 1, 0, 1])
@@ -162,7 +158,7 @@ def grouped(name: str) -> LayerSpec:
     spec = layer(name, bits=8)
     widths = torch.tensor([20.0, 60.0, 200.0]) * torch.tensor([1.0, 1.5, 2.0, 3.0])[:, None]
     act = QParams(widths / 255, torch.tensor([128.0, 100.0, 90.0]).expand(STEPS, -1))
-    return replace(spec, params=replace(spec.params, act=act, act_group=GROUPS))
+    return replace(spec, quant=changed(spec.quant, act=act, act_group=GROUPS))
 
 
 @pytest.mark.parametrize("name", ["", "smoothing", "shift+smoothing+rotation"])
@@ -183,28 +179,23 @@ def test_groups_are_for_whole_videos():
 def coded(name: str) -> LayerSpec:
     spec = layer(name, bits=8)
     levels = torch.tensor([-9.0, -2.0, -0.5, 0.0, 0.25, 1.0, 6.0])
-    return replace(spec, params=replace(spec.params, act=None, codebook=Codebook(levels, levels[1:] - 0.2)))
+    return replace(spec, quant=changed(spec.quant, act=None, codebook=Codebook(levels, levels[1:] - 0.2)))
 
 
 @pytest.mark.parametrize("name", ["", "smoothing", "shift+rotation"])
 def test_codebooks_take_the_level_between_the_edges(name):
     spec, x = coded(name), random(3, 7, IN, seed=3) * 3
-    module = FakeQuantBackend().layer(spec)
-    assert spec.params.static
+    module, p = FakeQuantBackend().layer(spec), flat(spec.quant)
+    assert spec.quant.act.static
     for step in range(STEPS):
         spec.clock.set(step)
-        inner = getattr(module, "inner", module)
-        found = inner.fake_quantize_input(x).numpy()
-        smoothed = x.numpy() if inner.smoothing is None else x.numpy() / spec.params.smoothing[step].numpy()
-        levels, edges = (values.numpy() for values in spec.params.codebook)
-        np.testing.assert_array_equal(found, levels[np.searchsorted(edges, smoothed)])
-        transformed = spec.params.transform_input(x, step)
-        y = (
-            spec.params.fake_quantize_act(transformed, step)
-            @ spec.params.dequantized_weight(spec.weight, int(spec.params.weight_range[step])).T
-            + spec.bias
-        )
-        y = y if spec.params.correction is None else y + spec.params.correction[step]
+        transformed = spec.quant.transform_input(x, torch.tensor(step))
+        found = getattr(module, "inner", module).act(transformed if "rotation" in name else x).numpy()
+        levels, edges = (values.numpy() for values in p.codebook)
+        np.testing.assert_array_equal(found, levels[np.searchsorted(edges, transformed.numpy())])
+        weight = spec.quant.dequantized_weight(spec.weight, int(p.weight_range[step]))
+        y = torch.from_numpy(found) @ weight.T + spec.bias
+        y = y if p.correction is None else y + p.correction[step]
         torch.testing.assert_close(module(x), y, rtol=1e-4, atol=1e-4)
 
 
@@ -233,13 +224,13 @@ def test_where_weights_are_changes_no_bit(weight_sets):
 
 def test_stored_codes_are_used_instead_of_rounding():
     spec = layer("smoothing", bits=4)
-    p = spec.params
-    assert torch.equal(p.packed_codes(spec.weight), replace(p, codes=p.packed_codes(spec.weight)).codes)
+    p = spec.quant
+    assert torch.equal(p.packed_codes(spec.weight), p.with_codes(spec.weight).weight.codes)
     codes = torch.randint(0, 16, (STEPS, OUT, IN), generator=torch.Generator().manual_seed(9))
-    p = replace(p, codes=pack_codes(codes, bits=4))
+    p = changed(p, codes=pack_codes(codes, bits=4))
     for weight_range in range(STEPS):
         assert torch.equal(p.weight_codes(spec.weight, weight_range), codes[weight_range].float())
         expected = (codes[weight_range] - p.weight.zero_point[weight_range]) * p.weight.scale[weight_range]
         assert torch.equal(p.dequantized_weight(spec.weight, weight_range), expected)
-    module = FakeQuantBackend().layer(replace(spec, params=p))
+    module = FakeQuantBackend().layer(replace(spec, quant=p))
     assert torch.equal(module.weights(), p.dequantized_weight(spec.weight, 0))

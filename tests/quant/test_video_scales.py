@@ -8,15 +8,14 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
+from tests.flat_layers import changed, layer_quant, weight_grid
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.models.reuse import Memory, Prepared
 from vdq.models.stdit import STDiT
 from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.bit_switch import BitSwitch
-from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import LinearParams
 
 STEPS, IN, OUT, ROWS = 3, 16, 6, 4
 WEIGHT, BIAS = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0)), torch.arange(float(OUT))
@@ -37,12 +36,11 @@ class PackedCaptions(nn.Identity):
 
 
 def spec(*, block: int = 1, bits: int = 4, rotation: int = 0, switch: BitSwitch | None = None) -> LayerSpec:
-    params = LinearParams(
+    params = layer_quant(
         weight_bits=8,
         act_bits=bits,
-        weight=weight_qparams(WEIGHT, None, bits=8, rotation=rotation),
+        weight=weight_grid(WEIGHT, None, bits=8, rotation=rotation),
         weight_range=torch.zeros(STEPS, dtype=torch.long),
-        symmetric_acts=True,
         act_granularity="per_video",
         act_block=block,
         rotation=rotation,
@@ -138,9 +136,9 @@ def test_bits_of_a_row_are_those_of_its_video(packed):
 
 def test_variant_tells_the_bits_of_the_videos():
     layer = FakeQuantBackend().layer(spec(switch=(watched := switch())))
-    changed = layer.variant
+    changed = layer.act.variant
     watched.clock.set(0)
-    assert layer.variant != changed
+    assert layer.act.variant != changed
 
 
 @pytest.mark.parametrize("block", [1, 8])
@@ -160,20 +158,20 @@ def test_scales_are_fp32_whatever_the_dtype(dtype):
     exact = module(x)
     half = module.to(dtype)(x.to(dtype))
     assert half.dtype == dtype and (half.float() - exact).norm() < 0.02 * exact.norm()
-    assert module.fake_quantize_input(x).dtype == torch.float32
+    assert module.act(x).dtype == torch.float32
 
 
 def test_a_channel_of_zeros_stays_zero():
     x = data(ROWS, 5, IN)
     x[..., 3] = 0
     module = FakeQuantBackend().layer(spec())
-    assert (module.fake_quantize_input(x)[..., 3] == 0).all() and torch.isfinite(module(x)).all()
+    assert (module.act(x)[..., 3] == 0).all() and torch.isfinite(module(x)).all()
 
 
 def test_more_bits_are_closer():
     x, errors = data(ROWS, 5, IN), []
     for bits in (16, 8, 6, 4, 2):
         layer = spec()
-        layer = replace(layer, params=replace(layer.params, act_bits=bits))
-        errors.append(float((FakeQuantBackend().layer(layer).fake_quantize_input(x) - x).norm() / x.norm()))
+        layer = replace(layer, quant=changed(layer.quant, act_bits=bits))
+        errors.append(float((FakeQuantBackend().layer(layer).act(x) - x).norm() / x.norm()))
     assert errors == sorted(errors) and errors[0] < 1e-4

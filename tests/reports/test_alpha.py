@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from vdq.metrics.catalogue import CLIPSIM, PSNR
 from vdq.reports.alpha import best, choose, curves, pivot, tied
 
 GRID = pd.DataFrame(
@@ -58,6 +59,6 @@ def test_table_marks_the_best_of_each_row():
 
 
 def test_curves_are_drawn(tmp_path):
-    curves(GRID, {"clipsim": "CLIPSIM", "psnr": "PSNR"}, tmp_path / "alpha.png")
+    curves(GRID, (CLIPSIM, PSNR), tmp_path / "alpha.png")
     with Image.open(tmp_path / "alpha.png") as image:
         assert image.width > 900 and image.convert("L").getextrema() == (0, 255)

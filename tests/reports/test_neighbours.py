@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from vdq.reports import ablation
-from vdq.reports.claims import GOALS, seeds_of, verdict
+from vdq.reports.claims import GOALS, seed_scores_of, verdict
 from vdq.reports.neighbours import by_seed, goals, summary, write_neighbours
 from vdq.reports.uncertainty import Noise, mean_interval, share_interval
 
@@ -140,7 +140,7 @@ def test_goals_tell_every_seed(seeds, tmp_path):
 @pytest.mark.parametrize("missing", ["static_plus", "tsq_tsw", "dvd_quant"])
 def test_goals_without_a_run_are_not_testable(seeds, missing):
     left = seeds[(seeds["method"] != missing) | (seeds["seed"] != 44) & (missing != "static_plus")]
-    verdicts = [verdict(goal, seeds_of(left))[0] for goal in GOALS]
+    verdicts = [verdict(goal, seed_scores_of(left))[0] for goal in GOALS]
     assert "not testable" in verdicts
 
 

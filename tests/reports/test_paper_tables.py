@@ -9,9 +9,11 @@ import yaml
 from scipy.stats import ttest_1samp
 
 from vdq.reports import paper_tables
-from vdq.reports.claims import CLAIMS, paper_values_of, values_of, verdict
-from vdq.reports.paper_report import MARKDOWN, cells, claims_of, write_table
-from vdq.reports.paper_tables import TITLES, YARDSTICK, fill, key_of, paper_rows, wanted
+from vdq.reports.claims import CLAIMS, paper_scores_of, scores_of, verdict
+from vdq.reports.marks import MARKDOWN
+from vdq.reports.paper_report import cells, claims_of, write_table
+from vdq.reports.paper_tables import TITLES, YARDSTICK, fill, paper_rows, wanted
+from vdq.reports.scores import key_of
 from vdq.reports.uncertainty import Noise
 
 PROMPTS = 24
@@ -50,8 +52,8 @@ def test_the_papers_own_numbers_fit_its_claims():
         table = fill(name, lambda *row: None)
         for claim in CLAIMS:
             if name in claim.tables:
-                assert verdict(claim, paper_values_of(table))[0] == "holds", (name, claim.name)
-                assert verdict(claim, values_of(table))[0] == "not testable"
+                assert verdict(claim, paper_scores_of(table))[0] == "holds", (name, claim.name)
+                assert verdict(claim, scores_of(table))[0] == "not testable"
 
 
 def test_every_row_of_the_paper_is_wanted_after_full_precision_and_its_yardstick():

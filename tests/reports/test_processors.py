@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from vdq.reports.paper_report import write_table
-from vdq.reports.paper_tables import METRICS, YARDSTICK, fill
+from vdq.reports.paper_tables import VALUES, YARDSTICK, fill
 from vdq.reports.processors import changes, differing, main
 from vdq.reports.uncertainty import FILE, Noise
 from vdq.tracking.registry import runs
@@ -26,7 +26,7 @@ TABLE = {  # means of CLIPSIM, CLIP-temp, VQA-a, VQA-t and PSNR of the testbed's
 }
 RERUN = {"asq": {"vqa_a": -0.06}, "cw_tw": {"clipsim": 0.0015, "vqa_t": -1.4}}  # what one with AVX2 alone made of it
 SPREAD = {"clipsim": 0.01, "clip_temp": 0.008, "vqa_a": 0.25, "vqa_t": 5.0, "psnr": 1.5}  # of a difference to fp16
-COLUMNS = (*METRICS, "psnr")
+COLUMNS = tuple(value.name for value in VALUES)
 NAMES = ("A, AVX512, VNNI", "B, AVX2")
 
 

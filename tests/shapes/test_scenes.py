@@ -5,8 +5,19 @@ from collections import Counter
 from dataclasses import asdict
 from itertools import combinations
 
-from vdq.shapes.scenes import COLORS, MOTIONS, SHAPES, attributes, caption, label, prompts, short_prompts, split
-from vdq.shapes.tokenizer import MAX_LENGTH, build_tokenizer
+from vdq.models.shapes_tokenizer import MAX_LENGTH, WORDS, build_tokenizer
+from vdq.shapes.scenes import (
+    COLORS,
+    MOTIONS,
+    SHAPES,
+    attributes,
+    caption,
+    label,
+    prompts,
+    short_prompts,
+    split,
+    vocabulary,
+)
 
 
 def test_parts_are_disjoint_and_cover_every_combination():
@@ -49,6 +60,7 @@ def test_attributes_are_read_from_every_wording():
 
 
 def test_the_tokenizer_knows_every_word_and_closes_with_its_highest_id():
+    assert vocabulary() == WORDS
     tokenizer = build_tokenizer()
     rng = random.Random(1)
     texts = [wording(scene, rng) for scene in split()["training"] for wording in (caption, label)]

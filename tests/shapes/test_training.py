@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
-from vdq.diffusion.samplers import iddpm_posterior
+from vdq.diffusion.schedule import iddpm_posterior
 from vdq.models.shapes import WEIGHTS
+from vdq.models.shapes_nets import build_denoiser
 from vdq.shapes import train
-from vdq.shapes.nets import build_denoiser
 from vdq.shapes.training.denoiser import DenoiserTraining
 
 

@@ -65,7 +65,7 @@ def test_full_precision_samples_show_their_prompts():
         indices = list(range(start, start + 8))
         noise = PromptNoise(42, indices, model.latent_shape)
         conditions = model.encode([names[index] for index in indices])
-        latents = DDIMSampler(**SAMPLER).sample(model.denoiser, conditions, noise, clock)
+        latents = model.sample(model.denoiser, conditions, noise, clock, DDIMSampler(**SAMPLER))
         for index, video in zip(indices, model.decode(latents), strict=True):
             similarity = normalize(clip.encode_images(video), dim=-1) @ texts.T
             hits.append(similarity.mean(0).argmax().item() == index)

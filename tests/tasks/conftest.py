@@ -5,12 +5,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from vdq.data.video import to_uint8
-from vdq.models.base import Conditions, VideoModel
+from vdq.models.frames import to_uint8
+from vdq.models.guidance import Conditions
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import STDiTModel
 
 
-class TinyModel(nn.Module, VideoModel):
+class TinyModel(nn.Module, STDiTModel):
     latent_shape = (4, 2, 4, 4)
     fps = 4
 
@@ -33,11 +34,8 @@ class TinyModel(nn.Module, VideoModel):
     def decode(self, latents: Tensor) -> Tensor:
         return to_uint8(latents[:, :3].repeat_interleave(4, -1).repeat_interleave(4, -2).tanh())
 
-    def quantizable(self, fqn: str) -> bool:
-        return fqn.startswith("blocks.")
-
-    def packed(self, fqn: str) -> bool:
-        return fqn.endswith("kv_linear")
+    def pipeline_parts(self) -> dict:
+        return {}
 
     @property
     def weights_sha256(self) -> str:

@@ -63,11 +63,11 @@ def test_noise_is_not_that_of_the_evaluation(calibrate, model, trainer, tmp_path
     """No recipe is fitted to the noise that it is scored on."""
     starts = []
 
-    def sample(self, denoiser, conditions, noise, clock, callback) -> torch.Tensor:
+    def sample(self, denoiser, conditions, noise, *_) -> torch.Tensor:
         starts.append(noise.initial())
         return starts[-1]
 
-    monkeypatch.setattr(DDIMSampler, "sample", sample)
+    monkeypatch.setattr(type(model), "sample", sample)
     common = {"model": model, "denoiser": model.denoiser, "clock": StepClock(STEPS), "prompts": PROMPTS}
     task = Generation(**common, sampler=DDIMSampler(steps=STEPS), indices=[0], folder=tmp_path)
     trainer.predict(task, return_predictions=False)

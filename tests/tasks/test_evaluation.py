@@ -10,6 +10,7 @@ from pytest import approx
 from vdq import machine
 from vdq.data.samples import write_sample
 from vdq.metrics.base import VideoMetric
+from vdq.metrics.catalogue import Value
 from vdq.metrics.fidelity import LatentMetric
 from vdq.tasks.evaluation import Evaluation, SampleDataset
 
@@ -19,9 +20,7 @@ PROMPTS = [f"prompt {number}" for number in range(5)]
 class Brightness(VideoMetric):
     """Mean pixel and the number in the prompt."""
 
-    inputs = ("videos", "prompts")
-    keys = ("brightness", "number")
-    higher_is_better = True
+    values = (Value("brightness", "Brightness", digits=1), Value("number", higher_is_better=False))
 
     @property
     def assets(self) -> dict[str, str]:
@@ -29,7 +28,7 @@ class Brightness(VideoMetric):
 
     def update(self, videos, prompts, *, index=None):
         means = videos.double().mean((1, 2, 3, 4)).tolist()
-        self._record(index, len(videos), {"brightness": means, "number": [float(p.split()[1]) for p in prompts]})
+        self.record(index, {"brightness": means, "number": [float(p.split()[1]) for p in prompts]})
 
 
 @pytest.fixture
@@ -61,7 +60,11 @@ def test_values_of_the_set_and_of_each_video(trainer, folders):
     expected = [index / (1 + index) for index in range(5)]
     assert table["latent_rel_l2"].tolist() == approx(expected)
     assert scores["values"] == approx({"brightness": 20, "number": 2, "latent_rel_l2": sum(expected) / 5})
-    assert scores["higher_is_better"] == {"brightness": True, "number": True, "latent_rel_l2": False}
+    said = {
+        name: (each["title"], each["digits"], each["higher_is_better"]) for name, each in scores["described"].items()
+    }
+    own = {"brightness": ("Brightness", 1, True), "number": ("number", 4, False)}
+    assert said == own | {"latent_rel_l2": ("latent L2", 4, False)}
     assert scores["assets"] == {"lamp": "sha"} and scores["num_videos"] == 5
     assert scores["machine"] == machine.describe("cpu")
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import guided
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler
+from vdq.diffusion.schedule import ddim_step
+from vdq.models.guidance import guided
 from vdq.quant.probe import StepProbe
 from vdq.quant.samples import Samples
 from vdq.quant.search import ROWS
@@ -45,7 +46,7 @@ def sampled(model):
                 clock.set(step)
                 eps, variance = guided(model.denoiser, x, timestep, conditions)
                 estimates.append(eps)
-                x = sampler.advance(step, x, eps, variance, noise)
+                x = ddim_step(sampler.schedule, step, x, eps)
         return estimates, x
 
     return run

@@ -54,15 +54,15 @@ class Backend(ABC):
     @abstractmethod
     def build(self, layer: LayerSpec) -> nn.Module:
         """A module x [..., in] -> [..., out] that reads the step from layer.clock; called only for supported layers
-        without shift, rotation, low_rank and correction.
+        that are quantizers and nothing else, but for smoothing directly before them (LayerQuant.core).
 
         Its attribute `variant` is a number, another one when the step makes it another function of x
-        (LinearParams.variants): what it returned may be used again at a step of the same variant.
+        (LayerQuant.variants): what it returned may be used again at a step of the same variant.
         """
 
     def transformed(self, layer: LayerSpec) -> nn.Module:
-        """The module of a supported layer with shift, rotation, low_rank or correction, which happen around `build`."""
-        return TransformedLinear(layer, self.build(layer.plain()))
+        """The module of a supported layer with other transforms or branches, which happen around `build`."""
+        return TransformedLinear(layer, self.build(layer.core()))
 
     def fuse(self, module: nn.Module) -> nn.Module | None:
         """What replaces a module of the quantized model, layers already built, or None to leave it (and look inside).
@@ -73,10 +73,10 @@ class Backend(ABC):
 
     def layer(self, layer: LayerSpec) -> nn.Module:
         """The module of a layer, after the check; it has `fqn`. Raises UserError naming the layer and the reason."""
-        if (reason := self.unknown_part(layer.params.kinds)) is not None:
+        if (reason := self.unknown_part(layer.quant.features)) is not None:
             raise UserError(f"layer {layer.fqn}: {reason}")
         if (reason := self.supports(layer)) is not None:
             raise UserError(f"backend {self.name} does not support layer {layer.fqn}: {reason}")
-        module = self.transformed(layer) if layer.params.transforms else self.build(layer)
+        module = self.transformed(layer) if layer.quant.transforms else self.build(layer)
         module.fqn = layer.fqn
         return module

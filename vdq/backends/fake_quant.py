@@ -1,12 +1,10 @@
-"""Simulated quantization: runs every recipe and bit-width on any device, in floating point."""
+"""Simulated quantization: runs every part and bit-width on any device, in floating point."""
 
 from torch import nn
 
 from vdq.backends.base import Backend
 from vdq.errors import UserError
-from vdq.quant.linear import CodebookLinear, DynamicLinear, GroupedLinear, LayerSpec, QuantLinear, StaticLinear
-from vdq.quant.params import LinearParams
-from vdq.quant.video_scales import VideoScaledLinear
+from vdq.quant.linear import LayerSpec, QuantLinear
 from vdq.quant.weight_sets import KeptWeights, PackedWeights, RequantizedWeights
 
 AUTO = "auto"
@@ -37,18 +35,9 @@ class FakeQuantBackend(Backend):
 
     def build(self, layer: LayerSpec) -> nn.Module:
         choice = _automatic(layer) if self.weight_sets == AUTO else self.weight_sets
-        weights = WEIGHT_SETS[choice](layer.weight, layer.params, layer.clock)
-        return _kind(layer.params)(layer, weights)
-
-
-def _kind(params: LinearParams) -> type[QuantLinear]:
-    if params.codebook is not None:
-        return CodebookLinear
-    if params.act is None:
-        return VideoScaledLinear if params.act_granularity == "per_video" else DynamicLinear
-    return StaticLinear if params.act_group is None else GroupedLinear
+        return QuantLinear(layer, WEIGHT_SETS[choice](layer.weight, layer.quant, layer.clock))
 
 
 def _automatic(layer: LayerSpec) -> str:
-    sets = layer.params.num_weight_ranges
+    sets = layer.quant.weight.num_sets
     return "keep" if sets == 1 or 4 * sets * layer.weight.numel() <= KEPT_BYTES else "requantize"

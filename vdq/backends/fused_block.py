@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vdq.models.stdit import Captions, STDiTBlock, _attend
+from vdq.quant.parts import TokenGroupActs, TokenSharedActs
 
 Codes = Any
 
@@ -120,7 +121,7 @@ def fusible(module: nn.Module, kind: type[nn.Module]) -> bool:
     def fits(layer: nn.Module) -> bool:
         if not isinstance(layer, kind):
             return False
-        return layer.params.act_granularity != "token_shared" and layer.params.act_group is None
+        return not isinstance(layer.quant.act, TokenSharedActs | TokenGroupActs)
 
     return isinstance(module, STDiTBlock) and all(map(fits, block_layers(module)))
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from vdq.errors import UserError
 from vdq.quant.affine import QParams, qparams_from_range, tensor_range
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import LinearParams
+from vdq.quant.parts import ActQuantizer, AffineWeights, StaticActs, TokenGroupActs, TokenSharedActs
 from vdq.quant.transform import video_rows
 
 BITS = 8
@@ -21,8 +22,7 @@ MAX_IN_FEATURES = (2**31 - 1) // 255**2
 
 def too_wide(layer: LayerSpec) -> str | None:
     """Why a layer has no 8-bit codes or no 32-bit accumulators; None if it has."""
-    for name in ("weight_bits", "act_bits"):
-        bits = getattr(layer.params, name)
+    for name, bits in (("weight_bits", layer.quant.weight.bits), ("act_bits", layer.quant.act.bits)):
         if bits > BITS:
             return f"{name}={bits} must be at most {BITS}, integer products are of bytes"
     if layer.weight.shape[1] > MAX_IN_FEATURES:
@@ -39,22 +39,27 @@ def unsupported(layer: LayerSpec) -> str | None:
     return None
 
 
-def signed_weight_bits(params: LinearParams) -> int:
+def signed_weight_bits(weight: AffineWeights) -> int:
     """Bits of the whole numbers w of `signed_weight`."""
-    return params.weight_bits if params.symmetric_weights else min(params.weight_bits + 1, BITS)
+    return weight.bits if weight.symmetric else min(weight.bits + 1, BITS)
 
 
-def signed_weight(weight: Tensor, params: LinearParams, range_: int) -> tuple[Tensor, Tensor | None]:
-    """Codes of one range less their zero points as w + offset, qw - zw: w int8 [out, in], offset fp32 [out], whole
+def signed_weight(weight: Tensor, quant: LayerQuant, set_: int) -> tuple[Tensor, Tensor | None]:
+    """Codes of one set less their zero points as w + offset, qw - zw: w int8 [out, in], offset fp32 [out], whole
     numbers, None where w alone holds the difference: symmetric weights, and any of at most 7 bits.
     """
-    codes = params.weight_codes(weight, range_)
-    zero_point, end = params.weight_qparams(range_).zero_point, 2 ** (signed_weight_bits(params) - 1)
+    codes = quant.weight_codes(weight, set_)
+    zero_point, end = quant.weight.qparams(set_).zero_point, 2 ** (signed_weight_bits(quant.weight) - 1)
     w = codes - zero_point
     if w.numel() == 0 or (w.amin() >= -end and w.amax() < end):
         return w.to(torch.int8), None
-    middle = 2 ** (params.weight_bits - 1)
+    middle = 2 ** (quant.weight.bits - 1)
     return (codes - middle).to(torch.int8), (middle - zero_point)[:, 0]
+
+
+def one_grid(act: ActQuantizer) -> bool:
+    """Whether all tokens of a step have one grid that is known before sampling."""
+    return isinstance(act, StaticActs) and not isinstance(act, TokenGroupActs)
 
 
 def integer_weight_bytes(model: nn.Module) -> int:
@@ -72,12 +77,13 @@ class IntegerLinear(nn.Module):
 
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
-        self.fqn, self.clock, self.params, self.token_rows = layer.fqn, layer.clock, layer.params, layer.rows
+        self.fqn, self.clock, self.quant, self.token_rows = layer.fqn, layer.clock, layer.quant, layer.rows
         self.out_features, self.in_features = layer.weight.shape
         self.bias = None if layer.bias is None else layer.bias.detach().float().clone()
-        self.ranges: list[int] = layer.params.weight_range.tolist()
-        self.step_bits = layer.params.act_bits_of_steps()
-        self.variants = layer.params.variants()
+        self.smoothing: Tensor | None = next((part.factors for part in layer.quant.inputs), None)  # [Kw, in]
+        self.ranges: list[int] = layer.quant.weight.steps.tolist()
+        self.step_bits = layer.quant.act.bits_of_steps or [layer.quant.act.bits] * layer.quant.num_steps
+        self.variants = layer.quant.variants()
 
     # Rounding has no gradient.
     @torch.no_grad()
@@ -97,16 +103,15 @@ class IntegerLinear(nn.Module):
         """Qparams of X / s [..., in] fp32, one pair a token, each [n, 1]: those of its group if static, else of a range
         at run time (spec/quantization.md 2.4).
         """
-        p = self.params
-        if p.act_group is not None:
-            videos = len(video_rows(smoothed, len(p.act_group)))
-            return QParams(*(values[self.clock.step][p.act_group].repeat(videos)[:, None] for values in p.step_act()))
-        shared = p.act_granularity == "token_shared"
-        tokens = self.token_rows.unfold(smoothed) if shared else smoothed
-        lo, hi = (
-            bound.expand(*tokens.shape[:-1], 1).reshape(-1, 1) for bound in tensor_range(tokens, p.act_granularity)
-        )
-        return qparams_from_range(lo, hi, bits=self.act_bits, symmetric=p.symmetric_acts)
+        act = self.quant.act
+        if isinstance(act, TokenGroupActs):
+            videos = len(video_rows(smoothed, len(act.group)))
+            return QParams(
+                *(values[self.clock.step][act.group].repeat(videos)[:, None] for values in act.step_qparams())
+            )
+        tokens = self.token_rows.unfold(smoothed) if isinstance(act, TokenSharedActs) else smoothed
+        lo, hi = (bound.expand(*tokens.shape[:-1], 1).reshape(-1, 1) for bound in tensor_range(tokens, act.kind))
+        return qparams_from_range(lo, hi, bits=self.act_bits, symmetric=act.symmetric)
 
     @property
     def act_bits(self) -> int:
@@ -120,7 +125,7 @@ class IntegerLinear(nn.Module):
 
     @property
     def variant(self) -> int:
-        """Which function of its input the layer is at the clock's step (LinearParams.variants)."""
+        """Which function of its input the layer is at the clock's step (LayerQuant.variants)."""
         return self.variants[self.clock.step]
 
     @property
@@ -131,7 +136,7 @@ class IntegerLinear(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"weight_ranges={self.params.num_weight_ranges}, weight_bytes={self.weight_bytes}"
+            f"weight_sets={self.quant.weight.num_sets}, weight_bytes={self.weight_bytes}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLinear":

@@ -187,9 +187,9 @@ def _recipe(name: str, backend: Backend, clock: StepClock, call: Callable[[], Te
 
 def weight_facts(net: nn.Module, state: QuantState) -> dict[str, int]:
     """Weight sets of a layer, at most, and the memory of the integer weights of all of them; whether it is static."""
-    sets = max(params.num_weight_ranges for params in state.layers.values())
+    sets = max(quant.weight.num_sets for quant in state.layers.values())
     held = integer_weight_bytes(net)
-    static = all(params.static for params in state.layers.values())
+    static = all(quant.act.static for quant in state.layers.values())
     return {"static": static, "weight_sets": sets} | ({"weight_bytes": held} if held else {})
 
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
-from vdq.diffusion.samplers import Sampler
-from vdq.models.base import Conditions
+
+Sample = Callable[[nn.Module, Any, PromptNoise, StepClock], Tensor]
 
 
 class Batches:
-    """Encoded prompts in batches; decoding and encoding are not timed."""
+    """Encoded prompts in batches; decoding and encoding are not timed.
 
-    def __init__(
-        self,
-        conditions: Sequence[Conditions],
-        *,
-        sampler: Sampler,
-        latent_shape: tuple[int, ...],
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.conditions = [part.to(device) for part in conditions]
-        self.sampler, self.latent_shape, self.seed = sampler, latent_shape, seed
+    sample(denoiser, conditions, noise, clock) -> latents; nothing may be kept from one of its calls for the next, since
+    the same captions again would otherwise cost nothing.
+    """
+
+    def __init__(self, conditions: Sequence[Any], *, sample: Sample, latent_shape: tuple[int, ...], seed: int) -> None:
+        self.conditions, self.sample, self.latent_shape, self.seed = conditions, sample, latent_shape, seed
         ends = torch.tensor([0, *map(len, conditions)]).cumsum(0).tolist()
         self.indices = [list(range(*pair)) for pair in zip(ends, ends[1:], strict=False)]
 
@@ -37,7 +32,6 @@ class Batches:
         def run(round_: int) -> Tensor:
             batch = round_ % len(self.conditions)
             noise = PromptNoise(self.seed, self.indices[batch], self.latent_shape)
-            # A new one each time: the same captions again would otherwise cost nothing.
-            return self.sampler.sample(Reusing(net), self.conditions[batch], noise, clock)
+            return self.sample(net, self.conditions[batch], noise, clock)
 
         return run

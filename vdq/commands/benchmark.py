@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vdq.benchmark import block, gemm, peers, record, sampling, targets, work
@@ -74,7 +74,7 @@ class _RandomBlock:
         self.plan, self.machine = plan, machine
         self.block = block.RandomBlock(plan, experiment.sampler.schedule, machine)
         self.backends = [(name, recipe.backend) for name, recipe in recipes]
-        with tqdm(total=experiment.sampler.schedule.num_steps, desc="benchmark: calibrating", unit="step") as progress:
+        with tqdm(total=experiment.sampler.steps, desc="benchmark: calibrating", unit="step") as progress:
             stats = self.block.stats(progress.update)
         converted: dict[str, QuantState] = {}  # a recipe's parameters do not depend on its backend
         self.states = {}
@@ -160,12 +160,13 @@ def _sampler(
     chosen = prompts[: plan.videos or size]
     full = _placed(load_denoiser(experiment), machine)
     conditions = [experiment.model.encode(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+    model, sampler = experiment.model, experiment.sampler
+
+    def sample_batch(net: nn.Module, *given: Any) -> Tensor:
+        return model.sample(model.reusing(net), *given, sampler)
+
     batches = sampling.Batches(
-        conditions,
-        sampler=experiment.sampler,
-        latent_shape=experiment.model.latent_shape,
-        seed=experiment.cfg.seed,
-        device=machine.device,
+        conditions, sample=sample_batch, latent_shape=model.latent_shape, seed=experiment.cfg.seed
     )
     once = batches.sampling(full, experiment.clock)
     linears = receiving_modules(full, experiment.model.quantizable).values()
@@ -178,7 +179,7 @@ def _sampler(
         call = batches.sampling(quantized, recipe.clock.to(machine.device))
         contenders.append(Contender(name, kind, recipe.arithmetic, call, facts=facts))
     counted = work.count(full, lambda: once(0), experiment.model.quantizable)
-    steps = experiment.sampler.schedule.num_steps
+    steps = experiment.sampler.steps
     title = f"Sampler of {experiment.cfg.model.name}, {steps} steps, batches of {len(conditions[0])} prompts"
     facts = {"key": "sampler", "videos": plan.videos, "of_videos": len(prompts), "steps": steps}
     facts |= {"note": NOTE if experiment.model.random else ""}

@@ -15,8 +15,9 @@ import pandas as pd
 from vdq.errors import UserError
 from vdq.files import write_text
 from vdq.installation import CONF, IS_CHECKOUT
+from vdq.metrics.catalogue import CLIPSIM, PSNR
 from vdq.reports.alpha import GRID, HEIRS, RECIPES, WIDTHS, best, choose, curves, pivot, tied
-from vdq.reports.paper_tables import key_of, per_video
+from vdq.reports.scores import key_of, per_video
 from vdq.stages.experiment import Experiment
 from vdq.tracking.registry import runs
 
@@ -78,7 +79,7 @@ def write_report(experiment: Experiment, found: pd.DataFrame) -> None:
     }
     write_text(folder / "alpha.md", TEXT.format(model=name, prompts=prompts, **told, **tables))
     write_text(folder / "alpha.csv", found.drop(columns="scores").to_csv(index=False))
-    curves(found, {"clipsim": "CLIPSIM", "psnr": "PSNR to full precision, dB"}, folder / "alpha.png")
+    curves(found, (CLIPSIM, PSNR), folder / "alpha.png")
 
 
 def lacking(found: pd.DataFrame) -> int:
@@ -94,7 +95,7 @@ def grid(experiment: Experiment) -> pd.DataFrame:
     for quant, bits, alpha in product(RECIPES, WIDTHS, GRID):
         signature = experiment.variant(quant=quant, bits=bits, fields={"quant.alpha": alpha}).identity.signature
         for run in registry[registry["signature"] == signature].to_dict("records")[-1:]:
-            videos = per_video(run)
+            videos = per_video(run["folder"])
             scores = videos[key_of("clipsim", videos.columns)]
             row = {"quant": quant, "bits": bits, "alpha": alpha, "clipsim": scores.mean(), "psnr": run["psnr"]}
             rows.append(row | {"run": run["signature"], "scores": scores.tolist()})

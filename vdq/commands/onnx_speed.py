@@ -112,8 +112,8 @@ def _write(form: Form, x: Tensor, weight: Tensor, folder: Path, *, zero_points: 
         return
     low, high = (bound[None] for bound in x[0].aminmax(dim=0))
     stats = LayerStats(low, high, high.double(), torch.ones(1, dtype=torch.long))
-    params = StaticMethod(weight_bits=form.weight_bits, act_bits=BITS).layer(weight, stats, 1)
-    layer = LayerSpec("layer", weight, None, params, StepClock(1), BatchLayout())
+    quant = StaticMethod(weight_bits=form.weight_bits, act_bits=BITS).layer(weight, stats, 1)
+    layer = LayerSpec("layer", weight, None, quant, StepClock(1), BatchLayout())
     with (folder / DATA).open("wb") as file:
         graph = Graph(layer_template(layer, x.shape), TensorFile(file), [0])
         onnx.save_model(graph.build({"layer": layer}, zero_points=zero_points, unsigned=form.unsigned), folder / MODEL)

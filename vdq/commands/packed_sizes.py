@@ -25,9 +25,10 @@ from vdq.export.base import QuantizedRun
 from vdq.export.packed import PackedExporter
 from vdq.files import write_text
 from vdq.installation import CONF
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import projections
 from vdq.quant.report import MEGABYTE, model_size
-from vdq.quant.state import LinearParams, QuantState
+from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
 from vdq.stages.experiment import Experiment
 
@@ -48,7 +49,7 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
     """
     exporter = PackedExporter()
     exporter.check(experiment.method, experiment.sampler, experiment.backend)
-    denoiser, steps = experiment.model.denoiser, experiment.sampler.schedule.num_steps
+    denoiser, steps = experiment.model.denoiser, experiment.sampler.steps
     state = QuantState(_layers(experiment), steps)
     computed = model_size(denoiser, state)
     if (free := shutil.disk_usage(below).free / MEGABYTE) < 1.05 * computed.total:
@@ -71,7 +72,7 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
     return {
         "recipe": experiment.cfg.quant.name,
         "bits": experiment.identity.bits,
-        "weight sets": max(params.num_weight_ranges for params in state.layers.values()),
+        "weight sets": max(quant.weight.num_sets for quant in state.layers.values()),
         "computed": f"{computed.total:.2f}",
         "tensors": f"{sum(manifest['contents']['bytes'].values()) / MEGABYTE:.2f}",
         "files": f"{files:.2f}",
@@ -83,9 +84,9 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
     }
 
 
-def _layers(experiment: Experiment) -> dict[str, LinearParams]:
-    """Parameters of every quantizable layer, for inputs that no two steps have alike."""
-    steps, layers = experiment.sampler.schedule.num_steps, {}
+def _layers(experiment: Experiment) -> dict[str, LayerQuant]:
+    """What is decided for every quantizable layer, for inputs that no two steps have alike."""
+    steps, layers = experiment.sampler.steps, {}
     for p in projections(experiment.model.denoiser, experiment.model.quantizable):
         absmax = torch.linspace(1, 2, steps)[:, None].expand(-1, p.weight.shape[1])
         rows = torch.ones(steps, dtype=torch.long)

@@ -129,7 +129,7 @@ def _finish(experiment: Experiment, clips: list[Clip], excluded: dict[str, str],
         "versions": experiment.identity.judges,
         "metrics": experiment.identity.metrics_signature,
         "scored_on": scores["machine"]["processor"],
-        "higher_is_better": scores["higher_is_better"],
+        "described": scores["described"],
         "assets": scores["assets"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

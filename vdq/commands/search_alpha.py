@@ -78,13 +78,14 @@ def run(experiment: Experiment) -> None:
 @torch.inference_mode()
 def _recorded(experiment: Experiment) -> InputRecorder:
     """Inputs of full-precision sampling of the first calibration prompts, at steps spread over all."""
-    total = experiment.sampler.schedule.num_steps
+    total = experiment.sampler.steps
     steps = torch.linspace(0, total - 1, min(STEPS, total)).round().int().tolist()
     denoiser, prompts = load_denoiser(experiment), experiment.prompts.calibration[:PROMPTS]
     indices, shape = list(range(len(prompts))), experiment.model.latent_shape
     noise = PromptNoise(experiment.cfg.seed, indices, shape, purpose=Calibration.purpose)
     with InputRecorder(denoiser, experiment.clock, experiment.model.quantizable, steps) as recorder:
-        experiment.sampler.sample(denoiser, experiment.model.encode(prompts), noise, experiment.clock)
+        conditions = experiment.model.encode(prompts)
+        experiment.model.sample(denoiser, conditions, noise, experiment.clock, experiment.sampler)
     return recorder
 
 

@@ -12,8 +12,10 @@ from torch import nn
 
 from vdq.files import write_text
 from vdq.installation import CONF
+from vdq.models.stdit_family import example_inputs
 from vdq.quant.layers import projections
 from vdq.quant.operations import call_rows, quantized_operations, total
+from vdq.quant.parts import Smoothing
 from vdq.quant.report import MEGABYTE, ModelSize, model_size
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
@@ -51,7 +53,7 @@ def planned(quant: str, bits: str) -> tuple[Experiment, QuantState]:
     """A recipe on the full model without weights: parameters of every layer on the meta device."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = Experiment(compose("config", overrides=[*STRUCTURE, f"quant={quant}", f"bits={bits}"]))
-    steps, model = experiment.sampler.schedule.num_steps, experiment.model
+    steps, model = experiment.sampler.steps, experiment.model
     layers, by_shape = {}, {}
     for p in projections(model.structure, model.quantizable) if experiment.method.quantizes else []:
         if p.weight.shape not in by_shape:
@@ -71,7 +73,7 @@ def table() -> tuple[pd.DataFrame, pd.DataFrame]:
         for bits, option in WEIGHT_BITS.items():
             experiment, state = planned(quant, option)
             found[bits] = model_size(experiment.model.structure, state)
-        sets = max((params.num_weight_ranges for params in state.layers.values()), default=1)
+        sets = max((quant.weight.num_sets for quant in state.layers.values()), default=1)
         row = {"recipe": quant, "layers": len(state.layers), "weight sets": sets}
         row |= {f"W{bits}": beside_references(size.total, size) for bits, size in found.items()}
         sizes.append(row | {"sort": found[8].total})
@@ -90,7 +92,10 @@ def beside_references(megabytes: float, size: ModelSize) -> str:
 
 def _beside(structure: nn.Module, state: QuantState) -> dict[str, str]:
     """What quantized layers store and compute beside the integers."""
-    size, work = model_size(structure, state), total(quantized_operations(structure, state, call_rows(structure)))
+    size, work = (
+        model_size(structure, state),
+        total(quantized_operations(structure, state, call_rows(structure, example_inputs))),
+    )
     return {
         "MB beside codes": f"{size.parameters:.1f}",
         "of it branch": f"{size.branches:.1f}",
@@ -104,7 +109,8 @@ def _beside(structure: nn.Module, state: QuantState) -> dict[str, str]:
 def memory() -> pd.DataFrame:
     """What the fake_quant backend's choices for tsq_tsw at W8 take, GB, with a denoiser in fp16."""
     _, state = planned("tsq_tsw", "w8a8")
-    elements = sum(params.weight.scale.shape[1] * params.smoothing.shape[1] for params in state.layers.values())
+    smoothed = ((quant.weight, quant.part(Smoothing.kind)) for quant in state.layers.values())
+    elements = sum(weight.scale.shape[1] * smoothing.factors.shape[1] for weight, smoothing in smoothed)
     sets = state.num_steps
     rows = [
         {"weight_sets": "keep", "device": 2 * sets * elements, "host": 0},

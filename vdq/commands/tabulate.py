@@ -35,6 +35,7 @@ from vdq.stages.run_folder import intact
 from vdq.tracking.registry import read_config, runs
 
 log = logging.getLogger(__name__)
+PROMPT_SETS = {"shapes": ("shapes", "shapes_short")}  # of models with prompts of their own, by model.name
 GRID_VIDEOS, GRID_FRAMES, GRID_COLUMNS = 48, 4, 4
 SETS = ("opensora", "ucf101")  # the paper's first and second prompt set
 HEADING = """# {name}: {prompts} prompts, model {model}
@@ -59,7 +60,7 @@ def _run(experiment: Experiment) -> None:
     measured = _write_benchmarks(experiment, folder)
     registry = _compared(runs(experiment.cfg.paths.runs))
     find, noise = _finder(experiment, registry), Noise.read(folder)
-    main_set = experiment.prompts.name == experiment.model.prompt_sets[0]
+    main_set = experiment.prompts.name == _prompt_sets(experiment)[0]
     figures = _write_figures(experiment, find, folder) if main_set else []
     table = _finished(experiment, registry)
     if table.empty and not figures and not measured:
@@ -196,13 +197,18 @@ def _write_gallery(experiment: Experiment, table: pd.DataFrame, folder: Path) ->
     )
 
 
+def _prompt_sets(experiment: Experiment) -> tuple[str, str]:
+    """The options of `dataset` that stand for the first and the second prompt set of the paper's tables."""
+    return PROMPT_SETS.get(experiment.cfg.model.name, SETS)
+
+
 def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, str, int, int], pd.Series | None]:
     """Finished runs by the paper's names: data set, method and bit-widths."""
 
     @cache
     def reference(dataset: str) -> Experiment | None:
         """Full precision on a prompt set."""
-        option = experiment.model.prompt_sets[SETS.index(dataset)]
+        option = _prompt_sets(experiment)[SETS.index(dataset)]
         try:
             full = experiment.variant(dataset=option, quant="fp16")
             _ = full.prompts

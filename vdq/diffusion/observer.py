@@ -1,15 +1,13 @@
-"""Parts of a denoiser that follow how sampling goes: samplers tell them, and know nothing else of them."""
+"""Parts of a denoiser that follow how sampling goes: models pass them every estimate and know nothing else of them."""
 
 from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
-from vdq.diffusion.guidance import Reusing
-
 
 class StepObserver(nn.Module):
-    """A module of the denoiser that is told the guided estimate of every step."""
+    """A module that gets the guided estimate of every step."""
 
     @abstractmethod
     def observe(self, step: int, estimate: Tensor) -> None:
@@ -20,7 +18,6 @@ class StepObserver(nn.Module):
         """What it did in the last batch, one JSON object a prompt in the order of the batch."""
 
 
-def step_observers(denoiser: nn.Module | Reusing) -> list[StepObserver]:
+def step_observers(denoiser: nn.Module) -> list[StepObserver]:
     """Those among the modules of a denoiser, each once."""
-    net = denoiser.denoiser if isinstance(denoiser, Reusing) else denoiser
-    return [module for module in net.modules() if isinstance(module, StepObserver)]
+    return [module for module in denoiser.modules() if isinstance(module, StepObserver)]

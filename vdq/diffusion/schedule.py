@@ -1,4 +1,6 @@
-"""The noise schedule of Open-Sora 1.0 (IDDPM, spec/opensora.md section 6): linear betas, evenly respaced."""
+"""The noise schedule of Open-Sora 1.0 (IDDPM): linear betas, evenly respaced, and the steps along it."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +63,38 @@ class Schedule:
         alphas_cumprod = self.train_alphas_cumprod[timestep.cpu()].view(-1, *[1] * (x0.dim() - 1))
         signal, sigma = alphas_cumprod.sqrt().to(x0), (1 - alphas_cumprod).sqrt().to(x0)
         return signal * x0 + sigma * noise
+
+
+class Posterior(NamedTuple):
+    """Estimate of the clean latents and the distribution of the next state, each [n, c, T, H, W] fp32."""
+
+    pred_xstart: Tensor
+    mean: Tensor
+    log_variance: Tensor
+
+
+def predict_xstart(schedule: Schedule, step: int, x: Tensor, eps: Tensor) -> Tensor:
+    """x0 = sqrt(1/abar) x - sqrt(1/abar - 1) eps, without clamping (Ho et al. 2020, eq. 15)."""
+    return schedule.sqrt_recip_alphas_cumprod[step].item() * x - schedule.sqrt_recipm1_alphas_cumprod[step].item() * eps
+
+
+def ddim_step(schedule: Schedule, step: int, x: Tensor, eps: Tensor) -> Tensor:
+    """x_next = sqrt(abar_prev) x0 + sqrt(1 - abar_prev) eps (Song et al. 2021, eq. 12 with sigma 0)."""
+    previous = schedule.alphas_cumprod_prev[step]
+    return previous.sqrt().item() * predict_xstart(schedule, step, x, eps) + (1 - previous).sqrt().item() * eps
+
+
+def iddpm_posterior(schedule: Schedule, step: int, x: Tensor, eps: Tensor, variance: Tensor) -> Posterior:
+    """Distribution of the state after `step` (Ho et al. 2020, eq. 7), all tensors [n, c, T, H, W] fp32.
+
+    The log variance lies between the posterior's and beta's (Nichol and Dhariwal 2021, eq. 15) at the fraction
+    (variance logit + 1) / 2, which is not clamped.
+    """
+    pred_xstart = predict_xstart(schedule, step, x, eps)
+    coef1, coef2 = schedule.posterior_mean_coef1[step].item(), schedule.posterior_mean_coef2[step].item()
+    fraction = (variance + 1) / 2
+    high, low = schedule.log_betas[step].item(), schedule.posterior_log_variance[step].item()
+    return Posterior(pred_xstart, coef1 * pred_xstart + coef2 * x, fraction * high + (1 - fraction) * low)
 
 
 def spaced_timesteps(num_steps: int, num_train_timesteps: int) -> list[int]:

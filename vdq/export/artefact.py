@@ -51,7 +51,10 @@ def read(path: str | Path, kind: str, layout: int) -> dict[str, Any]:
     manifest = read_manifest(path)
     for field, wanted in (("kind", kind), ("version", layout)):
         if manifest[field] != wanted:
-            raise UserError(f"{path / MANIFEST}: {field}={manifest[field]} cannot be loaded; {wanted} is allowed")
+            again = "; export it again" if field == "version" else ""
+            raise UserError(
+                f"{path / MANIFEST}: {field}={manifest[field]} cannot be loaded; {wanted} is allowed{again}"
+            )
     for name, facts in manifest["files"].items():
         file = path / name
         if not file.is_file():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from vdq.export.base import QuantizedRun
+from vdq.quant.layer_quant import LayerQuant
+from vdq.quant.parts import ActQuantizer, Branch, InputTransform, OutputTransform, WeightQuantizer
 
 CARD = """# {run}
 
@@ -14,8 +17,7 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 | | |
 |---|---|
 | recipe | `quant={quant}` {settings} |
-| weights | {bits} bits per output channel, {sets} |
-| activations | {acts} |
+{parts}
 | sampler | `{sampler}`, {steps} steps: the tables fit no other |
 | run | `{run}`, signature `{signature}` |
 | made with | backend `{backend}` |
@@ -42,9 +44,9 @@ Licence: these weights are derived from those of `{model}` ({source}) and stay u
 
 def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
     """Markdown."""
-    config, layers = contents["config"], list(contents["layers"].values())
+    config, layers = contents["config"], list(run.state.layers.values())
     quant, model = config["quant"], config["model"]
-    static = all(layer["act_ranges"] for layer in layers)
+    static = all(quant.act.static for quant in layers)
     total = sum(contents["bytes"].values())
     settings = {key: value for key, value in quant.items() if key not in ("_target_", "name")}
     return CARD.format(
@@ -53,11 +55,10 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         model=model.get("name", model["_target_"]),
         kind="statically" if static else "dynamically",
         layers=len(layers),
-        bits=_several(layer["weight_bits"] for layer in layers),
+        bits=", ".join(map(str, sorted({quant.weight.bits for quant in layers}))),
         quant=quant.get("name", quant["_target_"]),
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
-        sets=f"{_several(layer['weight_ranges'] for layer in layers)} set(s) over the steps",
-        acts=_activations(layers, static),
+        parts="\n".join(_lines(layers)),
         sampler=config["sampler"]["_target_"].rpartition(".")[2],
         steps=contents["num_steps"],
         backend=run.backend.arithmetic,
@@ -72,20 +73,15 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
     )
 
 
-def _activations(layers: list[dict[str, Any]], static: bool) -> str:
-    widths = ("act_bits", "high_bits")  # the second where bits are chosen while sampling
-    bits = _several(layer[width] for layer in layers for width in widths if layer.get(width) is not None)
-    if static:
-        grain = "per group of tokens" if any(layer["token_rows"] for layer in layers) else "per tensor"
-        most = "at most " if any(layer["step_bits"] for layer in layers) else ""
-        return (
-            f"static: {most}{bits} bits {grain}, {_several(layer['act_ranges'] for layer in layers)} range(s) of steps"
-        )
-    return f"dynamic: {bits} bits, {_several(layer['act_granularity'] for layer in layers)}, measured at run time"
-
-
-def _several(values: Any) -> str:
-    return ", ".join(map(str, sorted(set(values))))
+def _lines(layers: list[LayerQuant]) -> list[str]:
+    """A row for everything that the parts of layers say of themselves, with the number of layers that say it."""
+    slots = {"inputs": InputTransform, "weights": WeightQuantizer, "activations": ActQuantizer}
+    slots |= {"branches": Branch, "outputs": OutputTransform}
+    rows = []
+    for name, slot in slots.items():
+        said = Counter(part.line for quant in layers for part in quant.parts if isinstance(part, slot))
+        rows += [f"| {name} | {line} ({count} layers) |" for line, count in said.items()]
+    return rows
 
 
 def _source(weights: Any) -> str:

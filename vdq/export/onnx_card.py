@@ -60,15 +60,15 @@ an export with `export.weight_type=uint8` wrong, nor one of a run with `bits.wei
 
 def card(run: QuantizedRun, contents: dict[str, Any], *, saturating: bool) -> str:
     """Markdown. saturating: whether sums of products of some layer would leave 16 bits with int8 weights."""
-    params = next(iter(run.state.layers.values()))
+    quant = next(iter(run.state.layers.values()))
     channels, *size = run.model.latent_shape
     length, width = run.denoiser.y_embedder.y_embedding.shape
     return CARD.format(
         run=run.name,
         model=run.config["model"]["name"],
         quant=run.config["quant"]["name"],
-        weight_bits=params.weight_bits,
-        act_bits=params.act_bits,
+        weight_bits=quant.weight.bits,
+        act_bits=quant.act.bits,
         steps=contents["steps"],
         weight_type=contents["weight_type"] if saturating else "null",
         x=[2, channels, *size],

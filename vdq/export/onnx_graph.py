@@ -58,12 +58,12 @@ def layer_specs(quantized: nn.Module) -> dict[str, LayerSpec]:
 
 
 def step_groups(layers: Iterable[LayerSpec], *, constant: bool) -> list[list[int]]:
-    """Steps that one graph serves: those of equal weights, and where `constant` of equal activation qparams too."""
+    """Steps that one graph serves: those of equal weights, and where `constant` of equal rows of all tables."""
     layers = list(layers)
-    tables = [layer.params.weight_range for layer in layers]
+    tables = [layer.quant.weight.steps for layer in layers]
     if constant:
-        tables += [layer.params.act_range for layer in layers]
-        tables += [layer.params.step_bits for layer in layers if layer.params.step_bits is not None]
+        tables += [part.steps for layer in layers for part in layer.quant.parts if part.steps is not None]
+        tables += [layer.quant.act.step_bits for layer in layers if layer.quant.act.step_bits is not None]
     groups: dict[tuple[int, ...], list[int]] = {}
     for step, ranges in enumerate(torch.stack(tables, 1).tolist()):
         groups.setdefault(tuple(ranges), []).append(step)

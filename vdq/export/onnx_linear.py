@@ -17,40 +17,21 @@ from vdq.backends.base import Backend
 from vdq.backends.integer import BITS, unsupported
 from vdq.errors import UserError
 from vdq.quant.affine import code_range
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import LinearParams
+from vdq.quant.parts import Correction, InputTransform, Shift, Smoothing, StaticActs
 
 OPSET = 21  # the first whose DequantizeLinear and Cast know 4-bit integers
 DOMAIN, OPERATOR = "vdq", "StaticLinear"
-# Parts that `expand` writes operators for.
-PARTS = frozenset({"affine", "stored_codes", "static", "step_bits", "smoothing", "shift", "correction"})
 NIBBLE_BITS = 4
 CENTRED_BITS = 7  # from so many on, weights are stored around the middle of their codes
 
 
-def saturates(params: LinearParams) -> bool:
+def saturates(quant: LayerQuant) -> bool:
     """Whether sums of two products of a layer, of its input's codes and int8 weights, can leave 16 bits: x86 without
     VNNI adds so. Codes up to 127, or weights in -64..64, cannot.
     """
-    return params.weight_bits == params.act_bits == BITS
-
-
-class OnnxBackend(Backend):
-    """Static codes of 2..8 bits. Its layers stand for their operators in a traced graph and compute nothing."""
-
-    name = "onnx_qdq"
-    simulated = False
-    parts = PARTS
-    option = "export=onnx_qdq"
-
-    def supports(self, layer: LayerSpec) -> str | None:
-        return unsupported(layer)
-
-    def build(self, layer: LayerSpec) -> OnnxLinear:
-        return OnnxLinear(layer)
-
-    def transformed(self, layer: LayerSpec) -> OnnxLinear:
-        return self.build(layer)  # `expand` adds shift and correction
+    return quant.weight.bits == quant.act.bits == BITS
 
 
 class OnnxLinear(nn.Module):
@@ -95,16 +76,18 @@ def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: boo
     symmetric and what is missing is added. The bias, a correction included, is fp32 and three-dimensional, see
     OnnxLinear.
     """
-    fqn, range_ = layer.fqn, int(layer.params.weight_range[pieces.steps[0]])
-    x = _dequantized_input(layer, pieces, x, range_)
-    weight, offset = _dequantized_weight(layer, pieces, range_, zero_points=zero_points, unsigned=unsigned)
+    fqn, set_ = layer.fqn, int(layer.quant.weight.steps[pieces.steps[0]])
+    for transform in layer.quant.inputs:
+        x = WRITERS[transform.kind](transform, fqn, pieces, x, set_)
+    x = _quantized_input(layer.quant.act, fqn, pieces, x)
+    weight, offset = _dequantized_weight(layer, pieces, set_, zero_points=zero_points, unsigned=unsigned)
     terms = []
     if offset is not None:
         sums = pieces.node("MatMul", [x, _ones(layer, pieces)], f"{fqn}.sums")
         terms.append(pieces.node("Mul", [sums, offset], f"{fqn}.corrections"))
     bias = None if layer.bias is None else layer.bias.detach().float().view(1, 1, -1)
-    if layer.params.correction is not None:
-        corrections = layer.params.step_correction()[:, None, None]
+    if (correction := layer.quant.part(Correction.kind)) is not None:
+        corrections = correction.of_steps("values").float()[:, None, None]
         terms.append(pieces.per_step(f"{fqn}.bias", corrections if bias is None else corrections + bias))
     elif bias is not None:
         terms.append(pieces.constant(f"{fqn}.bias", lambda: bias))
@@ -114,19 +97,44 @@ def expand(layer: LayerSpec, pieces: Pieces, x: str, y: str, *, zero_points: boo
         result = pieces.node("Add", [result, term], name)
 
 
-def _dequantized_input(layer: LayerSpec, pieces: Pieces, x: str, range_: int) -> str:
-    """(X - shift) / s in unsigned 8-bit codes and back. Codes of fewer bits are kept inside their range by a clamp
-    before.
-    """
-    fqn, params = layer.fqn, layer.params
-    act = params.step_act()
-    first, last = params.step_code_range()
-    if params.shift is not None:
-        x = pieces.node("Sub", [x, pieces.per_step(f"{fqn}.shift", params.step_shift())], f"{fqn}.shifted")
-    if params.smoothing is not None:
-        s = pieces.constant(f"{fqn}.smoothing", lambda: params.smoothing[range_], key=range_)
-        x = pieces.node("Div", [x, s], f"{fqn}.smoothed")
-    if params.act_bits < BITS or params.step_bits is not None:
+def _shifted(part: Shift, fqn: str, pieces: Pieces, x: str, set_: int) -> str:
+    shift = pieces.per_step(f"{fqn}.shift", part.of_steps("values").float())
+    return pieces.node("Sub", [x, shift], f"{fqn}.shifted")
+
+
+def _smoothed(part: Smoothing, fqn: str, pieces: Pieces, x: str, set_: int) -> str:
+    s = pieces.constant(f"{fqn}.smoothing", lambda: part.factors[set_], key=set_)
+    return pieces.node("Div", [x, s], f"{fqn}.smoothed")
+
+
+WRITERS: dict[str, Callable[[InputTransform, str, Pieces, str, int], str]] = {
+    Shift.kind: _shifted,
+    Smoothing.kind: _smoothed,
+}
+
+
+class OnnxBackend(Backend):
+    """Static codes of 2..8 bits. Its layers stand for their operators in a traced graph and compute nothing."""
+
+    name = "onnx_qdq"
+    simulated = False
+    parts = frozenset(WRITERS) | {"affine", "stored_codes", "static", "step_bits", "correction"}
+    option = "export=onnx_qdq"
+
+    def supports(self, layer: LayerSpec) -> str | None:
+        return unsupported(layer)
+
+    def build(self, layer: LayerSpec) -> OnnxLinear:
+        return OnnxLinear(layer)
+
+    def transformed(self, layer: LayerSpec) -> OnnxLinear:
+        return self.build(layer)  # `expand` adds shift and correction
+
+
+def _quantized_input(quantizer: StaticActs, fqn: str, pieces: Pieces, x: str) -> str:
+    """x in unsigned 8-bit codes and back. Codes of fewer bits are kept inside their range by a clamp before."""
+    act, (first, last) = quantizer.step_qparams(), quantizer.code_bounds()
+    if quantizer.bits < BITS or quantizer.step_bits is not None:
         lower = pieces.per_step(f"{fqn}.act_lower", (first - act.zero_point) * act.scale)
         upper = pieces.per_step(f"{fqn}.act_upper", (last - act.zero_point) * act.scale)
         x = pieces.node("Clip", [x, lower, upper], f"{fqn}.clamped")
@@ -137,31 +145,31 @@ def _dequantized_input(layer: LayerSpec, pieces: Pieces, x: str, range_: int) ->
 
 
 def _dequantized_weight(
-    layer: LayerSpec, pieces: Pieces, range_: int, *, zero_points: bool, unsigned: bool
+    layer: LayerSpec, pieces: Pieces, set_: int, *, zero_points: bool, unsigned: bool
 ) -> tuple[str, str | None]:
     """Names of the weight [in, out] and of a vector [out] that, times the sum of a token's inputs, is missing in their
     product; None if nothing is.
     """
-    fqn, params = layer.fqn, layer.params
-    first, _ = code_range(params.weight_bits, params.symmetric_weights)
-    scale, zero_point = (values[:, 0] for values in params.weight_qparams(range_))
+    fqn, quant = layer.fqn, layer.quant
+    first, _ = code_range(quant.weight.bits, quant.weight.symmetric)
+    scale, zero_point = (values[:, 0] for values in quant.weight.qparams(set_))
     zero_point = zero_point - first
-    unsigned = unsigned and saturates(params)
-    middle = torch.zeros_like(zero_point) if unsigned else _middle(params.weight_bits, zero_point)
+    unsigned = unsigned and saturates(quant)
+    middle = torch.zeros_like(zero_point) if unsigned else _middle(quant.weight.bits, zero_point)
     offset, dtype = middle - zero_point, torch.uint8 if unsigned else torch.int8
 
     def codes() -> Tensor:
-        return params.weight_codes(layer.weight, range_).T - first
+        return quant.weight_codes(layer.weight, set_).T - first
 
-    if params.weight_bits <= NIBBLE_BITS:
-        stored = _unpacked(fqn, pieces, codes, middle, range_)
+    if quant.weight.bits <= NIBBLE_BITS:
+        stored = _unpacked(fqn, pieces, codes, middle, set_)
     else:
-        stored = pieces.constant(f"{fqn}.weight_codes", lambda: (codes() - middle).to(dtype), key=range_)
-    inputs, missing = [stored, pieces.constant(f"{fqn}.weight_scale", lambda: scale, key=range_)], None
+        stored = pieces.constant(f"{fqn}.weight_codes", lambda: (codes() - middle).to(dtype), key=set_)
+    inputs, missing = [stored, pieces.constant(f"{fqn}.weight_scale", lambda: scale, key=set_)], None
     if offset.any() and (zero_points or unsigned):
-        inputs.append(pieces.constant(f"{fqn}.weight_zero_point", lambda: (-offset).to(dtype), key=range_))
+        inputs.append(pieces.constant(f"{fqn}.weight_zero_point", lambda: (-offset).to(dtype), key=set_))
     elif offset.any():
-        missing = pieces.constant(f"{fqn}.weight_offset", lambda: offset * scale, key=range_)
+        missing = pieces.constant(f"{fqn}.weight_offset", lambda: offset * scale, key=set_)
     return pieces.node("DequantizeLinear", inputs, f"{fqn}.weight", axis=1), missing
 
 
@@ -172,12 +180,12 @@ def _middle(bits: int, zero_point: Tensor) -> Tensor:
     return zero_point if bits < CENTRED_BITS else torch.full_like(zero_point, 2 ** (bits - 1))
 
 
-def _unpacked(fqn: str, pieces: Pieces, codes: Callable[[], Tensor], middle: Tensor, range_: int) -> str:
+def _unpacked(fqn: str, pieces: Pieces, codes: Callable[[], Tensor], middle: Tensor, set_: int) -> str:
     """Codes stored in 4 bits, less `middle` [out], as int8: computed once, when the graph is loaded. Runtimes multiply
     bytes; a product with 4-bit weights would be one of floats.
     """
-    stored = pieces.constant(f"{fqn}.weight_nibbles", codes, key=range_, nibbles=True)
-    middles = pieces.constant(f"{fqn}.weight_middle", middle.int, key=range_)
+    stored = pieces.constant(f"{fqn}.weight_nibbles", codes, key=set_, nibbles=True)
+    middles = pieces.constant(f"{fqn}.weight_middle", middle.int, key=set_)
     wide = pieces.node("Cast", [stored], f"{fqn}.weight_wide", to=TensorProto.INT32)
     signed = pieces.node("Sub", [wide, middles], f"{fqn}.weight_signed")
     return pieces.node("Cast", [signed], f"{fqn}.weight_codes", to=TensorProto.INT8)

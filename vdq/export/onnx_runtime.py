@@ -93,7 +93,7 @@ def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | Non
     sampler = sampler or own
     if type(sampler) is not type(own):
         raise UserError(f"{path}: sampler={type(sampler).__name__} must be {type(own).__name__}, as it was exported")
-    for field, number in (("sampler.steps", sampler.schedule.num_steps), ("graphs", len(graphs))):
+    for field, number in (("sampler.steps", sampler.steps), ("graphs", len(graphs))):
         if number != steps:
             raise UserError(f"{path}: {field}={number} must be {steps}, the steps that it was quantized for")
     clock = StepClock(steps)

@@ -20,10 +20,10 @@ from vdq.backends.integer import BITS
 from vdq.diffusion.clock import StepClock
 from vdq.errors import UserError
 from vdq.export.onnx_graph import Graph, TensorFile, layer_template
-from vdq.quant.affine import QParams
 from vdq.quant.batch_layout import BatchLayout
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import LinearParams
+from vdq.quant.parts import AffineWeights, StaticActs
 
 # Makes int8 weights beyond 64 unsigned, also on CPUs with VNNI, which the kernels for these do not use: no session gets
 # it without need.
@@ -68,16 +68,12 @@ def multiplies_exactly(
     weight = torch.tensor([[high], [low], [low + 1], [1]]).float().expand(-1, FEATURES)
     x = (torch.tensor([255.0, 0.0, 254.0]) - ZERO_POINT).view(1, -1, 1).repeat(1, 1, FEATURES)
     first = torch.zeros(1, dtype=torch.long)
-    params = LinearParams(
-        weight_bits=weight_bits,
-        act_bits=BITS,
-        weight=QParams(torch.ones(1, len(weight), 1), torch.zeros(1, len(weight), 1)),
-        weight_range=first,
-        act=QParams(torch.ones(1), torch.full((1,), float(ZERO_POINT))),
-        act_range=first,
-        symmetric_weights=True,
+    ones = torch.ones(1, len(weight), 1)
+    quant = LayerQuant(
+        weight=AffineWeights(bits=weight_bits, symmetric=True, scale=ones, zero_point=0 * ones, steps=first),
+        act=StaticActs(bits=BITS, scale=torch.ones(1), zero_point=torch.full((1,), float(ZERO_POINT)), steps=first),
     )
-    layer = LayerSpec("layer", weight, None, params, StepClock(1), BatchLayout())
+    layer = LayerSpec("layer", weight, None, quant, StepClock(1), BatchLayout())
     graph = Graph(layer_template(layer, x.shape), TensorFile(io.BytesIO()), [0])
     model = graph.build({layer.fqn: layer}, zero_points=True, unsigned=unsigned).SerializeToString()
     return np.allclose(run(model, x.numpy()), (x @ weight.T).numpy(), rtol=1e-6, atol=0)

@@ -12,11 +12,6 @@ T = TypeVar("T")
 TARGET = "_target_"
 
 
-def describe(obj: object, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The description that `rebuild` takes: class and keyword arguments."""
-    return {TARGET: f"{type(obj).__module__}.{type(obj).__qualname__}", **arguments}
-
-
 def rebuild(description: dict[str, Any], base: type[T], field: str, **more: Any) -> T:
     """The object that a config group describes: `_target_` and arguments; ``name`` is no argument.
 

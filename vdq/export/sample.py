@@ -80,7 +80,8 @@ def sample(
     videos.prepare([prompt], "cpu")
     noise = PromptNoise(seed, [0], model.latent_shape)
     with tqdm(total=model.clock.num_steps, desc="denoising", unit="step") as bar:
-        latents = model.sample(videos.encode([prompt]), noise, lambda *_: bar.update())
+        denoiser, conditions = videos.reusing(model.denoiser), videos.encode([prompt])
+        latents = videos.sample(denoiser, conditions, noise, model.clock, model.sampler, lambda *_: bar.update())
     return videos.decode(latents)[0], videos.fps
 
 

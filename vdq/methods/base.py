@@ -1,4 +1,4 @@
-"""The contract of a quantization recipe: statistics and weights in, parameters of every layer out."""
+"""The contract of a quantization recipe: statistics and weights in, the parts of every layer out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from vdq.errors import UserError
 from vdq.quant.affine import check_bits
+from vdq.quant.convert import affine_weights
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import Projection, projections
+from vdq.quant.parts import AffineWeights, Smoothing
 from vdq.quant.report import layer_reports
 from vdq.quant.smoothing import aggregate_absmax, check_alpha, check_ema, smoothing_factors
-from vdq.quant.state import LinearParams, QuantState
+from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import TimeRanges
 
@@ -56,8 +59,8 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
-        """Parameters of one layer: weight [out, in], statistics of its input on its device or None if not needed."""
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LayerQuant:
+        """The parts of one layer: weight [out, in], statistics of its input on its device or None if not needed."""
 
     def without_effect(self, num_steps: int) -> dict[str, str]:
         """Options that change nothing as the other options are, by name, and why: whoever sets one is told."""
@@ -65,7 +68,7 @@ class Method(ABC):
 
     def layers(
         self, weights: dict[str, Tensor], stats: LayerStats | None, num_steps: int, options: dict[str, dict[str, Any]]
-    ) -> dict[str, LinearParams]:
+    ) -> dict[str, LayerQuant]:
         """Parameters of the layers of one input, by fqn: `layer` of each, with its options. A recipe whose layers can
         share work on their input does it here.
         """
@@ -77,7 +80,7 @@ class Method(ABC):
         """
         return {}
 
-    def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LinearParams]:
+    def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LayerQuant]:
         """Parameters of linears of temporal features (VideoModel), by fqn; none unless a recipe has its own for them.
         timesteps: long [N], those of the schedule.
         """
@@ -121,7 +124,7 @@ class Method(ABC):
         stats: Stats | None,
         num_steps: int,
         options: dict[str, dict[str, Any]],
-    ) -> dict[str, LinearParams]:
+    ) -> dict[str, LayerQuant]:
         for p in group:
             check_weight(p)
         wanted = frozenset().union(*(self.needs(p.fqn) for p in group))
@@ -178,10 +181,23 @@ class SmoothedMethod(Method):
             return dict.fromkeys(("momentum", "ema_order"), "every range has one step, nothing is averaged")
         return {}
 
-    def smoothing(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> tuple[Tensor | None, Tensor]:
-        """Factors s [K, in] or None, and their step -> range index [num_steps]; K = num_time_ranges (paper Eq. 2)."""
+    def smoothing(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> Smoothing | None:
+        """Factors of the num_time_ranges time ranges (paper Eq. 2), or None."""
         if self.alpha is None:
-            return None, torch.zeros(num_steps, dtype=torch.long, device=weight.device)
+            return None
         ranges = TimeRanges(num_steps, self.num_time_ranges)
         act_absmax = aggregate_absmax(stats.absmax, ranges, momentum=self.momentum, order=self.ema_order)
-        return smoothing_factors(act_absmax, weight.abs().amax(0), alpha=self.alpha), ranges.index.to(weight.device)
+        factors = smoothing_factors(act_absmax, weight.abs().amax(0), alpha=self.alpha)
+        return Smoothing(factors=factors, steps=ranges.index.to(weight.device))
+
+
+def smoothed_weights(
+    weight: Tensor, smoothing: Smoothing | None, num_steps: int, **form: int | bool
+) -> tuple[tuple[Smoothing, ...], AffineWeights]:
+    """The transforms of the input and the min-max grids of the weight that they leave: one set of weights for each set
+    of factors; `form` are bits and symmetric.
+    """
+    if smoothing is None:
+        steps = torch.zeros(num_steps, dtype=torch.long, device=weight.device)
+        return (), affine_weights(weight, steps, **form)
+    return (smoothing,), affine_weights(weight, smoothing.steps, inputs=(smoothing,), **form)

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from vdq.errors import UserError
-from vdq.methods.base import ABSMAX, SmoothedMethod
-from vdq.quant.convert import weight_qparams
+from vdq.methods.base import ABSMAX, SmoothedMethod, smoothed_weights
+from vdq.quant.layer_quant import LayerQuant
+from vdq.quant.parts import PerTokenActs, TokenSharedActs
 from vdq.quant.smoothing import MOMENTUM
-from vdq.quant.state import LinearParams
 from vdq.quant.stats import LayerStats
 
-TOKEN_GRANULARITIES = ("per_token", "token_shared")
+TOKEN_GRANULARITIES = {part.kind: part for part in (PerTokenActs, TokenSharedActs)}
 
 
 class DynamicMethod(SmoothedMethod):
@@ -61,13 +61,8 @@ class DynamicMethod(SmoothedMethod):
     def parts(self) -> frozenset[str]:
         return self.smoothing_parts() | {"affine", self.token_granularity}
 
-    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
-        s, index = self.smoothing(weight, stats, num_steps)
-        return LinearParams(
-            weight_bits=self.weight_bits,
-            act_bits=self.act_bits,
-            weight=weight_qparams(weight, s, bits=self.weight_bits),
-            weight_range=index,
-            smoothing=s,
-            act_granularity=self.token_granularity,
-        )
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LayerQuant:
+        smoothing = self.smoothing(weight, stats, num_steps)
+        inputs, weights = smoothed_weights(weight, smoothing, num_steps, bits=self.weight_bits)
+        act = TOKEN_GRANULARITIES[self.token_granularity](bits=self.act_bits)
+        return LayerQuant(inputs=inputs, weight=weights, act=act)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from vdq.methods.base import Method
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.report import layer_reports
-from vdq.quant.state import LinearParams, QuantState
+from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 
 
@@ -26,7 +27,7 @@ class FullPrecisionMethod(Method):
     def parts(self) -> frozenset[str]:
         return frozenset()
 
-    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LayerQuant:
         raise NotImplementedError("full precision has no quantized layers")
 
     def convert(

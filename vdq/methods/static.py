@@ -1,11 +1,13 @@
 """Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one recipe."""
 
+import torch
 from torch import Tensor
 
-from vdq.methods.base import ABSMAX, RANGE, SmoothedMethod
-from vdq.quant.convert import act_qparams, weight_qparams
-from vdq.quant.smoothing import MOMENTUM
-from vdq.quant.state import LinearParams
+from vdq.methods.base import ABSMAX, RANGE, SmoothedMethod, smoothed_weights
+from vdq.quant.affine import qparams_from_range
+from vdq.quant.layer_quant import LayerQuant
+from vdq.quant.parts import ActQuantizer, StaticActs
+from vdq.quant.smoothing import MOMENTUM, range_over_steps, smoothed_range
 from vdq.quant.stats import LayerStats
 from vdq.quant.time_ranges import TimeRanges
 
@@ -55,29 +57,30 @@ class StaticMethod(SmoothedMethod):
         self._act_ranges(num_steps)
 
     def parts(self) -> frozenset[str]:
-        return self.smoothing_parts() | {"affine", "static"}
+        act = self.act(torch.zeros(1), torch.ones(1), steps=torch.zeros(1, dtype=torch.long))
+        return self.smoothing_parts() | {"affine"} | act.features
 
     def without_effect(self, num_steps: int) -> dict[str, str]:
         alone = self.alpha is None and self.act_time_ranges is not None
         own = {"num_time_ranges": "alpha=null smooths nothing, and activations have act_time_ranges"} if alone else {}
         return super().without_effect(num_steps) | own
 
-    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
-        s, index = self.smoothing(weight, stats, num_steps)
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LayerQuant:
+        smoothing = self.smoothing(weight, stats, num_steps)
+        form = {"bits": self.weight_bits, "symmetric": self.symmetric_weights}
+        inputs, weights = smoothed_weights(weight, smoothing, num_steps, **form)
         ranges = self._act_ranges(num_steps)
-        step_smoothing = None if s is None else s[index]
-        act = act_qparams(stats, step_smoothing, ranges, bits=self.act_bits, symmetric=self.symmetric_acts)
-        return LinearParams(
-            weight_bits=self.weight_bits,
-            act_bits=self.act_bits,
-            weight=weight_qparams(weight, s, bits=self.weight_bits, symmetric=self.symmetric_weights),
-            weight_range=index,
-            act=act,
-            act_range=ranges.index.to(weight.device),
-            smoothing=s,
-            symmetric_weights=self.symmetric_weights,
-            symmetric_acts=self.symmetric_acts,
-        )
+        lo, hi = smoothed_range(stats.min, stats.max, smoothing and smoothing.of_steps("factors"))
+        act = self.act(*range_over_steps(lo, hi, ranges), steps=ranges.index.to(weight.device))
+        return LayerQuant(inputs=inputs, weight=weights, act=act)
+
+    def act(self, lo: Tensor, hi: Tensor, *, steps: Tensor) -> ActQuantizer:
+        """The activation quantizer for ranges [lo, hi] of the smoothed input, two [K]; steps: long
+        [N], the range of every step. A recipe with another quantizer overrides this.
+        """
+        scale, zero_point = qparams_from_range(lo, hi, bits=self.act_bits, symmetric=self.symmetric_acts)
+        form = {"bits": self.act_bits, "symmetric": self.symmetric_acts}
+        return StaticActs(scale=scale, zero_point=zero_point, steps=steps, **form)
 
     def _act_ranges(self, num_steps: int) -> TimeRanges:
         if self.act_time_ranges is None:

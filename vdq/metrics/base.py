@@ -5,8 +5,9 @@ batches or update calls: videos are sorted by index, an index that was seen twic
 batch with repeats) counts once, and the mean over videos is unweighted.
 """
 
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,31 +16,48 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from vdq.errors import UserError
+from vdq.metrics.catalogue import Value
 
 logger = logging.getLogger(__name__)
 
 UNNUMBERED = -1
+INPUTS = ("videos", "prompts", "candidates", "latents", "reference", "reference_latents")
 
 
 class VideoMetric(Metric):
-    """Base class of the metrics; a subclass names its `inputs` and `keys` and calls `_record` from `update`.
+    """Base class of the metrics. A new one says what its values are and scores the videos it is given:
+
+        class Brightness(VideoMetric):
+            values = (Value("brightness", "Brightness", digits=1),)
+
+            def update(self, videos, *, index=None):
+                self.validate(videos, index)
+                self.record(index, {"brightness": videos.double().mean((1, 2, 3, 4)).tolist()})
+
+    `update` is called by keyword and names what it needs: `videos` (uint8 [B,T,H,W,3]), `prompts`, `candidates` (all
+    prompts of the set), `latents`, `reference` (full-precision videos) and `reference_latents`. Every score is recorded
+    under its video's `index`; means, the order, repeats and several processes are this class's work.
 
     Attributes:
-        inputs: what `update` takes, in its order, out of `videos`, `prompts`, `candidates` (all prompts of the
-            set), `latents`, `reference` (full-precision videos) and `reference_latents`.
-        keys: names of the values, in the order of `compute()`.
-        higher_is_better: the same for every key.
+        values: name, title, digits, direction and unit of every value, in the order of `compute()`.
         unavailable: why the metric cannot be taken here, one sentence; None where it can. The evaluation then leaves
             it out and says so.
+
+    Raises:
+        TypeError: where `update` of a subclass takes an argument that no evaluation has.
     """
 
-    inputs: ClassVar[tuple[str, ...]]
-    keys: ClassVar[tuple[str, ...]]
+    values: ClassVar[tuple[Value, ...]]
     unsigned: ClassVar[tuple[str, ...]] = ()  # arguments that say where things are: no number depends on them
     is_differentiable = False
     full_state_update = False
     unavailable: str | None = None
     version = 1  # to be raised when the same videos would get other values
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if unknown := [name for name in _arguments(cls.update) if name not in INPUTS]:
+            raise TypeError(f"{cls.__name__}.update takes {', '.join(unknown)}; allowed: {', '.join(INPUTS)}, index")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -48,20 +66,34 @@ class VideoMetric(Metric):
             self.add_state(f"value_{key}", default=[], dist_reduce_fx="cat")
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """What `update` takes beside `index`."""
+        return tuple(_arguments(type(self).update))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the values."""
+        return tuple(value.name for value in self.values)
+
+    @property
     def assets(self) -> dict[str, str]:
         """Weights the metric used, name -> sha256; empty for a metric without weights."""
         return {}
 
     def notes(self, prompts: list[str]) -> dict[str, int]:
-        """Counts that a result should tell beside the values, given all prompts of the set."""
+        """Counts that a result says beside the values, given all prompts of the set."""
         return {}
+
+    def update(self, *, index: Sequence[int] | Tensor | None = None) -> None:
+        """Scores a batch of videos; a subclass names its inputs before `index`, which numbers them within the set."""
+        raise NotImplementedError(f"{type(self).__name__} has no update")
 
     def refusal(self, frames: int, height: int, width: int) -> str | None:
         """Why videos of this size have no value, in one sentence; None where they have one. `update` raises it."""
         return None
 
     def compute(self) -> dict[str, float]:
-        """Unweighted mean over videos of each key; ValueError if no video was given."""
+        """Unweighted mean over videos of each key; UserError if no video was given."""
         _, values = self._sorted()
         return {key: value.mean().item() for key, value in values.items()}
 
@@ -87,22 +119,26 @@ class VideoMetric(Metric):
             self._append([], {key: [] for key in self.keys})
         super().sync(*args, **kwargs)
 
-    def _check(self, videos: Tensor, index: Sequence[int] | Tensor | None) -> None:
-        """ValueError unless `videos` are uint8 [B,T,H,W,3] of a size that has a value, and `index` fits them."""
+    def validate(self, videos: Tensor, index: Sequence[int] | Tensor | None) -> None:
+        """Raises UserError unless `videos` are uint8 [B,T,H,W,3] of a size that has a value, and `index` fits them."""
         check_videos("videos", videos)
         check_index(index, len(videos))
         if reason := self.refusal(*videos.shape[1:4]):
             raise UserError(reason)
 
-    def _record(self, index: Sequence[int] | Tensor | None, count: int, values: Mapping[str, Sequence[float]]) -> None:
-        """Keep the values of `count` videos, one list per key; `index` None leaves them unnumbered.
+    def record(self, index: Sequence[int] | Tensor | None, scores: Mapping[str, Sequence[float] | Tensor]) -> None:
+        """Keeps scores, for each of `keys` one number a video; where index is None the videos stay unnumbered.
 
         Raises:
-            UserError: for a value that is NaN or infinite, of which no mean could be told.
+            UserError: for a score that is NaN or infinite, with which there is no mean.
+            ValueError: where there are more or fewer scores than videos.
         """
+        numbers = [UNNUMBERED] * len(scores[self.keys[0]]) if index is None else [int(i) for i in index]
         for key in self.keys:
-            check_finite(key, torch.as_tensor(values[key]), self.assets)
-        self._append([UNNUMBERED] * count if index is None else [int(i) for i in index], values)
+            if len(scores[key]) != len(numbers):
+                raise ValueError(f"{type(self).__name__} has {len(scores[key])} scores {key} of {len(numbers)} videos")
+            check_finite(key, torch.as_tensor(scores[key]), self.assets)
+        self._append(numbers, scores)
 
     def _append(self, index: list[int], values: Mapping[str, Sequence[float]]) -> None:
         self.index.append(torch.tensor(index, dtype=torch.long, device=self.device))
@@ -131,8 +167,13 @@ class VideoMetric(Metric):
                 logger.warning("%s: videos %s came more than once with different values; the first counts", key, videos)
 
 
+def _arguments(update: Callable[..., None]) -> list[str]:
+    """Names of what a metric's `update` takes beside itself and the index."""
+    return [name for name in inspect.signature(update).parameters if name not in ("self", "index")]
+
+
 def check_videos(name: str, videos: Tensor) -> None:
-    """ValueError unless `videos` is uint8 [B,T,H,W,3] with at least one video of at least one frame."""
+    """Raises UserError unless `videos` is uint8 [B,T,H,W,3] with at least one video of at least one frame."""
     if not isinstance(videos, Tensor) or videos.dtype != torch.uint8:
         found = getattr(videos, "dtype", type(videos).__name__)
         raise UserError(f"{name} has type {found}; only a tensor of torch.uint8 is allowed")
@@ -141,14 +182,14 @@ def check_videos(name: str, videos: Tensor) -> None:
 
 
 def check_finite(name: str, values: Tensor, assets: Mapping[str, str]) -> None:
-    """ValueError that names the networks in `assets` unless all values are finite numbers."""
+    """Raises UserError, which names the networks in `assets`, unless all values are finite numbers."""
     if not bool(torch.isfinite(values).all()):
         by = f"; the weights of {' or '.join(assets)} may be damaged" if assets else ""
         raise UserError(f"{name} has NaN or infinite values{by}")
 
 
 def check_index(index: Sequence[int] | Tensor | None, count: int) -> None:
-    """ValueError unless `index` is None or holds `count` integers >= 0."""
+    """Raises UserError unless `index` is None or holds `count` integers >= 0."""
     if index is None:
         return
     numbers = [int(i) for i in index]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vdq.errors import UserError
 from vdq.metrics.base import VideoMetric
+from vdq.metrics.catalogue import CLIP_TEMP, CLIPSIM
 
 
 class ClipEncoder(Protocol):
@@ -65,12 +66,10 @@ class ClipMetric(VideoMetric):
             on the videos beside it.
     """
 
-    inputs = ("videos", "prompts")
-    keys = ("clipsim", "clip_temp")
-    higher_is_better = True
+    values = (CLIPSIM, CLIP_TEMP)
 
     def __init__(self, *, encoder: ClipEncoder, label: str = "", frames_per_batch: int = 64, **kwargs: Any) -> None:
-        self.keys = tuple(f"{key}_{label}" if label else key for key in ClipMetric.keys)
+        self.values = tuple(value.labelled(label) for value in type(self).values)
         super().__init__(**kwargs)
         if frames_per_batch < 1:
             raise UserError(f"frames_per_batch is {frames_per_batch}; an integer >= 1 is allowed")
@@ -96,11 +95,11 @@ class ClipMetric(VideoMetric):
         Raises:
             UserError: on another dtype or shape, a prompt too many or too few, or one-frame videos.
         """
-        self._check(videos, index)
+        self.validate(videos, index)
         if isinstance(prompts, str) or len(prompts) != len(videos):
             raise UserError(f"prompts is {prompts!r}; one string for each of the {len(videos)} videos is allowed")
         scores = [self._score(video, prompt) for video, prompt in zip(videos, prompts, strict=True)]
-        self._record(index, len(videos), dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
+        self.record(index, dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
 
     def _score(self, video: Tensor, prompt: str) -> tuple[float, float]:
         chunks = [self.encoder.encode_images(frames) for frames in video.split(self.frames_per_batch)]

@@ -13,6 +13,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from vdq.errors import UserError
 from vdq.metrics.base import VideoMetric, check_index, check_videos
+from vdq.metrics.catalogue import LATENT_L2, PSNR, SSIM
 
 DATA_RANGE = 255.0
 PSNR_LIMIT_DB = 100.0
@@ -27,9 +28,7 @@ class FidelityMetric(VideoMetric):
     window of 11 x 11 with sigma 1.5, K = 0.01 and 0.03, per channel, averaged over the windows that lie in the frame.
     """
 
-    inputs = ("videos", "reference")
-    keys = ("psnr", "ssim")
-    higher_is_better = True
+    values = (PSNR, SSIM)
 
     def refusal(self, frames: int, height: int, width: int) -> str | None:
         if min(height, width) < SSIM_WINDOW:
@@ -42,34 +41,34 @@ class FidelityMetric(VideoMetric):
         Raises:
             UserError: on another dtype, on shapes that differ, or frames smaller than the SSIM window.
         """
-        self._check(videos, index)
+        self.validate(videos, index)
         check_videos("reference", reference)
         _check_same_shape("videos", videos, reference)
         scores = [_frame_means(video, ref) for video, ref in zip(videos, reference, strict=True)]
-        self._record(index, len(videos), dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
+        self.record(index, dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
 
 
 class LatentMetric(VideoMetric):
     """Relative L2 distance of final latents, ||x - ref|| / ||ref|| per video (`latent_rel_l2`), mean over videos."""
 
-    inputs = ("latents", "reference_latents")
-    keys = ("latent_rel_l2",)
-    higher_is_better = False
+    values = (LATENT_L2,)
 
-    def update(self, latents: Tensor, reference: Tensor, *, index: Sequence[int] | Tensor | None = None) -> None:
+    def update(
+        self, latents: Tensor, reference_latents: Tensor, *, index: Sequence[int] | Tensor | None = None
+    ) -> None:
         """Add latents and their full-precision references, both floating [B,...]; `index` numbers them within the set.
 
         Raises:
-            UserError: on shapes that differ or a reference that is zero.
+            UserError: on shapes that differ or reference latents that are zero.
         """
         check_index(index, len(latents))
-        _check_same_shape("latents", latents, reference)
-        reference = reference.double().flatten(1)
+        _check_same_shape("latents", latents, reference_latents)
+        reference = reference_latents.double().flatten(1)
         norm = reference.norm(dim=1)
         if (norm == 0).any():
-            raise UserError("reference has norm 0; a relative distance needs latents that are not all zero")
+            raise UserError("reference_latents has norm 0; a relative distance needs latents that are not all zero")
         distance = (latents.double().flatten(1) - reference).norm(dim=1) / norm
-        self._record(index, len(latents), {"latent_rel_l2": distance.tolist()})
+        self.record(index, {"latent_rel_l2": distance.tolist()})
 
 
 def _check_same_shape(name: str, tensor: Tensor, reference: Tensor) -> None:

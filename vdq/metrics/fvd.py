@@ -27,6 +27,7 @@ from tqdm import tqdm
 from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 from vdq.metrics.base import VideoMetric, check_videos
+from vdq.metrics.catalogue import FVD, FVD_FP16
 from vdq.sources import Download, find_download, sha256
 
 logger = logging.getLogger(__name__)
@@ -118,10 +119,8 @@ class FrechetVideoDistance(VideoMetric):
     order, repeats and processes stay the base class's work.
     """
 
-    higher_is_better = False
-
     def __init__(self, *, detector: Detector, label: str = "", **kwargs: Any) -> None:
-        self.keys = tuple(f"{key}_{label}" if label else key for key in type(self).keys)
+        self.values = tuple(value.labelled(label) for value in type(self).values)
         super().__init__(**kwargs)
         self.detector = detector
 
@@ -175,8 +174,7 @@ class FvdMetric(FrechetVideoDistance):
     """
 
     unsigned = ("cache",)
-    inputs = ("videos",)
-    keys = ("fvd",)
+    values = (FVD,)
 
     def __init__(self, *, detector: Detector, real: RealClips, cache: str, **kwargs: Any) -> None:
         super().__init__(detector=detector, **kwargs)
@@ -197,8 +195,8 @@ class FvdMetric(FrechetVideoDistance):
         Raises:
             UserError: on another dtype or shape, or another number of frames than the real clips have.
         """
-        self._check(videos, index)
-        self._record(index, len(videos), {self.keys[0]: self.detector.features(videos)})
+        self.validate(videos, index)
+        self.record(index, {self.keys[0]: self.detector.features(videos)})
 
     def _real_set(self, features: Tensor) -> Tensor:
         return real_features(self.detector, self.real, self.cache).to(features.device)
@@ -209,8 +207,7 @@ class FvdFp16Metric(FrechetVideoDistance):
     FVD-FP16 (arXiv 2406.02540). The pairing does not matter, only the two sets.
     """
 
-    inputs = ("videos", "reference")
-    keys = ("fvd_fp16",)
+    values = (FVD_FP16,)
 
     def update(self, videos: Tensor, reference: Tensor, *, index: Sequence[int] | Tensor | None = None) -> None:
         """Add videos and their full-precision references, both uint8 [B,T,H,W,3]; `index` numbers them within the set.
@@ -218,13 +215,13 @@ class FvdFp16Metric(FrechetVideoDistance):
         Raises:
             UserError: on another dtype, shapes that differ, or fewer than 10 frames.
         """
-        self._check(videos, index)
+        self.validate(videos, index)
         check_videos("reference", reference)
         if videos.shape != reference.shape:
             shape, allowed = tuple(videos.shape), tuple(reference.shape)
             raise UserError(f"videos have shape {shape}; only that of the reference {allowed} is allowed")
         features = torch.stack([self.detector.features(videos), self.detector.features(reference)], dim=1)
-        self._record(index, len(videos), {self.keys[0]: features})
+        self.record(index, {self.keys[0]: features})
 
     def _real_set(self, features: Tensor) -> Tensor:
         return features[:, 1]

@@ -17,6 +17,7 @@ from torchvision.models import AlexNet_Weights
 
 from vdq.errors import UserError
 from vdq.metrics.base import VideoMetric, check_videos
+from vdq.metrics.catalogue import LPIPS
 from vdq.sources import sha256
 
 FIELD = "metrics.lpips.weights"
@@ -47,9 +48,7 @@ class LpipsMetric(VideoMetric):
     """
 
     unsigned = ("weights", "cache")
-    inputs = ("videos", "reference")
-    keys = ("lpips",)
-    higher_is_better = False
+    values = (LPIPS,)
 
     def __init__(self, *, cache: str, weights: str | None = None, frames_per_batch: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -88,13 +87,13 @@ class LpipsMetric(VideoMetric):
         """
         if self.unavailable:
             raise UserError(self.unavailable)
-        self._check(videos, index)
+        self.validate(videos, index)
         check_videos("reference", reference)
         if videos.shape != reference.shape:
             shape, allowed = tuple(videos.shape), tuple(reference.shape)
             raise UserError(f"videos have shape {shape}; only that of the reference {allowed} is allowed")
-        values = [self._mean(video, ref) for video, ref in zip(videos, reference, strict=True)]
-        self._record(index, len(videos), {"lpips": values})
+        scores = [self._mean(video, ref) for video, ref in zip(videos, reference, strict=True)]
+        self.record(index, {"lpips": scores})
 
     @torch.no_grad()
     def _mean(self, video: Tensor, reference: Tensor) -> float:

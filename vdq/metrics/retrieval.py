@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vdq.errors import UserError
 from vdq.metrics.base import VideoMetric, check_finite
+from vdq.metrics.catalogue import TOP1
 from vdq.metrics.clip import ClipEncoder, refused_size
 
 
@@ -19,9 +20,7 @@ class PromptRetrieval(VideoMetric):
     frames, so a motion in the wrong direction is not seen.
     """
 
-    keys = ("top1",)
-    inputs = ("videos", "prompts", "candidates")
-    higher_is_better = True
+    values = (TOP1,)
 
     def __init__(self, *, encoder: ClipEncoder, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -47,14 +46,14 @@ class PromptRetrieval(VideoMetric):
         Raises:
             UserError: on another dtype or shape, or a prompt that is no candidate.
         """
-        self._check(videos, index)
+        self.validate(videos, index)
         if unknown := set(prompts) - set(candidates):
             raise UserError(f"prompts has {min(unknown)!r}, which is not one of the {len(candidates)} candidates")
         texts = F.normalize(self.encoder.encode_text(list(candidates)).double(), dim=-1)
         similarities = torch.stack([self._similarity(video, texts) for video in videos])
         check_finite("the similarity of top1", similarities, self.assets)  # NaN would be the largest
         best = [candidates[number] for number in similarities.argmax(1).tolist()]
-        self._record(index, len(videos), {"top1": [float(a == b) for a, b in zip(best, prompts, strict=True)]})
+        self.record(index, {"top1": [float(a == b) for a, b in zip(best, prompts, strict=True)]})
 
     def _similarity(self, video: Tensor, texts: Tensor) -> Tensor:
         """CLIPSIM of one video with every candidate, [n]."""

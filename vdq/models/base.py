@@ -1,59 +1,45 @@
 """What a video model offers to the rest of the program. Nothing here knows of quantization."""
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
 from torch import Tensor, nn
 
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.observer import StepObserver
+from vdq.diffusion.samplers import Noise, Sampler
+from vdq.models.family import Family
+
 RANDOM = "random"  # in place of a path: weights drawn at random
+Callback = Callable[[int, Tensor], None]
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Encoded prompts: y [n, 1, L, D], the null caption [L, D], and mask [n, L] (non-zero where a token counts) or
-    None.
+class EncodedPrompts(Protocol):
+    """What `encode` makes of n prompts. Only the model knows what is inside; others count it and take rows of it."""
 
-    `len` is the number of prompts; slicing keeps the null caption. Raises ValueError when the shapes do not fit.
-    """
+    def __len__(self) -> int: ...
 
-    y: Tensor
-    null: Tensor
-    mask: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.y.dim() != 4 or self.y.shape[1] != 1 or self.y.shape[2:] != self.null.shape:
-            raise ValueError(f"y {tuple(self.y.shape)} must be [n, 1, *null.shape], null is {tuple(self.null.shape)}")
-        if self.mask is not None and self.mask.shape != (self.y.shape[0], self.y.shape[2]):
-            raise ValueError(f"mask {tuple(self.mask.shape)} must be [{self.y.shape[0]}, {self.y.shape[2]}] as y")
-
-    def __len__(self) -> int:
-        return self.y.shape[0]
-
-    def __getitem__(self, rows: slice) -> "Conditions":
-        return Conditions(self.y[rows], self.null, None if self.mask is None else self.mask[rows])
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Conditions":
-        """Copy on `device`; `dtype` is for y and null, the mask keeps its own."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return Conditions(self.y.to(device, dtype), self.null.to(device, dtype), mask)
+    def __getitem__(self, rows: slice) -> EncodedPrompts: ...
 
 
 class VideoModel(ABC):
-    """A denoiser with its prompt encoder and its latent decoder.
+    """Denoisers with their prompt encoder, their latent decoder, their guidance and their sampling.
 
     A small model is an nn.Module as well, so that a Trainer moves all of it; a large one keeps its parts to itself and
-    has one of them on the device at a time. denoiser(x [B, c, T, H, W], timestep [B], y [B, 1, L, D], mask) ->
-    [B, 2c, T, H, W] fp32, noise estimate then variance logits; if it offers `prepare(y, mask)` and
-    `prepare_timestep(timestep)`, what they return may stand for these inputs in several calls; if it offers
-    `temporal_features(timesteps)` and `timestep_table(num_steps)`, they tell of what depends on the step alone, whose
-    linears are not among the `quantizable`; if it offers `example_inputs()`, its arguments for one video, operations
-    are counted. latent_shape is (c, T,
-    H, W); fps is the frame rate of the decoded videos in frames per second. random says that weights are random: of
-    such a model no metric is taken. batch_size is how many prompts are sampled together unless the user says otherwise.
-    prompt_sets are the options of `dataset` that stand for the paper's first and second prompt set in its tables.
+    has one of them on the device at a time.
+
+    family: the facts of its denoisers. denoisers: their names. Of several, each of which works at some steps only,
+    `denoiser` and `structure` are an nn.ModuleDict by these names, so that the fqn of a layer begins with its
+    denoiser's. latent_shape is (c, T, H, W); fps is the frame rate of the decoded videos in frames per second. random
+    says that weights are random: of such a model no metric is taken. batch_size is how many prompts are sampled
+    together unless the user says otherwise.
     """
 
+    family: Family
+    denoisers: tuple[str, ...] = ("transformer",)
     denoiser: nn.Module
     latent_shape: tuple[int, int, int, int]
     fps: float
@@ -61,36 +47,84 @@ class VideoModel(ABC):
     version: int = 1  # to be raised when the same weights and prompts would give other latents or frames
     random: bool = False
     batch_size: int = 8
-    prompt_sets: tuple[str, str] = ("opensora", "ucf101")
 
     @property
     def structure(self) -> nn.Module:
         """The denoiser's layers by name and shape; large models answer without their weights, on the meta device."""
         return self.denoiser
 
-    def prepare(self, prompts: list[str], device: torch.device | str) -> int:
+    @property
+    def architecture(self) -> dict[str, Any] | None:
+        """What builds the structure, as JSON: `_target_`, a class of this package, and its arguments. None where only
+        the model itself can: an artefact is then loaded with the model at hand.
+        """
+        return None
+
+    @abstractmethod
+    def check(self, sampler: Sampler) -> None:
+        """Raises UserError when the model cannot sample as the user wants. Loads no weights."""
+
+    @abstractmethod
+    def timesteps(self, sampler: Sampler) -> Tensor:
+        """What the denoiser is given at each step, in sampling order: fp32 [N] on the CPU."""
+
+    def windows(self, sampler: Sampler) -> dict[str, range]:
+        """The steps in which each denoiser works, by its name. They are consecutive."""
+        return dict.fromkeys(self.denoisers, range(sampler.steps))
+
+    def prepare(self, prompts: list[str], device: Any) -> int:
         """Does on `device` what `encode` needs for these prompts beside the denoiser; returns how many were new."""
         return 0
 
     def remarks(self, prompts: list[str]) -> list[str]:
-        """What the model cannot make of these prompts, in sentences; told before they are sampled."""
+        """What the model cannot make of these prompts, in sentences; said before they are sampled."""
         return []
 
     @abstractmethod
-    def encode(self, prompts: list[str]) -> Conditions:
-        """Conditions for n prepared prompts."""
+    def encode(self, prompts: list[str]) -> EncodedPrompts:
+        """What `sample` takes for n prepared prompts, on any device."""
+
+    @abstractmethod
+    def sample(
+        self,
+        denoiser: nn.Module,
+        conditions: EncodedPrompts,
+        noise: Noise,
+        clock: StepClock,
+        sampler: Sampler,
+        callback: Callback | None = None,
+        observers: Sequence[StepObserver] = (),
+    ) -> Tensor:
+        """Latents [n, *latent_shape] fp32 of n prompts, on the device of the denoiser.
+
+        `denoiser` computes: the model's own, a quantized copy of it, or what `reusing` made of one. `clock` is set
+        before every call of it, to the step and, where guidance takes two calls, to the branch. After every step its
+        StepObservers and `observers` get the guided estimate, and `callback(step, latents)` is called. The state is
+        fp32 whatever the denoiser's dtype. Raises UserError when the clock counts other steps than the sampler.
+        """
+
+    def reusing(self, denoiser: nn.Module) -> Any:
+        """Stands for a denoiser in the samplings of one task, in which nobody writes into its weights: the same bits in
+        less time, where the family allows it. Not every layer is then called in every step.
+        """
+        return denoiser
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """latents [B, *latent_shape] -> uint8 [B, T, H, W, 3]."""
 
-    @abstractmethod
     def quantizable(self, fqn: str) -> bool:
         """Whether the denoiser's layer of that name may be quantized; the others stay in full precision."""
+        return self.family.is_quantizable(self._within(fqn))
 
     def packed(self, fqn: str) -> bool:
         """Whether the linear module of that name gets the tokens of all prompts of a batch in one row."""
-        return False
+        return self.family.is_packed(self._within(fqn))
+
+    def window(self, fqn: str, sampler: Sampler) -> range:
+        """The steps in which the layer of that name is called."""
+        windows = self.windows(sampler)
+        return windows[fqn.partition(".")[0] if len(self.denoisers) > 1 else self.denoisers[0]]
 
     @property
     def companions(self) -> dict[str, str]:
@@ -102,4 +136,8 @@ class VideoModel(ABC):
     @property
     @abstractmethod
     def weights_sha256(self) -> str:
-        """Hexadecimal digest of every weight that the videos depend on."""
+        """Hexadecimal digest of every weight that the videos depend on; large models read it from a cache."""
+
+    def _within(self, fqn: str) -> str:
+        """The name of a layer inside its denoiser."""
+        return fqn.partition(".")[2] if len(self.denoisers) > 1 else fqn

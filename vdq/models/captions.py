@@ -1,4 +1,4 @@
-"""Prompts to features of the T5 encoder as in Open-Sora 1.0 (spec/opensora.md section 4), kept on disk.
+"""Prompts to features of the T5 encoder as in Open-Sora 1.0, kept on disk.
 
 A prompt is encoded once: the file of its features is named by the encoder, its precision, the token limit and the
 cleaned text. The encoder, 4.8 B parameters, is loaded only when a prompt is new and is gone when ``prepare`` returns.
@@ -72,8 +72,7 @@ class CaptionEncoder:
         new = [] if self.random else [text for text in dict.fromkeys(map(clean, prompts)) if not self._readable(text)]
         if not new:
             return 0
-        folder = find_folder(self.source, FILES)
-        tokenizer, encoder = self._load(folder)
+        tokenizer, encoder = self.load()
         encoder.to(device)
         too_long = [text for text in new if len(tokenizer(text).input_ids) > self.max_length]
         if too_long:
@@ -111,8 +110,11 @@ class CaptionEncoder:
         output = encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state[0]
         return output[: int(tokens.attention_mask.sum())].cpu().contiguous()
 
-    def _load(self, folder: Path) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
-        field = self.source.field
+    def load(self) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+        """Tokenizer and encoder, which are fetched if they are not on this machine. Raises UserError when they cannot
+        be found, are damaged or do not fit the denoiser.
+        """
+        field, folder = self.source.field, find_folder(self.source, FILES)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             encoder, loaded = T5EncoderModel.from_pretrained(folder, dtype=DTYPES[self.dtype], output_loading_info=True)

@@ -1,4 +1,4 @@
-"""Open-Sora 1.0: T5 v1.1 XXL, the STDiT denoiser and Stable Diffusion's frame autoencoder (spec/opensora.md).
+"""Open-Sora 1.0: T5 v1.1 XXL, the STDiT denoiser and Stable Diffusion's frame autoencoder.
 
 The three are never on the device together: prompts are encoded first and the encoder is freed, then the denoiser
 works, and the autoencoder is there only while a video is decoded.
@@ -16,13 +16,14 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from vdq.data.video import to_uint8
 from vdq.errors import UserError
 from vdq.installation import require
-from vdq.models.base import RANDOM, Conditions, VideoModel
+from vdq.models.base import RANDOM
 from vdq.models.captions import CaptionEncoder
 from vdq.models.checkpoint import files, load_denoiser
-from vdq.models.stdit import PACKED_INPUT, STDiT
+from vdq.models.guidance import Conditions
+from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import STDiTModel
 from vdq.sources import Source, check_unmoved, find_file, find_folder, identity, named_file, named_folder, sha256
 
 DOWNSAMPLING = 8  # of the autoencoder, per side
@@ -32,7 +33,7 @@ POSITIVE = ("hidden_size", "depth", "num_heads", "caption_channels", "model_max_
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class OpenSoraModel(VideoModel):
+class OpenSoraModel(STDiTModel):
     """Videos of ``num_frames`` frames of ``image_size`` (height, width) pixels.
 
     ``denoiser`` holds STDiT's dimensions; ``weights`` and ``revisions`` say where denoiser, autoencoder and
@@ -134,22 +135,27 @@ class OpenSoraModel(VideoModel):
         y, mask = self.captions.features(prompts)
         return Conditions(y, self.denoiser.y_embedder.y_embedding.to(y), mask)
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, 4, T, H/8, W/8] to uint8 [B, T, H, W, 3] on the CPU, frame by frame; rounded in fp32."""
-        videos = (latents / SCALING_FACTOR).transpose(1, 2).to(self.decode_dtype)
+        from vdq.models.stdit_pipeline import decode_latents
+
         self.autoencoder.to(latents.device, self.decode_dtype)
-        parts = [part for frames in videos for part in frames.split(self.decode_frames)]
-        decoded = [self.autoencoder.decode(part).sample.float().cpu() for part in parts]
+        videos = decode_latents(
+            self.autoencoder, latents, scaling_factor=SCALING_FACTOR, frames_at_once=self.decode_frames
+        )
         self.autoencoder.to("cpu")
-        return to_uint8(torch.cat(decoded).unflatten(0, (len(latents), -1)).transpose(1, 2))
+        return videos
 
-    def quantizable(self, fqn: str) -> bool:
-        """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
-        return fqn.startswith("blocks.")
-
-    def packed(self, fqn: str) -> bool:
-        return fqn.endswith(PACKED_INPUT)
+    def pipeline_parts(self) -> dict[str, Any]:
+        """With the text encoder, 19 GB, unless it is random."""
+        tokenizer, text_encoder = (None, None) if self.captions.random else self.captions.load()
+        return {
+            "vae": self.autoencoder,
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+            "scaling_factor": SCALING_FACTOR,
+            "max_length": self.captions.max_length,
+        }
 
     @property
     def companions(self) -> dict[str, str]:
@@ -193,7 +199,7 @@ class OpenSoraModel(VideoModel):
 
 
 def _stable_diffusion() -> AutoencoderKL:
-    """The structure of stabilityai/sd-vae-ft-ema (spec section 5)."""
+    """The structure of stabilityai/sd-vae-ft-ema."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

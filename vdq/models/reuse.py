@@ -1,7 +1,7 @@
 """What a model keeps of an input that stays the same from call to call."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -36,6 +36,17 @@ class Prepared(NamedTuple):
 
     inputs: tuple[Tensor | None, ...]
     memory: Memory
+
+
+@runtime_checkable
+class PreparesInputs(Protocol):
+    """A denoiser of which something may stand for its inputs in several calls, so that it works on them once."""
+
+    def prepare(self, y: Tensor, mask: Tensor | None = None) -> Any:
+        """Stands for captions and their mask."""
+
+    def prepare_timestep(self, timestep: Tensor) -> Any:
+        """Stands for timesteps [B]."""
 
 
 def _function(layer: nn.Module) -> tuple:

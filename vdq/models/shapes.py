@@ -6,24 +6,31 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from vdq.data.video import to_uint8
 from vdq.errors import UserError
-from vdq.models.base import Conditions, VideoModel
-from vdq.models.stdit import PACKED_INPUT
-from vdq.shapes.nets import build_autoencoder, build_denoiser, build_text_encoder
-from vdq.shapes.tokenizer import MAX_LENGTH, build_tokenizer, unknown_words
+from vdq.models.guidance import Conditions
+from vdq.models.shapes_nets import (
+    FRAMES,
+    LATENT_CHANNELS,
+    LATENT_SIDE,
+    build_autoencoder,
+    build_denoiser,
+    build_text_encoder,
+)
+from vdq.models.shapes_tokenizer import MAX_LENGTH, build_tokenizer, unknown_words
+from vdq.models.stdit_model import STDiTModel
 from vdq.sources import digest
 
 SHOWN = 10  # unknown words that are listed
 WEIGHTS = Path(__file__).parents[1] / "shapes" / "weights"
 
 
-class ShapesModel(nn.Module, VideoModel):
+class ShapesModel(nn.Module, STDiTModel):
     """16 frames of 64 x 64 pixels from a caption of one moving shape; 256 tokens a video.
 
     ``weights`` is a folder as `python -m vdq.shapes.train` makes it, None the one that ships with the package. ``net``
@@ -31,9 +38,8 @@ class ShapesModel(nn.Module, VideoModel):
     """
 
     unsigned = ("weights",)
-    latent_shape = (4, 16, 8, 8)
+    latent_shape = (LATENT_CHANNELS, FRAMES, LATENT_SIDE, LATENT_SIDE)
     fps = 8
-    prompt_sets = ("shapes", "shapes_short")
 
     def __init__(self, weights: str | Path | None = None, *, net: nn.Module | None = None) -> None:
         super().__init__()
@@ -45,7 +51,7 @@ class ShapesModel(nn.Module, VideoModel):
         self.denoiser = self._load(build_denoiser(), "denoiser") if net is None else net
 
     def remarks(self, prompts: list[str]) -> list[str]:
-        """Of words that it does not know, and of prompts that are longer than it reads."""
+        """Which words it does not know, and which prompts are longer than it reads."""
         unknown = {prompt: words for prompt in prompts if (words := unknown_words(self.tokenizer, prompt))}
         cut = [prompt for prompt in prompts if len(self.tokenizer(prompt, verbose=False).input_ids) > MAX_LENGTH]
         found = []
@@ -67,22 +73,24 @@ class ShapesModel(nn.Module, VideoModel):
         y = self.text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return Conditions(y[:, None], self.denoiser.y_embedder.y_embedding, tokens.attention_mask)
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, 4, 16, 8, 8] to uint8 [B, 16, 64, 64, 3], frame by frame.
 
         The frames of one video go together, so that their rounding does not depend on what else is in the batch.
         """
-        videos = (latents / self.scaling_factor).transpose(1, 2).to(self.autoencoder.dtype)
-        pixels = torch.stack([self.autoencoder.decode(frames).sample for frames in videos])
-        return to_uint8(pixels.float().transpose(1, 2))
+        from vdq.models.stdit_pipeline import decode_latents
 
-    def quantizable(self, fqn: str) -> bool:
-        """The linears of the blocks; embedders, t_block and final layer stay in full precision as in the paper."""
-        return fqn.startswith("blocks.")
+        return decode_latents(self.autoencoder, latents, scaling_factor=self.scaling_factor)
 
-    def packed(self, fqn: str) -> bool:
-        return fqn.endswith(PACKED_INPUT)
+    def pipeline_parts(self) -> dict[str, Any]:
+        return {
+            "vae": self.autoencoder,
+            "text_encoder": self.text_encoder,
+            "tokenizer": self.tokenizer,
+            "scaling_factor": self.scaling_factor,
+            "max_length": MAX_LENGTH,
+            "clean_captions": False,
+        }
 
     @property
     def companions(self) -> dict[str, str]:

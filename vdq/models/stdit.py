@@ -1,4 +1,4 @@
-"""STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0 (spec/opensora.md section 2).
+"""STDiT, the spatial-temporal diffusion transformer of Open-Sora 1.0 (opensora/models/stdit at its tag v1.0.0).
 
 State-dict keys and their order equal those of the released checkpoints. Symbols in the comments: B videos, C hidden
 size, T frames and S tokens per frame after patching, N = T*S tokens per video, L caption tokens, D caption channels.
@@ -20,7 +20,6 @@ FREQUENCY_CHANNELS = 256
 # copies: embeddings of the timestep are computed so many rows at a time, packed captions are a multiple of so many.
 TIMESTEP_ROWS = 8
 CAPTION_ROWS = 64
-PACKED_INPUT = "cross_attn.kv_linear"  # gets the captions of a whole batch in one row
 
 
 class Captions(NamedTuple):
@@ -125,7 +124,7 @@ class PatchEmbedder(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoidal features of the timestep (cosines first, section 2.4) and a two-layer MLP."""
+    """Sinusoidal features of the timestep (cosines first) and a two-layer MLP."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -157,7 +156,7 @@ class CaptionEmbedder(nn.Module):
 
 
 class STDiTBlock(nn.Module):
-    """Spatial attention, temporal attention, cross attention, MLP (section 2.7).
+    """Spatial attention, temporal attention, cross attention, MLP.
 
     The temporal branch has neither norm nor modulation and shares `gate_msa`; the cross branch has no gate.
     """
@@ -190,7 +189,7 @@ class STDiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and projection to patches; modulated by the timestep embedding itself, not by t0 (section 2.8)."""
+    """Modulated norm and projection to patches; modulated by the timestep embedding itself, not by t0."""
 
     def __init__(self, hidden_size: int, out_features: int) -> None:
         super().__init__()
@@ -261,7 +260,7 @@ class STDiT(nn.Module):
         dtype = self.x_embedder.proj.weight.dtype
         tokens = self.x_embedder(x.to(dtype))
         tokens = tokens.unflatten(1, (-1, self.pos_embed.shape[1])).add(self.pos_embed[:, None]).flatten(1, 2)
-        t, modulations = self._modulations(timestep)
+        t, modulations = self.modulations(timestep)
         captions = self._captions(y, mask)
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
             tokens = block(tokens, captions, modulation, self.pos_embed_temporal if number == 0 else None)
@@ -295,12 +294,6 @@ class STDiT(nn.Module):
             "time_scale": self.time_scale,
         }
 
-    def example_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Zeros for one video on the device of the weights: x [1, c, T, H, W], timestep [1] long, y [1, 1, L, D]."""
-        like = self.y_embedder.y_embedding
-        x = like.new_zeros(1, self.in_channels, *self.input_size)
-        return x, torch.zeros(1, dtype=torch.long, device=like.device), torch.zeros_like(like)[None, None]
-
     @staticmethod
     def prepare(y: Tensor, mask: Tensor | None = None) -> Prepared:
         """Stands for y and mask in several calls, without gradient: the first one projects and packs the captions and
@@ -315,41 +308,7 @@ class STDiT(nn.Module):
         """The same for timestep [B]: its embedding t [B, C] and every block's modulation [B, 6, C] are kept."""
         return Prepared((timestep,), Memory())
 
-    @torch.no_grad()
-    def temporal_features(self, timesteps: Tensor) -> dict[str, Tensor]:
-        """Inputs of the linears behind the embedding of the timestep, by fqn: timesteps [N] -> each fp32 [N, C].
-
-        They depend on neither prompt nor latents. The sinusoids, which `t_embedder.mlp.0` gets, are left out: they lie
-        evenly in -1..1 and are no features that a network made.
-        """
-        inputs: dict[str, list[Tensor]] = {}  # of every chunk
-        linears = {"t_embedder.mlp.2": self.t_embedder.mlp[2], "t_block.1": self.t_block[1]}
-        hooks = [
-            linear.register_forward_pre_hook(
-                lambda _, args, fqn=fqn: inputs.setdefault(fqn, []).append(args[0].float())
-            )
-            for fqn, linear in linears.items()
-        ]
-        self._modulations(timesteps.to(self.pos_embed.device))
-        for hook in hooks:
-            hook.remove()
-        return {fqn: torch.cat(chunks)[: len(timesteps)] for fqn, chunks in inputs.items()}
-
-    def timestep_table(self, num_steps: int) -> dict[str, int | list[str]]:
-        """Size of what depends on the step alone, for a schedule: `numbers` of t and t0, from which every block's
-        modulation is a sum; `reused_numbers`, with the sums, that `prepare_timestep` keeps for one row of a batch;
-        `layers`, which no call needs once the table is there, and their `weights`, biases included.
-        """
-        layers = ["t_embedder.mlp.0", "t_embedder.mlp.2", "t_block.1"]
-        weights = sum(parameter.numel() for fqn in layers for parameter in self.get_submodule(fqn).parameters())
-        return {
-            "numbers": num_steps * 7 * self.hidden_size,
-            "reused_numbers": num_steps * (1 + 6 * len(self.blocks)) * self.hidden_size,
-            "layers": layers,
-            "weights": weights,
-        }
-
-    def _modulations(self, timestep: Tensor | Prepared) -> tuple[Tensor, list[Tensor]]:
+    def modulations(self, timestep: Tensor | Prepared) -> tuple[Tensor, list[Tensor]]:
         """t [B, C], and scale_shift_table + t0 [B, 6, C] of every block."""
         (timestep,), memory = timestep if isinstance(timestep, Prepared) else ((timestep,), anew)
         t = memory(self.t_embedder, timestep, lambda: _by_chunks(self.t_embedder, timestep))
@@ -405,7 +364,7 @@ class STDiT(nn.Module):
 
 
 def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
-    """Concatenate the captions of a batch without their padding (section 2.6).
+    """Concatenate the captions of a batch without their padding.
 
     y [B, 1, L, C]; mask [B', L] with B a multiple of B', or None for no padding. Raises ValueError when they do not
     fit.
@@ -449,7 +408,7 @@ def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def _sine_table(dim: int, positions: Tensor) -> Tensor:
-    """positions [P] float64 -> [P, dim] float64: sines, then cosines of position * 10000**(-2k / dim) (section 2.3)."""
+    """positions [P] float64 -> [P, dim] float64: sines, then cosines of position * 10000**(-2k / dim)."""
     omega = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
     angles = torch.outer(positions, omega)
     return torch.cat([angles.sin(), angles.cos()], dim=1)

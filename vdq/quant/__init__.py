@@ -1,21 +1,22 @@
-"""Quantization numerics; imports torch only."""
+"""Quantization numerics and the parts of a quantized layer; imports torch only."""
 
 from vdq.quant.affine import QParams
 from vdq.quant.calls import CallCounter
 from vdq.quant.convert import apply, quantized_layers
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import Projection, projections, receiving_modules
 from vdq.quant.observers import Observer
 from vdq.quant.report import ModelSize, model_size
-from vdq.quant.state import LayerReport, LinearParams, QuantState
+from vdq.quant.state import LayerReport, QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import PER_STEP, TimeRanges
 
 __all__ = [
     "PER_STEP",
     "CallCounter",
+    "LayerQuant",
     "LayerReport",
     "LayerStats",
-    "LinearParams",
     "ModelSize",
     "Observer",
     "Projection",

@@ -1,59 +1,53 @@
-"""From statistics to parameters, and from parameters to a quantized model."""
+"""From statistics to grids, and from the parts of layers to a quantized model."""
+
+from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.quant.affine import QParams, qparams_from_range, tensor_range
+from vdq.quant.affine import qparams_from_range, tensor_range
 from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.layers import Projection, linear_modules, split
 from vdq.quant.linear import FusedParts, LayerSpec
-from vdq.quant.smoothing import range_over_steps, smoothed_range
+from vdq.quant.parts import AffineWeights, InputTransform
 from vdq.quant.state import QuantState
-from vdq.quant.stats import LayerStats
-from vdq.quant.time_ranges import TimeRanges
-from vdq.quant.transform import transform_weight
-
-if TYPE_CHECKING:
-    from vdq.backends.base import Backend
 
 
-def weight_qparams(
-    weight: Tensor, smoothing: Tensor | None, *, bits: int, symmetric: bool = False, rotation: int = 0
-) -> QParams:
-    """Per output channel and range, of W * s, rotated (section 2.2): weight [out, in], smoothing [K, in] or None -> [K,
-    out, 1].
+class LayerBuilder(Protocol):
+    """What `apply` needs of a backend (vdq.backends.base.Backend)."""
+
+    def layer(self, layer: LayerSpec) -> nn.Module:
+        """The module of one layer, with its `fqn`."""
+
+    def fuse(self, module: nn.Module) -> nn.Module | None:
+        """What replaces a module whose layers are built, or None."""
+
+
+def affine_weights(
+    weight: Tensor, steps: Tensor, *, bits: int, symmetric: bool = False, inputs: Sequence[InputTransform] = ()
+) -> AffineWeights:
+    """Min-max grids per output channel and weight set, of the weight after the transforms of the input (section 2.2):
+    weight [out, in], steps long [N], the set of every step.
     """
-    # One range at a time: K copies of a large weight do not fit into memory.
-    ranges = [
-        tensor_range(transform_weight(weight, s, rotation), "per_channel")
-        for s in ([None] if smoothing is None else smoothing)
-    ]
+    ranges = []
+    for set_ in range(max((transform.num_sets for transform in inputs), default=1)):
+        # One set at a time: K copies of a large weight do not fit into memory.
+        transformed = weight.detach().float()
+        for transform in inputs:
+            transformed = transform.weight(transformed, set_)
+        ranges.append(tensor_range(transformed, "per_channel"))
     lo, hi = (torch.stack(bounds) for bounds in zip(*ranges, strict=True))
-    return qparams_from_range(lo, hi, bits=bits, symmetric=symmetric)
+    scale, zero_point = qparams_from_range(lo, hi, bits=bits, symmetric=symmetric)
+    return AffineWeights(bits=bits, symmetric=symmetric, scale=scale, zero_point=zero_point, steps=steps)
 
 
-def act_qparams(
-    stats: LayerStats,
-    step_smoothing: Tensor | None,
-    ranges: TimeRanges,
-    *,
-    bits: int,
-    symmetric: bool = False,
-    step_shift: Tensor | None = None,
-) -> QParams:
-    """Per tensor and time range, of (X - shift) / s (section 2.5): step_smoothing and step_shift [N, C] or None ->
-    [ranges.num_ranges].
-    """
-    lo, hi = range_over_steps(*smoothed_range(stats.min, stats.max, step_smoothing, step_shift), ranges)
-    return qparams_from_range(lo, hi, bits=bits, symmetric=symmetric)
-
-
-def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Backend") -> nn.Module:
+def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: LayerBuilder) -> nn.Module:
     """A quantized copy of `denoiser`, whose layers read `clock`. The original stays as it is, for the reference.
 
     Only what is not quantized is copied. Every module that `backend` built carries its `fqn`. Raises ValueError when
@@ -73,27 +67,28 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: "Ba
         }
         missing -= specs.keys()
         if specs:
-            built = [backend.layer(specs[p.fqn].resolved()) if p.fqn in specs else _plain(p) for p in parts]
+            built = [backend.layer(specs[p.fqn].unfolded()) if p.fqn in specs else _plain(p) for p in parts]
             names = getattr(linear, "parts", None)
             memo[id(linear)] = FusedParts(dict(zip(names, built, strict=True))) if names else built[0]
     if missing:
         raise ValueError(f"the model has no layer {min(missing)} that the quantization state names")
     quantized = copy.deepcopy(denoiser, memo)
     _fuse(quantized, backend)
-    if any(params.act_granularity in ("token_shared", "per_video") for params in state.layers.values()):
-        quantized.register_forward_pre_hook(rows, with_kwargs=True)
+    if any(quant.act.needs_rows for quant in state.layers.values()):
+        for net in quantized.values() if isinstance(quantized, nn.ModuleDict) else [quantized]:
+            net.register_forward_pre_hook(rows, with_kwargs=True)
     return quantized
 
 
 def _bit_switch(state: QuantState, clock: StepClock) -> BitSwitch | None:
     """The one that all layers share whose bits are chosen while sampling."""
-    found = {(p.act_bits, p.high_bits, p.delta) for p in state.layers.values() if p.high_bits is not None}
+    found = {found for quant in state.layers.values() if (found := quant.act.switching) is not None}
     if len(found) > 1:
         raise ValueError(f"layers switch between bits differently, (low, high, delta) must be one of {sorted(found)}")
     return BitSwitch(clock, **dict(zip(("low", "high", "delta"), *found, strict=True))) if found else None
 
 
-def _fuse(module: nn.Module, backend: "Backend") -> None:
+def _fuse(module: nn.Module, backend: LayerBuilder) -> None:
     """Replaces the outermost modules inside `module` that the backend fuses."""
     for name, child in list(module.named_children()):
         fused = backend.fuse(child)

@@ -44,9 +44,14 @@ class Observer:
         for hook in self._hooks:
             hook.remove()
 
-    def stats(self, *, num_prompts: int, signature: str = "") -> Stats:
-        """What was recorded, on the CPU. Raises UserError when a step saw no input."""
+    def stats(self, *, num_prompts: int, signature: str = "", window: Callable[[str], range] | None = None) -> Stats:
+        """What was recorded, on the CPU. `window(fqn)`: the consecutive steps in which a layer is called, all if not
+        given; of the others, which no call reads, it has the statistics of the nearest of these. Raises UserError when
+        a step saw no input.
+        """
         layers = {fqn: layer.to("cpu") for fqn, layer in self._layers.items()}
+        if window is not None:
+            layers = {fqn: layer.beyond(window(fqn)) for fqn, layer in layers.items()}
         if len(layers) < len(self._modules):
             unseen = next(fqn for fqn in self._modules if fqn not in layers)
             raise UserError(f"layer {unseen} saw no input during calibration")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections
-from vdq.quant.params import LinearParams
 from vdq.quant.state import QuantState
 
 FLOAT_BITS = 16  # of a floating-point operand, whatever type a simulation computes in
@@ -40,22 +40,20 @@ class Operations(NamedTuple):
 
 
 def layer_operations(
-    params: LinearParams | None, shape: tuple[int, int], rows: int, act_bits: float | None = None
+    quant: LayerQuant | None, shape: tuple[int, int], rows: int, act_bits: float | None = None
 ) -> Operations:
     """Of a layer [out, in] on so many rows, None for one in full precision; act_bits: the mean where it is chosen while
     sampling.
     """
     out_features, in_features = shape
     macs = rows * out_features * in_features
-    if params is None:
+    if quant is None:
         return Operations(float_macs=macs, bit_operations=macs * FLOAT_BITS**2)
-    rank = 0 if params.low_rank is None else len(params.low_rank.down)
-    branch = rows * rank * (out_features + in_features)
-    rotation = 0 if params.folded else params.rotation
-    adds = rows * in_features * math.log2(rotation) if rotation else 0
-    bits = act_bits if params.high_bits is not None else params.mean_act_bits
+    costs = [part.cost(rows, out_features, in_features) for part in quant.parts]
+    branch, adds = (sum(column) for column in zip(*costs, strict=True))
+    bits = act_bits if quant.act.mean_bits is None else quant.act.mean_bits
     around = branch * FLOAT_BITS**2 + adds * FLOAT_BITS
-    return Operations(macs, branch, adds, None if bits is None else macs * params.weight_bits * bits + around)
+    return Operations(macs, branch, adds, None if bits is None else macs * quant.weight.bits * bits + around)
 
 
 def operations(
@@ -81,10 +79,10 @@ def total(by_layer: dict[str, Operations]) -> Operations:
     return found
 
 
-def call_rows(denoiser: nn.Module) -> dict[str, int]:
+def call_rows(denoiser: nn.Module, example_inputs: Callable[[nn.Module], tuple[Tensor, ...]]) -> dict[str, int]:
     """Rows that every linear module gets in a call for one video, by fqn: from shapes alone, with all caption tokens.
 
-    The denoiser has to offer `example_inputs()`, its arguments for one video.
+    `example_inputs` gives the arguments of such a call, of a denoiser on the meta device.
     """
     net = copy.deepcopy(denoiser).to("meta")
     rows: dict[str, int] = {}
@@ -95,5 +93,5 @@ def call_rows(denoiser: nn.Module) -> dict[str, int]:
     for fqn, linear in linear_modules(net):
         linear.register_forward_pre_hook(lambda _, args, fqn=fqn: count(fqn, args[0]))
     with torch.no_grad():
-        net(*net.example_inputs())
+        net(*example_inputs(net))
     return rows

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import receiving_modules
-from vdq.quant.params import LinearParams
-from vdq.quant.transform import rotate_output
 
 ROWS = 48  # tokens kept of an input, at random
 
@@ -54,7 +53,7 @@ class InputRecorder:
             kept[fqn][step] = values if before is None else torch.cat([before, values])
 
 
-def output_error(weight: Tensor, params: LinearParams, inputs: dict[int, Tensor]) -> float:
+def output_error(weight: Tensor, quant: LayerQuant, inputs: dict[int, Tensor]) -> float:
     """Relative squared error of a static layer's output, |Yq - Y|^2 / |Y|^2 over all recorded rows.
 
     weight [out, in] fp32; inputs: step -> [rows, in]. Both sums run over steps, so steps of large outputs count more,
@@ -63,17 +62,18 @@ def output_error(weight: Tensor, params: LinearParams, inputs: dict[int, Tensor]
     """
     weights: dict[int, Tensor] = {}
     error = norm = 0.0
-    for step, x in inputs.items():
-        range_ = int(params.weight_range[step])
-        if range_ not in weights:
-            weights[range_] = params.dequantized_weight(weight, range_)
-        transformed = params.transform_input(x, step)
-        quantized = params.fake_quantize_act(transformed, step) @ weights[range_].T
-        if params.low_rank is not None:
-            quantized += params.low_rank(transformed)
-        if params.correction is not None:
-            quantized += params.correction[params.table_range[step]]
-        y = x @ rotate_output(weight, params.out_rotation).T
+    exact = weight
+    for output in quant.outputs:
+        exact = output.weight(exact)
+    for number, x in inputs.items():
+        step, set_ = torch.tensor(number, device=quant.weight.steps.device), int(quant.weight.steps[number])
+        if set_ not in weights:
+            weights[set_] = quant.dequantized_weight(weight, set_)
+        transformed = quant.transform_input(x, step)
+        quantized = quant.act(transformed, step) @ weights[set_].T
+        for branch in quant.branches:
+            quantized += branch(transformed, step)
+        y = x @ exact.T
         error += (quantized - y).double().square().sum().item()
         norm += y.double().square().sum().item()
     return error / norm if norm else 0.0

@@ -54,15 +54,13 @@ def smoothing_factors(act_absmax: Tensor, weight_absmax: Tensor, *, alpha: float
     return torch.where((s >= MIN_FACTOR) & (s <= MAX_FACTOR), s, torch.ones_like(s))
 
 
-def smoothed_range(lo: Tensor, hi: Tensor, s: Tensor | None, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Range of the whole tensor (X - shift) / s at every step: two fp32 [num_steps].
+def smoothed_range(lo: Tensor, hi: Tensor, s: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Range of the whole tensor X / s at every step: two fp32 [num_steps].
 
-    lo, hi [num_steps, C] are the ranges of X per step and channel, s and shift [num_steps, C] are the step's or None.
-    Exact: subtraction and division by a positive s preserve order, so the minimum of X / s is the minimum over channels
-    of lo / s, bit for bit.
+    lo, hi [num_steps, C] are the ranges of X per step and channel, s [num_steps, C] is the step's or None. Exact:
+    division by a positive s preserves order, so the minimum of X / s is the minimum over channels of lo / s, bit for
+    bit.
     """
-    if shift is not None:
-        lo, hi = lo - shift, hi - shift
     if s is not None:
         lo, hi = lo / s, hi / s
     return lo.amin(-1), hi.amax(-1)

@@ -1,4 +1,4 @@
-"""What quantization decides: the parameters of every quantized layer, saved as one safetensors file."""
+"""What quantization decides: a LayerQuant of every quantized layer, saved as one safetensors file."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -6,12 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from vdq.quant import storage
-from vdq.quant.params import LinearParams
+from vdq.quant.layer_quant import LayerQuant
 
 KIND = "vdq.quant_state"
-VERSION = (
-    1  # to be raised when this package gives other parameters or another product; Method.version is the method's own
-)
+# To be raised when this package gives other parameters or another product; Method.version is the method's own.
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -41,37 +40,38 @@ class LayerReport:
 
 @dataclass(frozen=True, eq=False)
 class QuantState:
-    """Parameters by fqn for a model sampled in `num_steps` steps, and one report row per layer of the model.
+    """The quantization of layers by fqn for a model sampled in `num_steps` steps, and one report row per layer of the
+    model.
 
     Quantized weights are not held where they follow exactly from the model's weights and these parameters
-    (LinearParams.weight_codes): K ranges of codes would be K times the model. An empty `layers` is the full-precision
+    (LayerQuant.weight_codes): K sets of codes would be K times the model. An empty `layers` is the full-precision
     model.
     """
 
-    layers: dict[str, LinearParams]
+    layers: dict[str, LayerQuant]
     num_steps: int
     report: tuple[LayerReport, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written atomically."""
-        tensors = {f"{fqn}.{name}": t for fqn, params in self.layers.items() for name, t in params.tensors().items()}
+        tensors = {f"{fqn}.{name}": t for fqn, quant in self.layers.items() for name, t in quant.tensors().items()}
         header = {
-            "layers": {fqn: params.scalars() for fqn, params in self.layers.items()},
+            "layers": {fqn: quant.description() for fqn, quant in self.layers.items()},
             "num_steps": self.num_steps,
             "report": [asdict(row) for row in self.report],
             "metadata": self.metadata,
         }
-        storage.save(path, tensors, header, kind=KIND)
+        storage.save(path, tensors, header, kind=KIND, version=VERSION)
 
     @classmethod
     def load(cls, path: str | Path) -> "QuantState":
-        """Raises ValueError when the file holds something else."""
-        tensors, header = storage.load(path, kind=KIND)
+        """Raises UserError when the file holds something else, or is of another version of this program."""
+        tensors, header = storage.load(path, kind=KIND, version=VERSION)
         named: dict[str, dict[str, Tensor]] = {fqn: {} for fqn in header["layers"]}
         for full_name, tensor in tensors.items():
-            fqn, _, name = full_name.rpartition(".")
-            named[fqn][name] = tensor
-        layers = {fqn: LinearParams.from_tensors(named[fqn], scalars) for fqn, scalars in header["layers"].items()}
+            fqn, kind, name = full_name.rsplit(".", 2)
+            named[fqn][f"{kind}.{name}"] = tensor
+        layers = {fqn: LayerQuant.restored(parts, named[fqn]) for fqn, parts in header["layers"].items()}
         report = tuple(LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in header["report"])
         return cls(layers, header["num_steps"], report, header["metadata"])

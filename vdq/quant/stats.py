@@ -60,9 +60,7 @@ class LayerStats:
 
     @property
     def absmax(self) -> Tensor:
-        """The paper's statistic, mean over rows of the row maximum of |X|: fp32 [num_steps, C] (spec/quantization.md
-        3.1).
-        """
+        """The paper's statistic, mean over rows of the row maximum of |X|: fp32 [num_steps, C]."""
         return (self.abs_sum / self.rows[:, None]).float()
 
     def merge(self, other: "LayerStats") -> "LayerStats":
@@ -79,6 +77,11 @@ class LayerStats:
             rows=join(self.rows, other.rows),
             packed=self.packed,
         )
+
+    def beyond(self, window: range) -> "LayerStats":
+        """The same with every step outside a window of consecutive steps replaced by the nearest one inside it."""
+        steps = torch.arange(len(self.rows)).clamp(window.start, window.stop - 1)
+        return replace(self, **{name: getattr(self, name)[steps] for name in _TENSORS})
 
     def to(self, device: torch.device | str) -> "LayerStats":
         samples = self.samples and LayerSamples(*(tensor.to(device) for tensor in self.samples))

@@ -4,34 +4,38 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vdq.errors import UserError
 from vdq.files import complete_or_nothing
 
 
-def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *, kind: str) -> None:
+def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *, kind: str, version: int = 1) -> None:
     """Write under a temporary name in the same folder and rename, so that a reader never sees half a file. A tensor
     that has several names is written once.
     """
+    from safetensors.torch import save_file
+
     first: dict[int, str] = {}
     names = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
     # Clones: safetensors refuses tensors that share memory, as views of one tensor do.
     owned = {name: tensors[name].detach().cpu().clone().contiguous() for name in first.values()}
     others = {name: owner for name, owner in names.items() if name != owner}
-    metadata = {"kind": kind, "header": json.dumps(header), "others": json.dumps(others)}
+    metadata = {"kind": kind, "version": str(version), "header": json.dumps(header), "others": json.dumps(others)}
     with complete_or_nothing(Path(path)) as partial:
         save_file(owned, partial, metadata=metadata)
 
 
-def load(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file that `save` wrote. Raises UserError when it is a file of another kind."""
+def load(path: str | Path, *, kind: str, version: int = 1) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file that `save` wrote. Raises UserError when it is a file of another kind or version."""
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("kind") != kind:
             raise UserError(f"{path} holds {metadata.get('kind') or 'no vdq data'}, must hold {kind}")
+        if (found := int(metadata.get("version", 1))) != version:
+            raise UserError(f"{path} has version {found} of {kind}, this program reads {version}; make it again")
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     tensors |= {name: tensors[owner] for name, owner in json.loads(metadata.get("others", "{}")).items()}
     return tensors, json.loads(metadata["header"])

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import StepClock
-from vdq.quant.affine import code_range, dequantize
-from vdq.quant.params import LinearParams
+from vdq.quant.affine import code_range
+from vdq.quant.layer_quant import LayerQuant
 
 
 class KeptWeights(nn.Module):
@@ -24,13 +24,13 @@ class KeptWeights(nn.Module):
     table: Tensor
     weight_range: Tensor
 
-    def __init__(self, weight: Tensor, params: LinearParams, clock: StepClock) -> None:
+    def __init__(self, weight: Tensor, quant: LayerQuant, clock: StepClock) -> None:
         super().__init__()
         self.clock = clock
-        self.register_buffer("table", weight.new_empty(params.num_weight_ranges, *weight.shape), persistent=False)
+        self.register_buffer("table", weight.new_empty(quant.weight.num_sets, *weight.shape), persistent=False)
         for range_, row in enumerate(self.table):
-            row.copy_(params.dequantized_weight(weight, range_))
-        self.register_buffer("weight_range", params.weight_range.clone(), persistent=False)
+            row.copy_(quant.dequantized_weight(weight, range_))
+        self.register_buffer("weight_range", quant.weight.steps.clone(), persistent=False)
 
     def forward(self) -> Tensor:
         if len(self.table) == 1:
@@ -55,10 +55,10 @@ class SwitchedWeights(nn.Module):
     and pickles leave the set out; it is made again, as after a move or cast.
     """
 
-    def __init__(self, weight: Tensor, stored: Tensor, params: LinearParams, clock: StepClock) -> None:
+    def __init__(self, weight: Tensor, stored: Tensor, quant: LayerQuant, clock: StepClock) -> None:
         super().__init__()
-        self.stored, self.params, self.clock = Shared(self.placed(stored, weight.device)), params, clock
-        self.ranges: list[int] = params.weight_range.tolist()
+        self.stored, self.quant, self.clock = Shared(self.placed(stored, weight.device)), quant, clock
+        self.ranges: list[int] = quant.weight.steps.tolist()
         # All casts, not the last: a weight that has been in fp16 stays rounded, as nn.Module's own tensors do.
         self.dtypes = (weight.dtype,)
         self.current: tuple[int, Tensor] | None = None
@@ -80,7 +80,7 @@ class SwitchedWeights(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.params.weight_range.device
+        return self.quant.weight.steps.device
 
     # The set outlives the call: made in inference mode it would be useless outside of it.
     @torch.inference_mode(False)
@@ -95,7 +95,7 @@ class SwitchedWeights(nn.Module):
         probe = fn(torch.empty(0, dtype=self.dtypes[-1], device=self.device))
         if probe.dtype != self.dtypes[-1]:
             self.dtypes += (probe.dtype,)
-        self.params = self.params.to(probe.device)
+        self.quant = self.quant.to(probe.device)
         self.stored = Shared(self.placed(self.stored.tensor, probe.device))
         self.current = None
         return self
@@ -107,19 +107,19 @@ class SwitchedWeights(nn.Module):
 class PackedWeights(SwitchedWeights):
     """Codes of all sets in host memory, pinned for a layer on a CUDA device; a switch copies those of one range."""
 
-    def __init__(self, weight: Tensor, params: LinearParams, clock: StepClock) -> None:
-        first, _ = code_range(params.weight_bits, params.symmetric_weights)
-        for range_ in range(params.num_weight_ranges):  # not a stack, which holds everything twice
-            packed = pack(params.weight_codes(weight, range_) - first, params.weight_bits)
+    def __init__(self, weight: Tensor, quant: LayerQuant, clock: StepClock) -> None:
+        first, _ = code_range(quant.weight.bits, quant.weight.symmetric)
+        for range_ in range(quant.weight.num_sets):  # not a stack, which holds everything twice
+            packed = pack(quant.weight_codes(weight, range_) - first, quant.weight.bits)
             if range_ == 0:
-                stored = packed.new_empty(params.num_weight_ranges, *packed.shape, device="cpu")
+                stored = packed.new_empty(quant.weight.num_sets, *packed.shape, device="cpu")
             stored[range_] = packed
-        super().__init__(weight, stored, params, clock)
+        super().__init__(weight, stored, quant, clock)
         self.first, self.in_features = first, weight.shape[1]
 
     def dequantized(self, range_: int) -> Tensor:
         packed = self.stored.tensor[range_].to(self.device, non_blocking=True)
-        return dequantize(unpack(packed, self.in_features).float() + self.first, self.params.weight_qparams(range_))
+        return self.quant.weight.dequantized(unpack(packed, self.in_features).float() + self.first, range_)
 
     def placed(self, stored: Tensor, device: torch.device) -> Tensor:
         return stored.pin_memory() if device.type == "cuda" and not stored.is_pinned() else stored
@@ -128,11 +128,11 @@ class PackedWeights(SwitchedWeights):
 class RequantizedWeights(SwitchedWeights):
     """The original weight, by reference and in its own precision; a switch smooths and quantizes it for one range."""
 
-    def __init__(self, weight: Tensor, params: LinearParams, clock: StepClock) -> None:
-        super().__init__(weight, weight.detach(), params, clock)
+    def __init__(self, weight: Tensor, quant: LayerQuant, clock: StepClock) -> None:
+        super().__init__(weight, weight.detach(), quant, clock)
 
     def dequantized(self, range_: int) -> Tensor:
-        return self.params.dequantized_weight(self.stored.tensor, range_)
+        return self.quant.dequantized_weight(self.stored.tensor, range_)
 
     def placed(self, stored: Tensor, device: torch.device) -> Tensor:
         return stored.to(device)

@@ -10,9 +10,11 @@ import pandas as pd
 
 from vdq.errors import UserError
 from vdq.files import write_text
-from vdq.reports.neighbours import DIGITS, numbers, over_seeds, videos_of
-from vdq.reports.paper_report import MARKDOWN, marked
-from vdq.reports.tables import METRICS as NAMES
+from vdq.metrics.catalogue import CLIPSIM, PSNR, Value
+from vdq.reports.marks import MARKDOWN, marked
+from vdq.reports.neighbours import numbers
+from vdq.reports.scores import over_seeds, videos_of
+from vdq.reports.text import MISSING, markdown
 from vdq.reports.uncertainty import CONFIDENCE, Noise, compare, with_marks
 from vdq.tracking.registry import processors_told, read_config
 
@@ -31,7 +33,7 @@ OFF = {
     "rounding": "nearest",
     "correct_bias": False,
 }
-METRICS = ("psnr", "clipsim")
+VALUES = (PSNR, CLIPSIM)
 TEXT = """# Ablation of {recipe}, {prompts} prompts
 
 {body}
@@ -48,7 +50,7 @@ signatures in the columns' order.
 
 def variants(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
     """Rows of `neighbours.by_seed` -> one row a variant of the recipe and bit-width: `variant`, `changed`, `bits`, the
-    means of METRICS over seeds, `<metric>_gain` over the whole recipe (mean over the seeds of both), whether that is
+    means of VALUES over seeds, `<metric>_gain` over the whole recipe (mean over the seeds of both), whether that is
     `<metric>_beyond_noise`, `<metric>_mark` of the best of a bit-width, `seeds` and `runs`. The whole recipe comes
     first, with the bit-widths and seeds that variants have, the plain one and what is made of it last. Runs of other
     fields than the whole recipe has are of an earlier version and left out. ValueError without the whole one.
@@ -74,7 +76,7 @@ def variants(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
         return noise(metric, group["bits"].iloc[0], int(prompts * group["seeds"].min()))
 
     table = pd.DataFrame(found)
-    table = with_marks(table, table, ["bits"], METRICS, limit).drop(columns="scores")
+    table = with_marks(table, table, ["bits"], VALUES, limit).drop(columns="scores")
     table["width"] = table["bits"].map(lambda bits: tuple(-n for n in numbers(bits)))
     return table.sort_values(["place", "variant", "width"], ignore_index=True).drop(columns=["place", "width"])
 
@@ -83,7 +85,7 @@ def _effect(group: pd.DataFrame, base: pd.DataFrame, videos: dict[str, pd.DataFr
     """Means and gains of a variant at one bit-width, and `scores`: by metric a value a prompt, the mean over seeds."""
     shared = set(group["seed"]) & set(base["seed"])
     row: dict[str, Any] = {"scores": {}}
-    for metric in METRICS:
+    for metric in (value.name for value in VALUES):
         own = row["scores"][metric] = over_seeds(metric, group["run"], videos)
         row |= {metric: own.mean(), f"{metric}_gain": np.nan, f"{metric}_beyond_noise": False}
         if shared:
@@ -130,8 +132,7 @@ def write_ablation(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noise
     facts = {"recipe": RECIPE, "prompts": prompts, "parts": parts, "model": ", ".join(sorted(set(seeds["model"])))}
     facts |= {"seeds": ", ".join(map(str, varied)), "confidence": CONFIDENCE, "measured": noise.words}
     facts["processors"] = processors_told(seeds.loc[seeds["method"] == RECIPE, "processor"])
-    body = cells(table).to_markdown(index=False, disable_numparse=True)
-    write_text(folder / "ablation.md", TEXT.format(body=body, **facts) + "\n")
+    write_text(folder / "ablation.md", TEXT.format(body=markdown(cells(table)), **facts) + "\n")
     write_text(folder / "ablation.csv", table.to_csv(index=False))
 
 
@@ -142,18 +143,16 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
     for changed in table["changed"].unique():
         own = table[table["changed"] == changed].set_index("bits")
         row = {"variant": own["variant"].iloc[0]}
-        for metric in METRICS:
+        for value in VALUES:
             for bits in widths:
-                row[f"{NAMES[metric]} {bits}"] = _cell(own.loc[bits], metric) if bits in own.index else "–"
+                row[f"{value.label} {bits}"] = _cell(own.loc[bits], value) if bits in own.index else MISSING
         present = [bits for bits in widths if bits in own.index]
         rows.append(row | {"runs": " ".join(f"`{run}`" for bits in present for run in own.at[bits, "runs"].split())})
     return pd.DataFrame(rows)
 
 
-def _cell(row: pd.Series, metric: str) -> str:
-    value, gain, digits = row[metric], row[f"{metric}_gain"], DIGITS[metric]
-    if pd.isna(value):
-        return "–"
-    text = marked(row, metric, digits, MARKDOWN)
-    chance = "" if row[f"{metric}_beyond_noise"] else "~"
-    return text if not row["changed"] or pd.isna(gain) else f"{text} ({chance}{gain:+.{digits}f})"
+def _cell(row: pd.Series, value: Value) -> str:
+    """The mean with its mark, and its difference to the whole recipe."""
+    text, gain = marked(row, value, MARKDOWN), row[f"{value.name}_gain"]
+    chance = "" if row[f"{value.name}_beyond_noise"] else "~"
+    return text if not row["changed"] or pd.isna(gain) else f"{text} ({chance}{value.text(gain, '+')})"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from scipy.stats import ttest_rel
 
+from vdq.metrics.catalogue import Value
 from vdq.reports.pictures import panels, save
+from vdq.reports.text import markdown
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RECIPES = ("asq", "tsq_tsw")
@@ -58,16 +61,16 @@ def pivot(grid: pd.DataFrame, metric: str) -> str:
     shown = table.map(lambda value: f"{value:.4g}").astype(object)
     for row, column in table.idxmax(axis=1).items():
         shown.at[row, column] = f"**{shown.at[row, column]}**"
-    return shown.reset_index().to_markdown(index=False, disable_numparse=True)
+    return markdown(shown.reset_index())
 
 
-def curves(grid: pd.DataFrame, metrics: dict[str, str], path: Path) -> None:
-    """Writes a PNG: one plot for each metric (column -> title), one line for each recipe and bit-width."""
-    figure, axes = panels(1, len(metrics), (5 * len(metrics), 3.5))
-    for (metric, title), axis in zip(metrics.items(), axes[0], strict=True):
+def curves(grid: pd.DataFrame, values: Sequence[Value], path: Path) -> None:
+    """Writes a PNG: one plot for each value, one line for each recipe and bit-width."""
+    figure, axes = panels(1, len(values), (5 * len(values), 3.5))
+    for value, axis in zip(values, axes[0], strict=True):
         for (quant, bits), rows in grid.groupby(["quant", "bits"]):
             ordered = rows.sort_values("alpha")
-            axis.plot(ordered["alpha"], ordered[metric], marker="o", ms=3, label=f"{quant} {bits}")
-        axis.set(xlabel="alpha", title=title)
+            axis.plot(ordered["alpha"], ordered[value.name], marker="o", ms=3, label=f"{quant} {bits}")
+        axis.set(xlabel="alpha", title=value.axis)
     axes[0][0].legend(frameon=False, fontsize=8)
     save(figure, path)

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from vdq.reports.paper_tables import Limit, key_of, per_video
+from vdq.metrics.catalogue import CLIPSIM, PSNR, VQA_A, VQA_T, Value
+from vdq.reports.paper_tables import Limit
+from vdq.reports.scores import key_of, per_video
 from vdq.reports.uncertainty import compare
 
-VQA = ("vqa_a", "vqa_t")
-Value = Callable[[str, str, str], np.ndarray]  # method, bits such as w8a8, metric -> a score a prompt; KeyError if none
-SeedValues = Callable[[str, str, str], dict[int, np.ndarray]]  # the same by seed
+VQA = (VQA_A.name, VQA_T.name)
+Scores = Callable[[str, str, str], np.ndarray]  # method, bits (w8a8), metric -> a score a prompt; KeyError if none
+SeedScores = Callable[[str, str, str], dict[int, np.ndarray]]  # the same by seed
 PLUS, PLAIN, DYNAMIC = "static_plus", ("tsq_tsw", "asq"), ("dynamic", "dvd_quant")
 
 
@@ -35,7 +37,7 @@ class Claim(NamedTuple):
     name: str
     words: str
     tables: tuple[str, ...]
-    asks: Callable[[Value], tuple[list[Margin], str]]
+    asks: Callable[[Scores], tuple[list[Margin], str]]
 
 
 class Goal(NamedTuple):
@@ -43,10 +45,10 @@ class Goal(NamedTuple):
 
     name: str
     words: str
-    asks: Callable[[SeedValues], tuple[list[Margin], str]]
+    asks: Callable[[SeedScores], tuple[list[Margin], str]]
 
 
-def values_of(table: pd.DataFrame) -> Value:
+def scores_of(table: pd.DataFrame) -> Scores:
     """Access to the scores of a filled table."""
     rows = {(row["method"], f"w{row['w_bits']}a{row['a_bits']}"): row for _, row in table.iterrows()}
 
@@ -59,7 +61,7 @@ def values_of(table: pd.DataFrame) -> Value:
     return value
 
 
-def paper_values_of(table: pd.DataFrame) -> Value:
+def paper_scores_of(table: pd.DataFrame) -> Scores:
     """Access to the paper's own means, an array of one each."""
     rows = {(row["method"], f"w{row['w_bits']}a{row['a_bits']}"): row for _, row in table.iterrows()}
 
@@ -72,18 +74,18 @@ def paper_values_of(table: pd.DataFrame) -> Value:
     return value
 
 
-def seeds_of(table: pd.DataFrame) -> SeedValues:
+def seed_scores_of(table: pd.DataFrame) -> SeedScores:
     """Access to the scores of unchanged recipes in a table with one row a run (`vdq.reports.neighbours.by_seed`)."""
     rows = table[table["changed"] == ""].set_index(["method", "bits"])
 
     def values(method: str, bits: str, metric: str) -> dict[int, np.ndarray]:
-        videos = {run.seed: per_video({"folder": run.folder}) for run in rows.loc[[(method, bits)]].itertuples()}
+        videos = {run.seed: per_video(run.folder) for run in rows.loc[[(method, bits)]].itertuples()}
         return {seed: scores[key_of(metric, scores.columns)].to_numpy() for seed, scores in videos.items()}
 
     return values
 
 
-def verdict(claim: Claim | Goal, value: Value | SeedValues, limit: Limit | None = None) -> tuple[str, str]:
+def verdict(claim: Claim | Goal, value: Scores | SeedScores, limit: Limit | None = None) -> tuple[str, str]:
     """'holds', 'does not hold', 'within noise' or 'not testable', and the numbers.
 
     It holds if every margin is above zero by more than chance, and does not if one is below by more than chance;
@@ -101,11 +103,11 @@ def verdict(claim: Claim | Goal, value: Value | SeedValues, limit: Limit | None 
     return {1: "holds", 0: "within noise", -1: "does not hold"}[min(answers)], numbers
 
 
-def _beats(bits: str, metric: str, others: tuple[str, ...], least: float) -> Callable:
+def _beats(bits: str, value: Value, others: tuple[str, ...], least: float) -> Callable:
     """By `least` or more, with every seed."""
-    digits = 4 if metric == "clipsim" else 2
+    metric = value.name
 
-    def asks(values: SeedValues) -> tuple[list[Margin], str]:
+    def asks(values: SeedScores) -> tuple[list[Margin], str]:
         own, rest = values(PLUS, bits, metric), {other: values(other, bits, metric) for other in others}
         margins, told = [], []
         for seed, scores in sorted(own.items()):
@@ -113,14 +115,15 @@ def _beats(bits: str, metric: str, others: tuple[str, ...], least: float) -> Cal
             margins += [Margin(metric, bits, scores - rival - least) for rival in rivals.values()]
             best = max(rivals, key=lambda name: rivals[name].mean())
             mean, second = scores.mean(), rivals[best].mean()
-            told.append(f"seed {seed}: {mean:.{digits}f}, {best} {second:.{digits}f} ({mean - second:+.{digits}f})")
+            gain = value.text(mean - second, "+")
+            told.append(f"seed {seed}: {value.text(mean)}, {best} {value.text(second)} ({gain})")
         return margins, "; ".join(told)
 
     return asks
 
 
 def _near_full_precision(method: str, points: float) -> Callable:
-    def asks(value: Value) -> tuple[list[Margin], str]:
+    def asks(value: Scores) -> tuple[list[Margin], str]:
         lost = {metric: value("fp16", "w16a16", metric) - value(method, "w8a8", metric) for metric in VQA}
         margins = [Margin(metric, "w8a8", points - values) for metric, values in lost.items()]
         return margins, "loses " + _listed(lost.values())
@@ -129,7 +132,7 @@ def _near_full_precision(method: str, points: float) -> Callable:
 
 
 def _loses(methods: tuple[str, ...], points: float) -> Callable:
-    def asks(value: Value) -> tuple[list[Margin], str]:
+    def asks(value: Scores) -> tuple[list[Margin], str]:
         lost = [
             (metric, value("fp16", "w16a16", metric) - value(method, "w8a8", metric))
             for method in methods
@@ -142,7 +145,7 @@ def _loses(methods: tuple[str, ...], points: float) -> Callable:
 
 
 def _static_beats_dynamic(bits: tuple[str, ...]) -> Callable:
-    def asks(value: Value) -> tuple[list[Margin], str]:
+    def asks(value: Scores) -> tuple[list[Margin], str]:
         margins = [
             Margin(metric, width, value(method, width, metric) - value("dynamic", width, metric))
             for width in bits
@@ -155,7 +158,7 @@ def _static_beats_dynamic(bits: tuple[str, ...]) -> Callable:
 
 
 def _breaks(bits: str, share: float) -> Callable:
-    def asks(value: Value) -> tuple[list[Margin], str]:
+    def asks(value: Scores) -> tuple[list[Margin], str]:
         margins, left = [], []
         for method in ("asq", "tsq_tsw"):
             for metric in VQA:
@@ -168,7 +171,7 @@ def _breaks(bits: str, share: float) -> Callable:
 
 
 def _best(method: str, metric: str, others: tuple[str, ...]) -> Callable:
-    def asks(value: Value) -> tuple[list[Margin], str]:
+    def asks(value: Scores) -> tuple[list[Margin], str]:
         own, rest = value(method, "w8a8", metric), {other: value(other, "w8a8", metric) for other in others}
         best = max(rest, key=lambda name: rest[name].mean())
         margins = [Margin(metric, "w8a8", own - values) for values in rest.values()]
@@ -205,7 +208,7 @@ CLAIMS = [
         "tsq_clipsim",
         "TSQ+TSW has the highest CLIPSIM of the quantized models at W8A8.",
         ("table1", "table2"),
-        _best("tsq_tsw", "clipsim", ("dynamic", "cw_tw", "tsw", "asq")),
+        _best("tsq_tsw", CLIPSIM.name, ("dynamic", "cw_tw", "tsw", "asq")),
     ),
     Claim(
         "four_bit_weights",
@@ -229,26 +232,26 @@ CLAIMS = [
         "ranges_clipsim",
         "A range for each step has the highest CLIPSIM of all numbers of time ranges.",
         ("table4", "table5"),
-        _best("tsq_tsw", "clipsim", RANGES),
+        _best("tsq_tsw", CLIPSIM.name, RANGES),
     ),
     Claim(
         "ranges_vqa",
         "One range for all steps (ASQ) has the highest VQA-a of all numbers of time ranges.",
         ("table4", "table5"),
-        _best("asq", "vqa_a", ("tsq_2tr", "tsq_4tr", "tsq_10tr", "tsq_tsw")),
+        _best("asq", VQA_A.name, ("tsq_2tr", "tsq_4tr", "tsq_10tr", "tsq_tsw")),
     ),
 ]
 GOALS = [
     Goal(
         f"{bits}_3db",
         f"At {bits.upper()} {PLUS} has with every seed 3 dB more PSNR than the better of {' and '.join(PLAIN)}.",
-        _beats(bits, "psnr", PLAIN, 3),
+        _beats(bits, PSNR, PLAIN, 3),
     )
     for bits in ("w4a8", "w6a6")
 ] + [
     Goal(
         "w4a4_clipsim",
         f"At W4A4 {PLUS} has with every seed a higher CLIPSIM than every dynamic recipe ({', '.join(DYNAMIC)}).",
-        _beats("w4a4", "clipsim", DYNAMIC, 0),
+        _beats("w4a4", CLIPSIM, DYNAMIC, 0),
     )
 ]

@@ -6,6 +6,8 @@ import textwrap
 
 import pandas as pd
 
+from vdq.reports.text import MISSING, number
+
 # Fields of a result (vdq.stages.evaluate) that are averaged over seeds.
 COSTS = ("size_mb", "size_mb_fp16", "bits_per_weight", "integer_gmacs", "float_gmacs", "bit_tops")
 BRANCHED = "static_plus"
@@ -25,11 +27,11 @@ def cost_columns(table: pd.DataFrame) -> dict[str, list[str]]:
     """What is printed of a summary's costs, – where a run did not record it."""
     table = table.reindex(columns=[*table.columns, *(name for name in COSTS if name not in table)])
     return {
-        "act bits": [_number(value, ".2f") for value in table["mean_act_bits"]],
-        "bits a weight": [_number(value, ".2f") for value in table["bits_per_weight"]],
+        "act bits": [number(value, ".2f") for value in table["mean_act_bits"]],
+        "bits a weight": [number(value, ".2f") for value in table["bits_per_weight"]],
         "float MACs": [_share(row) for _, row in table.iterrows()],
-        "bit operations": [_number(1000 * value, ".1f") for value in table["bit_tops"].astype(float)],
-        "MB": [_number(value, ".2f") for value in table["size_mb"]],
+        "bit operations": [number(1000 * value, ".1f") for value in table["bit_tops"].astype(float)],
+        "MB": [number(value, ".2f") for value in table["size_mb"]],
     }
 
 
@@ -71,9 +73,5 @@ def _no_larger(row: pd.Series, table: pd.DataFrame) -> str:
 
 def _share(row: pd.Series) -> str:
     if pd.isna(row["float_gmacs"]):
-        return "–"
+        return MISSING
     return f"{row['float_gmacs'] / row['integer_gmacs']:.1%}" if row["integer_gmacs"] else "all"
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if pd.isna(value) else f"{value:{form}}"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.patches import Rectangle
-from tabulate import tabulate
 
 from vdq.benchmark.plan import SAMPLER
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, PEER, SIMULATED
+from vdq.reports import text
 from vdq.reports.paper_tables import paper_rows
 from vdq.reports.pictures import panels, save
 
@@ -79,9 +79,7 @@ def latex(rows: pd.DataFrame) -> str:
             own = case[case["kind"] == kind]
             if own.empty:
                 continue
-            shown = _cells(own).map(lambda text: text.replace("`", "").replace("%", r"\%").replace("_", r"\_"))
-            body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
-            parts.append(f"% {title}, {bits}, {device}, {threads} threads. {words}\n{body}")
+            parts.append(f"% {title}, {bits}, {device}, {threads} threads. {words}\n{text.latex(_cells(own))}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -161,7 +159,7 @@ def _tables(case: pd.DataFrame) -> list[str]:
     for kind, words in KINDS.items():
         rows = case[case["kind"] == kind]
         if len(rows):
-            found.append(f"**{words}**\n\n{_cells(rows).to_markdown(index=False, disable_numparse=True)}")
+            found.append(f"**{words}**\n\n{text.markdown(_cells(rows))}")
     return found
 
 
@@ -173,8 +171,8 @@ def _cells(rows: pd.DataFrame) -> pd.DataFrame:
     shown = {
         "contender": rows["name"],
         "computes": rows["computes"],
-        total: [_number(value, ".1f") for value in rows["seconds_of_videos"]],
-        "ms": [_number(1000 * value, ".1f") for value in rows["seconds"]],
+        total: [_text(value, ".1f") for value in rows["seconds_of_videos"]],
+        "ms": [_text(1000 * value, ".1f") for value in rows["seconds"]],
         "speed-up": _ratios(rows, "speedup"),
         "over dynamic": _ratios(rows, "over_dynamic"),
         "over its own baseline": [
@@ -182,9 +180,9 @@ def _cells(rows: pd.DataFrame) -> pd.DataFrame:
             for text, name in zip(_ratios(rows, "over_baseline"), rows["baseline"], strict=True)
         ],
         "floor": [f"{value:.0%}" for value in rows["floor"]],
-        "error": [_number(value, ".4f") for value in rows["error"]],
-        "weights MB": [_number(value, ".1f") for value in rows["weight_mb"]],
-        "weight sets": [_number(value, ".0f") for value in rows["weight_sets"]],
+        "error": [_text(value, ".4f") for value in rows["error"]],
+        "weights MB": [_text(value, ".1f") for value in rows["weight_mb"]],
+        "weight sets": [_text(value, ".0f") for value in rows["weight_sets"]],
         "note": rows["note"],
         "benchmark": [f"`{value}`" for value in rows["benchmark"]],
     }
@@ -220,7 +218,7 @@ def _targets(benchmarks: list[dict]) -> str:
         }
         for target in latest.values()
     ]
-    return f"## Targets\n\n{pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)}"
+    return f"## Targets\n\n{text.markdown(pd.DataFrame(rows))}"
 
 
 def _machine(benchmarks: list[dict]) -> str:
@@ -259,7 +257,7 @@ def _paper(rows: pd.DataFrame) -> str:
         for method, row in paper.iterrows()
     ]
     return PAPER.format(
-        table=pd.DataFrame(table).to_markdown(index=False, disable_numparse=True),
+        table=text.markdown(pd.DataFrame(table)),
         videos=paper["num_videos"].iloc[0],
         gpu=paper["gpu"].iloc[0],
     )
@@ -273,5 +271,5 @@ def _ratios(rows: pd.DataFrame, field: str) -> list[str]:
     ]
 
 
-def _number(value: float | None, format_: str) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:{format_}}"
+def _text(value: float | None, form: str) -> str:
+    return text.number(value, form, missing="")

@@ -7,21 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from vdq.files import write_text
+from vdq.metrics.catalogue import CLIP_TEMP, CLIPSIM, PSNR, TOP1, Value
 from vdq.reports import costs
-from vdq.reports.claims import GOALS, seeds_of, verdict
-from vdq.reports.paper_report import LATEX, MARKDOWN, Marks, bracketed, escaped, marked
-from vdq.reports.paper_tables import key_of, per_video
+from vdq.reports.claims import GOALS, seed_scores_of, verdict
+from vdq.reports.marks import LATEX, MARKDOWN, Marks, column
 from vdq.reports.quality_figures import cost_figure, quality_figure
-from vdq.reports.tables import METRICS as NAMES
-from vdq.reports.uncertainty import CONFIDENCE, SHARES, Noise, mean_interval, share_interval, with_marks
+from vdq.reports.scores import key_of, over_seeds, per_video, videos_of
+from vdq.reports.text import MISSING, latex, latex_comment, markdown, number
+from vdq.reports.uncertainty import CONFIDENCE, Noise, mean_interval, share_interval, with_marks
 from vdq.tracking.registry import processor_of, processors_told
 
 TITLE = "The neighbouring systems: every recipe, {prompts} prompts, {seeds} noises"
-METRICS = ("clipsim", "clip_temp", "top1", "psnr")
-DIGITS = {"clipsim": 4, "clip_temp": 4, "top1": 3, "psnr": 2}
+VALUES = (CLIPSIM, CLIP_TEMP, TOP1, PSNR)
 COSTS = (*costs.COSTS, "mean_act_bits", "calibration_prompts", "calibration_seconds", "quantize_seconds")
 FULL = "fp16"
 NOTE = """Values are means over all prompts and seeds; a seed's reference is its own full-precision run. Bold is the
@@ -46,16 +45,17 @@ does not if one says the opposite by more than chance; else the answer is *withi
 
 
 def by_seed(runs: pd.DataFrame) -> pd.DataFrame:
-    """Finished runs of the same prompts -> one row a run: method, bits, seed, changed, the means of METRICS over its
+    """Finished runs of the same prompts -> one row a run: method, bits, seed, changed, the means of VALUES over its
     videos as far as it has them, COSTS, kind, model, processor and run. A run that was made twice counts once, the
     newer.
     """
     runs = runs.drop_duplicates("signature", keep="last")
     rows = []
     for _, run in runs.iterrows():
-        scores = per_video(run)
+        scores = per_video(run["folder"])
         row = {"method": run["quant"], "bits": run["bits"], "seed": run["seed"], "changed": run["changed"]}
-        row |= {metric: scores[key].mean() for metric in METRICS if (key := key_of(metric, scores.columns)) in scores}
+        keys = {value.name: key_of(value.name, scores.columns) for value in VALUES}
+        row |= {name: scores[key].mean() for name, key in keys.items() if key in scores}
         row |= {cost: run.get(cost) for cost in COSTS} | {"kind": run["kind"], "model": run["model"]}
         row["mean_act_bits"] = run["act_bits"] if pd.isna(row["mean_act_bits"]) else row["mean_act_bits"]
         if pd.isna(run["stats"]):
@@ -79,7 +79,7 @@ def summary(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
         return noise(metric, group["bits"].iloc[0], int((group["seeds"] * group["prompts"]).min()))
 
     quantized = table[table["method"] != FULL]
-    table = with_marks(table, quantized, ["bits"], METRICS, limit).drop(columns=["scores", "prompts"])
+    table = with_marks(table, quantized, ["bits"], VALUES, limit).drop(columns=["scores", "prompts"])
     widths = table["bits"].map(lambda bits: tuple(-n for n in numbers(bits)))
     return (
         table.assign(width=widths)
@@ -99,48 +99,38 @@ def _row(runs: pd.DataFrame, videos: dict[str, pd.DataFrame]) -> dict:
     first = runs.iloc[0]
     row = {"method": first["method"], "bits": first["bits"], "kind": first["kind"], "model": first["model"]}
     row |= {"scores": {}, "prompts": len(videos[first["run"]])}
-    for metric in METRICS:
-        if metric not in runs or runs[metric].isna().any():
+    for value in VALUES:
+        name = value.name
+        if name not in runs or runs[name].isna().any():
             continue
-        row[metric] = runs[metric].mean()
-        row |= {f"{metric}_{run.seed}": getattr(run, metric) for run in runs.itertuples()}
-        own = row["scores"][metric] = over_seeds(metric, runs["run"], videos)
-        if limits := _limits(metric, own, runs, videos):
-            row[f"{metric}_low"], row[f"{metric}_high"] = limits
+        row[name] = runs[name].mean()
+        row |= {f"{name}_{run.seed}": getattr(run, name) for run in runs.itertuples()}
+        own = row["scores"][name] = over_seeds(name, runs["run"], videos)
+        if limits := _limits(value, own, runs, videos):
+            row[f"{name}_low"], row[f"{name}_high"] = limits
     row |= {cost: runs[cost].mean() for cost in COSTS}
     return row | {"seeds": len(runs), "runs": " ".join(runs["run"])}
 
 
-def videos_of(seeds: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Scores of every video, in the order of the prompts, by run."""
-    return {row.run: per_video({"folder": row.folder}) for row in seeds.itertuples()}
-
-
-def over_seeds(metric: str, runs: pd.Series, videos: dict[str, pd.DataFrame]) -> np.ndarray:
-    """A score a prompt, its mean over these runs."""
-    tables = [videos[run] for run in runs]
-    return np.mean([table[key_of(metric, table.columns)] for table in tables], axis=0)
-
-
-def _limits(metric: str, own: np.ndarray, runs: pd.DataFrame, videos: dict) -> tuple[float, float] | None:
+def _limits(value: Value, own: np.ndarray, runs: pd.DataFrame, videos: dict) -> tuple[float, float] | None:
     """Of the interval: of the value where it compares with the reference already or is a share, else of the difference
     to the references, if they are there.
     """
-    if metric in SHARES:
+    if value.share:
         return share_interval(own)
-    if metric == "psnr":
+    if value.fidelity:
         return mean_interval(own)
     if (runs["run"] == runs["reference"]).all() or not set(runs["reference"]) <= set(videos):
         return None
-    return mean_interval(own - over_seeds(metric, runs["reference"], videos))
+    return mean_interval(own - over_seeds(value.name, runs["reference"], videos))
 
 
 def goals(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
     """One row for each goal: whether our runs reach it, and the numbers of every seed."""
     noise, rows = noise or Noise(), []
-    prompts = len(per_video({"folder": seeds["folder"].iloc[0]}))
+    prompts = len(per_video(seeds["folder"].iloc[0]))
     for claim in GOALS:
-        result, found = verdict(claim, seeds_of(seeds), lambda metric, bits: noise(metric, bits, prompts))
+        result, found = verdict(claim, seed_scores_of(seeds), lambda metric, bits: noise(metric, bits, prompts))
         rows.append({"goal": claim.words, "here": result, "of each seed": found})
     return pd.DataFrame(rows)
 
@@ -152,12 +142,12 @@ def write_neighbours(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noi
     title = TITLE.format(prompts=prompts, seeds=seeds["seed"].nunique())
     facts = {"model": ", ".join(sorted(set(table["model"]))), "processors": processors_told(seeds["processor"])}
     note = NOTE.format(confidence=CONFIDENCE, measured=noise.words, costs=costs.cost_note(table), **facts)
-    body = cells(table, MARKDOWN).to_markdown(index=False, disable_numparse=True)
-    reached = goals(seeds, noise).to_markdown(index=False, disable_numparse=True)
-    parts = [f"# {title}", body, note, GOALS_TITLE, reached]
+    body = markdown(cells(table, MARKDOWN))
+    parts = [f"# {title}", body, note, GOALS_TITLE, markdown(goals(seeds, noise))]
     write_text(folder / "neighbours.md", "\n\n".join(parts) + "\n")
     write_text(folder / "neighbours.csv", table.to_csv(index=False))
-    write_text(folder / "neighbours.tex", _latex(table, f"{title}\n{note}"))
+    comment = latex_comment(f"{title}\n{note}")
+    write_text(folder / "neighbours.tex", f"{comment}\n{latex(cells(table, LATEX))}\n")
     quality_figure(table.assign(weight_bits=[numbers(bits)[0] for bits in table["bits"]]), folder / "neighbours.png")
     cost_figure(table, folder / "neighbours_costs.png")
 
@@ -165,10 +155,10 @@ def write_neighbours(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noi
 def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
     """What is printed of a summary."""
     shown = {"method": table["method"], "bits": table["bits"], "activations": table["kind"]}
-    for metric in METRICS:
-        if metric in table and table[metric].notna().any():
-            shown[f"{NAMES[metric]} ↑"] = _column(table, metric, marks)
-    shown["PSNR of each seed"] = [_listed(row, "psnr") for _, row in table.iterrows()]
+    for value in VALUES:
+        if value.name in table and table[value.name].notna().any():
+            shown[value.heading] = column(table, value, marks)
+    shown["PSNR of each seed"] = [_of_each_seed(row, PSNR) for _, row in table.iterrows()]
     shown |= costs.cost_columns(table)
     shown["calibration"] = [_calibration(row) for _, row in table.iterrows()]
     shown["parameters"] = [_seconds(value) for value in table["quantize_seconds"]]
@@ -176,37 +166,19 @@ def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def _column(table: pd.DataFrame, metric: str, marks: Marks) -> list[str]:
-    sign, digits = "" if metric in ("psnr", *SHARES) else "+", DIGITS[metric]
-    return [marked(row, metric, digits, marks) + bracketed(row, metric, digits, sign) for _, row in table.iterrows()]
-
-
-def _listed(row: pd.Series, metric: str) -> str:
-    """The value of every seed."""
-    seeds = [name for name in row.index if re.fullmatch(rf"{metric}_\d+", name) and not pd.isna(row[name])]
-    return ", ".join(_number(row[name], 1) for name in sorted(seeds)) or "–"
+def _of_each_seed(row: pd.Series, value: Value) -> str:
+    """The means of every seed."""
+    seeds = [name for name in row.index if re.fullmatch(rf"{value.name}_\d+", name) and not pd.isna(row[name])]
+    return ", ".join(number(row[name], ".1f") for name in sorted(seeds)) or MISSING
 
 
 def _calibration(row: pd.Series) -> str:
     if row["method"] == FULL or row["calibration_prompts"] == 0:
         return "none"
     if pd.isna(row["calibration_prompts"]):
-        return "–"
+        return MISSING
     return f"{row['calibration_prompts']:.0f} prompts, {_seconds(row['calibration_seconds'])}"
 
 
 def _seconds(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.1f} s"
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    return "–" if pd.isna(value) else f"{value:{sign}.{digits}f}"
-
-
-def _latex(table: pd.DataFrame, notes: str) -> str:
-    shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--"))
-    shown = shown.map(lambda text: text.replace("_", r"\_").replace("%", r"\%"))
-    shown.columns = [escaped(name) for name in shown.columns]
-    body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
-    comment = notes.replace("*", "").replace("\n", "\n% ")
-    return f"% {comment}\n{body}\n"
+    return MISSING if pd.isna(value) else f"{value:.1f} s"

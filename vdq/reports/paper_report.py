@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from tabulate import tabulate
 
 from vdq.files import write_text
-from vdq.reports.claims import CLAIMS, paper_values_of, values_of, verdict
-from vdq.reports.paper_tables import FIDELITY, METRICS, TITLES, YARDSTICK, limits
-from vdq.reports.tables import METRICS as NAMES
-from vdq.reports.uncertainty import BEST, CONFIDENCE, TIED, Noise
+from vdq.reports.claims import CLAIMS, paper_scores_of, scores_of, verdict
+from vdq.reports.marks import LATEX, MARKDOWN, Marks, column
+from vdq.reports.paper_tables import PAPER_VALUES, TITLES, VALUES, YARDSTICK, limits
+from vdq.reports.text import latex, latex_comment, markdown
+from vdq.reports.uncertainty import CONFIDENCE, Noise
 from vdq.tracking.registry import processors_told
 
-DIGITS = {"clipsim": 4, "clip_temp": 4, "vqa_a": 2, "vqa_t": 2, "psnr": 2}
 COMMAND = "python run.py 'stages=[tabulate]'"
 TYPO = (
     "The paper's Table III prints 53.9969 for VQA-a of ASQ at W8A8, its Tables I and IV 52.9969; the printed average "
@@ -39,9 +37,6 @@ CLAIMED = """**What the paper says of it.** It holds here if every difference th
 chance, as for bold, and does not if one says the opposite by more than chance; else the answer is *within noise*."""
 TESTBED_MODEL = "shapes"
 MADE_WITH = ("model", "prompts", "seed", "steps", "guidance_scale")
-Marks = dict[str, Callable[[str], str]]
-MARKDOWN: Marks = {BEST: lambda text: f"**{text}**", TIED: lambda text: f"{text}="}
-LATEX: Marks = {BEST: lambda text: rf"\textbf{{{text}}}", TIED: lambda text: f"{text}$^=$"}
 
 
 def write_table(
@@ -58,7 +53,7 @@ def write_table(
 
 def claims_of(name: str, table: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
     """One row for each of the paper's claims about this table: what our runs and the paper's own numbers say."""
-    ours, paper, limit = values_of(table), paper_values_of(table), limits(table, noise or Noise())
+    ours, paper, limit = scores_of(table), paper_scores_of(table), limits(table, noise or Noise())
     rows = []
     for claim in CLAIMS:
         if name not in claim.tables:
@@ -71,9 +66,7 @@ def claims_of(name: str, table: pd.DataFrame, noise: Noise | None = None) -> pd.
 
 
 def _markdown(name: str, table: pd.DataFrame, noise: Noise, command: str) -> str:
-    shown = cells(table, MARKDOWN)
-    body = shown.to_markdown(index=False, disable_numparse=True)
-    claims = claims_of(name, table, noise).to_markdown(index=False, disable_numparse=True)
+    body, claims = markdown(cells(table, MARKDOWN)), markdown(claims_of(name, table, noise))
     heading = f"# Table {name.removeprefix('table')}: {TITLES[name]}"
     parts = [heading, body, _legend(noise), _setting(name, table), f"Written by `{command}`.", CLAIMED, claims]
     return "\n\n".join(parts) + "\n"
@@ -101,29 +94,21 @@ def _listed(values: pd.Series) -> str:
 
 
 def _latex(name: str, table: pd.DataFrame, noise: Noise, command: str) -> str:
-    shown = cells(table, LATEX).map(lambda text: text.replace("`", "").replace("–", "--").replace("_", r"\_"))
-    shown.columns = [escaped(title) for title in shown.columns]
-    body = tabulate(shown, headers="keys", tablefmt="latex_raw", showindex=False, disable_numparse=True)
-    notes = f"{_legend(noise)}\n{_setting(name, table)}".replace("*", "").replace("\n", "\n% ")
-    return f"% {TITLES[name]}. Written by {command}\n% {notes}\n{body}\n"
-
-
-def escaped(title: str) -> str:
-    return title.replace("↑", r"$\uparrow$").replace("Δ", r"$\Delta$")
+    notes = latex_comment(f"{_legend(noise)}\n{_setting(name, table)}")
+    return f"% {TITLES[name]}. Written by {command}\n{notes}\n{latex(cells(table, LATEX))}\n"
 
 
 def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
     """What is printed: method, bits, the metrics that any run has, and the run."""
     shown = pd.DataFrame({"method": table["method"], "bits": [_bits(row) for _, row in table.iterrows()]})
-    for metric in (*METRICS, *FIDELITY):
-        if metric not in table or table[metric].isna().all():
+    for value in VALUES:
+        if value.name not in table or table[value.name].isna().all():
             continue
-        title = f"{NAMES[metric]} ↑"
-        shown[title] = _column(table, metric, marks)
-        if _compared(table) and metric in METRICS:
-            paper, digits = table[f"paper_{metric}"], DIGITS[metric]
-            shown[f"{NAMES[metric]} paper"] = [_number(value, digits) for value in paper]
-            shown[f"{NAMES[metric]} Δ"] = [_number(value, digits, sign="+") for value in table[metric] - paper]
+        shown[value.heading] = column(table, value, marks)
+        if _compared(table) and value in PAPER_VALUES:
+            paper = table[f"paper_{value.name}"]
+            shown[f"{value.label} paper"] = [value.text(number) for number in paper]
+            shown[f"{value.label} Δ"] = [value.text(number, "+") for number in table[value.name] - paper]
     runs = table["run"] if "run" in table else pd.Series([None] * len(table))
     shown["run"] = [f"`{run}`" if isinstance(run, str) else "–" for run in runs]
     return shown
@@ -132,29 +117,6 @@ def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
 def _compared(table: pd.DataFrame) -> bool:
     """Whether every run of the table may stand beside the paper's numbers."""
     return "comparable" in table and bool(table["comparable"].dropna().all())
-
-
-def _column(table: pd.DataFrame, metric: str, marks: Marks) -> list[str]:
-    sign, digits = "" if metric in FIDELITY else "+", DIGITS[metric]
-    return [marked(row, metric, digits, marks) + bracketed(row, metric, digits, sign) for _, row in table.iterrows()]
-
-
-def marked(row: pd.Series, metric: str, digits: int, marks: Marks) -> str:
-    """The value with its mark."""
-    text = _number(row[metric], digits)
-    return marks[row[f"{metric}_mark"]](text) if row[f"{metric}_mark"] else text
-
-
-def bracketed(row: pd.Series, metric: str, digits: int, sign: str) -> str:
-    """The interval, if there is one."""
-    low, high = row.get(f"{metric}_low"), row.get(f"{metric}_high")
-    if low is None or pd.isna(low):
-        return ""
-    return f" [{_number(low, digits, sign)}, {_number(high, digits, sign)}]"
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    return "–" if pd.isna(value) else f"{value:{sign}.{digits}f}"
 
 
 def _bits(row: pd.Series) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vdq.metrics.catalogue import CLIP_TEMP, CLIPSIM, PSNR, VQA_A, VQA_T
+from vdq.reports.scores import key_of, per_video
 from vdq.reports.uncertainty import Noise, mean_interval, with_marks
 from vdq.tracking.registry import processor_of, read_config
 
@@ -24,8 +26,8 @@ TITLES = {
     "table4": "Time ranges at W8A8, first prompt set",
     "table5": "Time ranges at W8A8, second prompt set",
 }
-METRICS = ("clipsim", "clip_temp", "vqa_a", "vqa_t")
-FIDELITY = ("psnr",)
+PAPER_VALUES = (CLIPSIM, CLIP_TEMP, VQA_A, VQA_T)
+VALUES = (*PAPER_VALUES, PSNR)  # the paper has no distance to full precision
 PROMPTS = {"table1": 48, "table2": 101, "table3": 48, "table4": 48, "table5": 101}
 SAMPLER = {"steps": 20, "guidance_scale": 7.0}  # of the paper
 OURS = {"table1": ["asq_tsw"], "table2": ["asq_tsw"]}  # recipes of ours, beside the paper's methods
@@ -59,7 +61,7 @@ def fill(name: str, find: Find, noise: Noise | None = None) -> pd.DataFrame:
     the bit-width, `paper_<metric>`, `run`, what it was made with: `model`, `prompts`, `seed`, `steps`,
     `guidance_scale`, `processor`, whether that is `comparable` to the paper, and `scores`, by metric a value a prompt.
     """
-    rows = wanted(name).rename(columns={metric: f"paper_{metric}" for metric in METRICS})
+    rows = wanted(name).rename(columns={value.name: f"paper_{value.name}" for value in PAPER_VALUES})
     dataset = rows["dataset"].iloc[0]
     reference = find(dataset, "fp16", 16, 16)
     filled = []
@@ -94,37 +96,31 @@ def _marked(table: pd.DataFrame, limit: Limit) -> pd.DataFrame:
         first = group.iloc[0]
         return limit(metric, f"w{first['w_bits']}a{first['a_bits']}")
 
-    return with_marks(table, rows, ["w_bits", "a_bits"], (*METRICS, *FIDELITY), of_rows)
-
-
-def key_of(metric: str, columns: object) -> str:
-    """Our name of a metric of the paper: EvalCrafter's variant where the run has one."""
-    labelled = f"{metric}_evalcrafter"
-    return labelled if labelled in columns else metric
+    return with_marks(table, rows, ["w_bits", "a_bits"], VALUES, of_rows)
 
 
 def _values(run: pd.Series, reference: pd.Series | None) -> dict:
-    scores = per_video(run)
+    scores = per_video(run["folder"])
     values = {"run": run["signature"], "kind": run["kind"], "model": run["model"], "prompts": len(scores)}
     values |= {"seed": run.get("seed"), "processor": processor_of(run), "scores": {}} | sampler_of(run)
-    base = None if reference is None or reference["signature"] == run["signature"] else per_video(reference)
-    for metric in (*METRICS, *FIDELITY):
-        key = key_of(metric, scores.columns)
+    base = None if reference is None or reference["signature"] == run["signature"] else per_video(reference["folder"])
+    for value in VALUES:
+        name, key = value.name, key_of(value.name, scores.columns)
         if key not in scores or scores[key].isna().any():
             continue
-        own = values["scores"][metric] = scores[key].to_numpy()
-        values[metric] = own.mean()
-        if metric in FIDELITY:
-            values |= interval(metric, own)
+        own = values["scores"][name] = scores[key].to_numpy()
+        values[name] = own.mean()
+        if value.fidelity:
+            values |= interval(name, own)
         elif base is not None and key in base:
-            values |= interval(metric, own - base[key].to_numpy())
+            values |= interval(name, own - base[key].to_numpy())
     return values
 
 
 def comparable(run: pd.Series, prompts: int) -> bool:
     """Whether the paper's numbers were made alike: its model, its metrics' networks, prompts, steps and guidance."""
     judged = {"ViT-B-32-quickgelu openai", "DOVER"} <= set(run["assets"])
-    sampled = sampler_of(run) == SAMPLER and len(per_video(run)) == prompts
+    sampled = sampler_of(run) == SAMPLER and len(per_video(run["folder"])) == prompts
     return run["model"] == "opensora_v1_512" and judged and sampled
 
 
@@ -132,11 +128,6 @@ def sampler_of(run: pd.Series) -> dict[str, float]:
     """Steps and guidance of a run, as far as its folder tells them."""
     sampler = read_config(run["folder"]).get("sampler") or {}
     return {name: sampler[name] for name in SAMPLER if name in sampler}
-
-
-def per_video(run: pd.Series | dict) -> pd.DataFrame:
-    """Scores of a run's videos in the order of the prompts."""
-    return pd.read_csv(Path(run["folder"]) / "per_video.csv").sort_values("index", ignore_index=True)
 
 
 def interval(metric: str, values: np.ndarray) -> dict[str, float]:
@@ -152,9 +143,9 @@ def _averaged(table: pd.DataFrame) -> pd.DataFrame:
         if "run" not in parts or parts["run"].isna().any():
             continue
         scores = {
-            metric: np.mean([scores[metric] for scores in parts["scores"]], axis=0)
-            for metric in (*METRICS, *FIDELITY)
-            if all(metric in scores for scores in parts["scores"])
+            value.name: np.mean([scores[value.name] for scores in parts["scores"]], axis=0)
+            for value in VALUES
+            if all(value.name in scores for scores in parts["scores"])
         }
         for metric, values in scores.items():
             table.at[index, metric] = values.mean()

@@ -17,9 +17,11 @@ import pandas as pd
 
 from vdq.errors import UserError
 from vdq.files import write_text
+from vdq.metrics.catalogue import CATALOGUE, value_named, values_of
 from vdq.reports.paper_report import claims_of
-from vdq.reports.paper_tables import FIDELITY, METRICS, TITLES, Find, fill, per_video
-from vdq.reports.tables import METRICS as NAMES
+from vdq.reports.paper_tables import TITLES, VALUES, Find, fill
+from vdq.reports.scores import per_video
+from vdq.reports.text import markdown
 from vdq.reports.uncertainty import DEVIATIONS, FILE, Noise
 from vdq.tracking.registry import processor_of, runs
 
@@ -54,10 +56,10 @@ def _rows(run: pd.Series, other: pd.Series) -> list[dict]:
     names = {"processor": processor_of(run), "other_processor": processor_of(other)}
     if len(set(names.values())) == 1:
         return []
-    own, again = per_video(run), per_video(other)
+    own, again = per_video(run["folder"]), per_video(other["folder"])
     told = {"run": run["signature"], "method": run["quant"], "bits": run["bits"], "changed": run["changed"]}
     found = []
-    for metric in (name for name in NAMES if name in own and name in again):
+    for metric in (name for name in CATALOGUE | values_of([run]) if name in own and name in again):
         difference = again[metric] - own[metric]
         means = {"value": own[metric].mean(), "other_value": again[metric].mean(), "change": difference.mean()}
         spread = {"per_video": np.sqrt((difference**2).mean())}
@@ -98,10 +100,10 @@ def _finder(written: pd.DataFrame, registry: pd.DataFrame) -> Find:
 
 def _said(name: str, table: pd.DataFrame, noise: Noise) -> dict[str, str]:
     """Every mark and every answer of a filled table."""
-    metrics = [metric for metric in (*METRICS, *FIDELITY) if f"{metric}_mark" in table]
     marks = {
-        f"{row['method']} w{row['w_bits']}a{row['a_bits']} {NAMES[metric]}": row[f"{metric}_mark"] or "not marked"
-        for metric in metrics
+        f"{row['method']} w{row['w_bits']}a{row['a_bits']} {value.label}": row[f"{value.name}_mark"] or "not marked"
+        for value in VALUES
+        if f"{value.name}_mark" in table
         for _, row in table.iterrows()
     }
     claims = claims_of(name, table, noise)
@@ -112,7 +114,7 @@ def report(table: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
     """Markdown of `changes`, and of what `differing` found by table."""
     rows = [
         {
-            "metric": NAMES[metric],
+            "metric": value_named(metric).label,
             "bits": bits,
             "runs": len(group),
             "videos": " and ".join(map(str, sorted(set(group["videos"])))),
@@ -124,7 +126,7 @@ def report(table: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
     pairs = sorted({f"{row.processor} against {row.other_processor}" for row in table.itertuples()})
     facts = {"runs": table["run"].nunique(), "pairs": "; ".join(pairs), "deviations": DEVIATIONS}
     told = "\n\n".join(_told(name, found) for name, found in tables.items())
-    body = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    body = markdown(pd.DataFrame(rows))
     return TEXT.format(body=body, tables=told or "No table has all its runs in both folders.", **facts) + "\n"
 
 
@@ -132,8 +134,7 @@ def _told(name: str, found: pd.DataFrame) -> str:
     title = f"Table {name.removeprefix('table')}"
     if found.empty:
         return f"{title} has the same marks and the same answers to its claims on both."
-    body = found.to_markdown(index=False, disable_numparse=True)
-    return f"{title} says otherwise, where a difference lies near what counts as noise:\n\n{body}"
+    return f"{title} says otherwise, where a difference lies near what counts as noise:\n\n{markdown(found)}"
 
 
 def main(folder: Path, other: Path, results: Path) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from vdq.metrics.catalogue import PSNR
 from vdq.reports.pictures import panels, save
 
 MARKERS = {"static": "o", "dynamic": "^"}
@@ -27,7 +28,7 @@ def quality_figure(table: pd.DataFrame, path: Path) -> None:
     for axis, width in zip(axes[0], widths, strict=True):
         lines(axis, rows[rows["weight_bits"] == width], "mean_act_bits", colours)
         axis.set(title=f"{width}-bit weights", xlabel="mean activation bits")
-    axes[0][0].set_ylabel("PSNR to full precision, dB")
+    axes[0][0].set_ylabel(PSNR.axis)
     legend(figure, rows, colours)
     save(figure, path)
 
@@ -47,7 +48,7 @@ def cost_figure(table: pd.DataFrame, path: Path) -> None:
         _mark(axes[0][0], row["size_mb"], "the model in fp32")
         _mark(axes[0][0], row["size_mb_fp16"], "in fp16")
         _mark(axes[0][1], 1000 * row["bit_tops"], "in fp16")
-    axes[0][0].set_ylabel("PSNR to full precision, dB")
+    axes[0][0].set_ylabel(PSNR.axis)
     legend(figure, rows, colours)
     save(figure, path)
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from vdq.metrics.catalogue import Value
+
 CONFIDENCE = 0.95
 BEST, TIED = "best", "tied"
-SHARES = ("top1",)  # metrics that are 0 or 1 for a video
 DEVIATIONS = 2  # standard deviations of a mean's change that count as a processor's noise
 FILE = "processors.csv"
 
@@ -138,7 +139,7 @@ def with_marks(
     table: pd.DataFrame,
     rows: pd.DataFrame,
     by: Sequence[str],
-    metrics: Sequence[str],
+    metrics: Sequence[Value],
     limit: Callable[[str, pd.DataFrame], float],
 ) -> pd.DataFrame:
     """``table`` with `<metric>_mark` of those of its ``rows`` that are `ranked` with the others of the same ``by``; ''
@@ -146,9 +147,9 @@ def with_marks(
     the rows of a group.
     """
     for metric in metrics:
-        marks: dict[Hashable, str] = {}
+        name, marks = metric.name, {}
         for _, group in rows.groupby(list(by)):
-            values = {index: scores[metric] for index, scores in group["scores"].items() if metric in scores}
-            marks |= ranked(values, limit(metric, group), share=metric in SHARES)
-        table[f"{metric}_mark"] = [marks.get(index, "") for index in table.index]
+            values = {index: scores[name] for index, scores in group["scores"].items() if name in scores}
+            marks |= ranked(values, limit(name, group), share=metric.share)
+        table[f"{name}_mark"] = [marks.get(index, "") for index in table.index]
     return table

@@ -10,9 +10,9 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from vdq.errors import UserError
+from vdq.models.shapes_tokenizer import build_tokenizer
 from vdq.shapes.nets import build_clip
 from vdq.shapes.render import SIDE
-from vdq.shapes.tokenizer import build_tokenizer
 
 WEIGHTS = Path(__file__).parent / "weights" / "clip.safetensors"
 

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vdq.files import complete_or_nothing, write_json
-from vdq.shapes.nets import build_autoencoder
+from vdq.models.shapes_nets import build_autoencoder
 from vdq.shapes.render import render
 from vdq.shapes.training.autoencoder import AutoencoderTraining
 from vdq.shapes.training.clip import ClipTraining

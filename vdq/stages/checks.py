@@ -50,7 +50,7 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     for group in ("model", "dataset", "metrics"):
         _check_caches(group, cfg[group])
     if cfg.videos is None:
-        _check_guidance(experiment)
+        experiment.model.check(experiment.sampler)
     if scores:
         _ = experiment.metrics_here
     if cfg.videos is None:
@@ -74,15 +74,6 @@ def _check_bits(experiment: Experiment) -> None:
         raise UserError(
             f"bits={experiment.identity.bits} has {most}-bit codes, must have at most {backend.most_bits} for "
             f"backend={backend.name}, whose products are of bytes"
-        )
-
-
-def _check_guidance(experiment: Experiment) -> None:
-    given, channels = experiment.sampler.guidance_channels, experiment.model.latent_shape[0]
-    if given > channels:
-        raise UserError(
-            f"sampler.guidance_channels={given} must be in 0..{channels}, the channels of the latents of "
-            f"model={experiment.cfg.model.name}"
         )
 
 

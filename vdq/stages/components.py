@@ -42,7 +42,7 @@ class Components:
         configuration.check(cfg)
         self.sampler: Sampler = made("sampler", cfg.sampler)
         self.method: Method = made("quant", cfg.quant)
-        self.method.check(self.sampler.schedule.num_steps)
+        self.method.check(self.sampler.steps)
         self.backend: Backend = made("backend", cfg.backend)
         self._prompts = made_of_what_is_here("dataset", cfg.dataset)
 
@@ -62,7 +62,7 @@ class Components:
 
     @cached_property
     def clock(self) -> StepClock:
-        return StepClock(self.sampler.schedule.num_steps)
+        return StepClock(self.sampler.steps)
 
     @property
     def batch_size(self) -> int:

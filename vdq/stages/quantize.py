@@ -36,20 +36,20 @@ def run(experiment: Experiment) -> None:
         log.info("quantize: parameters of the artefact, %s", experiment.cfg.artefact)
         return
     stats = calibrate.load(experiment)
-    denoiser, schedule = load_denoiser(experiment), experiment.sampler.schedule
+    denoiser, timesteps = load_denoiser(experiment), experiment.model.timesteps(experiment.sampler)
     start = time.monotonic()
     with PeakMemory("cpu") as peak:
         state = method.convert(
             denoiser,
             stats,
-            num_steps=schedule.num_steps,
+            num_steps=experiment.sampler.steps,
             quantizable=experiment.model.quantizable,
-            timesteps=schedule.timesteps,
+            timesteps=timesteps,
         )
     write_json(folder / COST, {"seconds": round(time.monotonic() - start, 2)})
     report = report_table(state, call_operations(experiment, state))
     write_text(folder / "report.csv", report.to_csv(index=False))
-    for name, table in method.tables(denoiser, stats, state, schedule.timesteps).items():
+    for name, table in method.tables(denoiser, stats, state, timesteps).items():
         write_text(folder / f"{name}.csv", pd.DataFrame(table.rows).to_csv(index=False))
         log.info("quantize: %s (%s.csv)", table.summary, name)
     state.save(experiment.files.state)
@@ -70,7 +70,8 @@ def run(experiment: Experiment) -> None:
 def load_artefact(experiment: Experiment) -> packed.PackedModel:
     """The packed model of the experiment, for its backend and its clock. Prompts are encoded first."""
     encode(experiment)
-    model = packed.load(experiment.cfg.artefact, backend=experiment.backend, clock=experiment.clock)
+    given = {"backend": experiment.backend, "clock": experiment.clock, "model": experiment.model}
+    model = packed.load(experiment.cfg.artefact, **given)
     model.check_companions(experiment.model)
     return model
 
@@ -80,9 +81,10 @@ def call_operations(experiment: Experiment, state: QuantState, act_bits: float |
     say what a call gets.
     """
     structure = experiment.model.structure
-    if not hasattr(structure, "example_inputs"):
+    example_inputs = experiment.model.family.example_inputs
+    if example_inputs is None or len(experiment.model.denoisers) > 1:
         return {}
-    return operations(structure, state, call_rows(structure), act_bits)
+    return operations(structure, state, call_rows(structure, example_inputs), act_bits)
 
 
 def report_table(state: QuantState, counted: dict[str, Operations]) -> pd.DataFrame:

@@ -24,7 +24,7 @@ def content(experiment: Experiment, scores: dict, execution: dict) -> dict:
         "versions": experiment.identity.versions | experiment.identity.judges,
         "metrics": experiment.identity.metrics_signature,
         "scored_on": scores["machine"]["processor"],
-        "higher_is_better": scores["higher_is_better"],
+        "described": scores["described"],
         "assets": scores["assets"],
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -34,7 +34,7 @@ def _identity(experiment: Experiment) -> dict:
     """What the run is: the columns that tables and sweeps select by."""
     cfg, method, structure = experiment.cfg, experiment.method, experiment.model.structure
     state = _state(experiment)
-    kinds = {"static" if params.static else "dynamic" for params in state.layers.values()}
+    kinds = {"static" if quant.act.static else "dynamic" for quant in state.layers.values()}
     size = model_size(structure, state)
     return {
         "name": experiment.identity.name,

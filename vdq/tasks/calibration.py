@@ -42,7 +42,7 @@ class Calibration(Generation):
     def on_predict_end(self) -> None:
         self.progress.close()
         self.observer.__exit__()
-        stats = _merged(self.observer.stats(num_prompts=self.seen, signature=self.signature))
+        stats = _merged(self.observer.stats(num_prompts=self.seen, signature=self.signature, window=self.window))
         if self.trainer.is_global_zero:
             stats.save(self.path)
             if "denoising" in self.peaks:

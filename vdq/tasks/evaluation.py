@@ -17,6 +17,7 @@ from vdq.data.folder import Clip, read_clip
 from vdq.data.samples import read_sample
 from vdq.files import write_json, write_text
 from vdq.metrics.base import VideoMetric
+from vdq.metrics.catalogue import described
 from vdq.processes import end_with_parent
 
 log = logging.getLogger(__name__)
@@ -106,17 +107,16 @@ class Evaluation(pl.LightningModule):
     def test_step(self, batch: dict, batch_idx: int) -> None:
         batch["candidates"] = self.data.prompts
         for metric in self.metrics.values():
-            metric.update(*(batch[name] for name in metric.inputs), index=batch["index"])
+            metric.update(**{name: batch[name] for name in metric.inputs}, index=batch["index"])
         self.progress.update()
 
     def on_test_end(self) -> None:
         self.progress.close()
-        values, better, assets, notes = {}, {}, {}, {}
+        values, assets, notes = {}, {}, {}
         table = self.data.table
         for metric in self.metrics.values():
             values |= metric.compute()
             table = table.assign(**metric.per_video())
-            better |= dict.fromkeys(metric.keys, metric.higher_is_better)
             assets |= metric.assets
             notes |= metric.notes(self.data.prompts or [])
         for name, count in notes.items():
@@ -124,7 +124,8 @@ class Evaluation(pl.LightningModule):
                 log.info("scoring: %s: %d of %d", name.replace("_", " "), count, len(self.data))
         if self.trainer.is_global_zero:
             write_text(self.folder / "per_video.csv", table.to_csv(index=False))
-            scores = {"values": values, "higher_is_better": better, "assets": assets, "notes": notes}
+            meaning = described(value for metric in self.metrics.values() for value in metric.values)
+            scores = {"values": values, "described": meaning, "assets": assets, "notes": notes}
             scores |= {"num_videos": len(self.data), "machine": machine.describe(self.device)}
             write_json(self.folder / "metrics.json", scores)
 

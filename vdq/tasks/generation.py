@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +18,8 @@ from vdq.backends.integer import integer_weight_bytes
 from vdq.data.prompts import PromptDataset
 from vdq.data.samples import read_processors, read_schedules, write_sample, write_schedule
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
-from vdq.diffusion.observer import step_observers
+from vdq.diffusion.observer import StepObserver, step_observers
 from vdq.diffusion.samplers import Sampler
 from vdq.errors import UserError
 from vdq.files import write_json
@@ -75,9 +74,9 @@ class Generation(pl.LightningModule):
         return DataLoader(Subset(PromptDataset(self.prompts), self.indices), batch_size=self.batch_size)
 
     def on_predict_start(self) -> None:
-        steps = self.trainer.num_predict_batches[0] * self.sampler.schedule.num_steps
+        steps = self.trainer.num_predict_batches[0] * self.sampler.steps
         self.progress = tqdm(total=steps, desc=self.title, unit="step", disable=not self.trainer.is_global_zero)
-        self.reusing = Reusing(self.denoiser)
+        self.reusing = self.model.reusing(self.denoiser)
         self.counter = CallCounter(self.denoiser).__enter__()
         self.peaks: dict[str, float] = {}
         self.started = time.monotonic()
@@ -93,12 +92,20 @@ class Generation(pl.LightningModule):
         for index, latent, frames in zip(indices, latents.cpu(), videos, strict=True):
             write_sample(self.folder, index, latent, frames, self.model.fps, self.note, machine.processor(self.device))
 
-    def sample(self, denoiser: nn.Module | Reusing, indices: list[int], prompts: list[str]) -> Tensor:
-        """Latents [n, c, T, H, W] fp32 of n prompts."""
-        conditions = self.model.encode(prompts).to(self.device)
+    def window(self, fqn: str) -> range:
+        """The steps in which a layer is called."""
+        return self.model.window(fqn, self.sampler)
+
+    def sample(
+        self, denoiser: nn.Module, indices: list[int], prompts: list[str], observers: Sequence[StepObserver] = ()
+    ) -> Tensor:
+        """Latents [n, c, T, H, W] fp32 of n prompts; denoiser: the task's own or what the model made of it."""
+        conditions = self.model.encode(prompts)
         noise = PromptNoise(self.seed, indices, self.model.latent_shape, purpose=self.purpose)
         with self.watched("denoising"):
-            return self.sampler.sample(denoiser, conditions, noise, self.clock, lambda *_: self.progress.update())
+            return self.model.sample(
+                denoiser, conditions, noise, self.clock, self.sampler, lambda *_: self.progress.update(), observers
+            )
 
     @contextmanager
     def watched(self, phase: str) -> Iterator[None]:

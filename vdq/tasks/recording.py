@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.probe import StepProbe
@@ -38,24 +38,24 @@ class Recording(Generation):
     @property
     def samplings(self) -> int:
         """How many videos are sampled."""
-        return len(self.indices) + min(PROBED, len(self.indices)) * self.sampler.schedule.num_steps
+        return len(self.indices) + min(PROBED, len(self.indices)) * self.sampler.steps
 
     def on_predict_start(self) -> None:
         super().on_predict_start()
-        self.progress.reset(total=self.samplings * self.sampler.schedule.num_steps)
-        steps = range(self.sampler.schedule.num_steps)
+        self.progress.reset(total=self.samplings * self.sampler.steps)
+        steps = range(self.sampler.steps)
         self.recorder = InputRecorder(self.denoiser, self.clock, self.model.quantizable, steps)
         self.changes: list[Tensor] = []
         self.errors: list[Tensor] = []
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> None:
         index, prompts = batch[0].tolist(), list(batch[1])
-        watched = _Watched(self.denoiser, BitSwitch(self.clock, low=4, high=8))  # whose bits nobody uses
+        watching = BitSwitch(self.clock, low=4, high=8)  # whose bits nobody uses
         with self.recorder:
-            latents = self.sample(watched, index, prompts)
-        self.changes += [torch.tensor(record["change"]) for record in watched.observer.records()]
+            latents = self.sample(self.denoiser, index, prompts, observers=[watching])
+        self.changes += [torch.tensor(record["change"]) for record in watching.records()]
         if batch_idx < PROBED:
-            errors = [self._error(step, index, prompts, latents) for step in range(self.sampler.schedule.num_steps)]
+            errors = [self._error(step, index, prompts, latents) for step in range(self.sampler.steps)]
             self.errors.append(torch.stack(errors))
 
     def _error(self, step: int, index: list[int], prompts: list[str], latents: Tensor) -> Tensor:
@@ -63,19 +63,16 @@ class Recording(Generation):
         with StepProbe(self.denoiser, self.clock, self.model.quantizable, step):
             return (self.sample(self.denoiser, index, prompts) - latents).square().mean().cpu()
 
+    def _of_all_steps(self, fqn: str, steps: dict[int, Tensor]) -> dict[int, Tensor]:
+        """With the nearest step's rows where the layer is not called, as Observer.stats."""
+        window = self.window(fqn)
+        return {step: steps[min(max(step, window.start), window.stop - 1)] for step in range(self.sampler.steps)}
+
     def on_predict_end(self) -> None:
         self.progress.close()
         error, change = torch.stack(self.errors).mean(0), torch.stack(self.changes).mean(0)
-        recorded = (self.recorder.inputs, self.recorder.places)
+        recorded = [
+            {fqn: self._of_all_steps(fqn, steps) for fqn, steps in kept.items()}
+            for kept in (self.recorder.inputs, self.recorder.places)
+        ]
         Samples.recorded(*recorded, error, change, self.signature).save(self.path)
-
-
-class _Watched(nn.Module):
-    """A denoiser beside an observer that samplers tell of its output."""
-
-    def __init__(self, denoiser: nn.Module, observer: nn.Module) -> None:
-        super().__init__()
-        self.denoiser, self.observer = denoiser, observer
-
-    def forward(self, *inputs: Tensor | None) -> Tensor:
-        return self.denoiser(*inputs)

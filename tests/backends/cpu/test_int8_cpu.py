@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.flat_layers import changed, flat, weight_grid
 from vdq.backends import Int8CpuBackend, ReferenceBackend
 from vdq.backends.cpu import backend as int8_cpu
 from vdq.backends.cpu import matmul as int8_matmul
@@ -21,9 +22,7 @@ from vdq.backends.cpu.matmul import KERNELS, ChunkedMatmul, OneDnnMatmul, failur
 from vdq.backends.cpu.weights import KeptSets, PrefetchedSets
 from vdq.backends.integer import signed_weight_bits
 from vdq.quant.affine import QParams
-from vdq.quant.convert import weight_qparams
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import LinearParams
 
 FORMATS = [(8, 8, False, False), (8, 8, True, True), (8, 6, False, True), (6, 8, False, False), (4, 6, False, True)]
 STEPS = (0, 3, 1, 2, 0)  # back and forth between the ranges
@@ -48,7 +47,7 @@ def layer(layer, backend) -> Callable[..., LayerSpec]:
 
     def make(**options) -> LayerSpec:
         spec = layer(**({"act_bits": widest} | options))
-        needs(backend.kernel, signed_weight_bits(spec.params), spec.params.act_bits)
+        needs(backend.kernel, signed_weight_bits(spec.quant.weight), spec.quant.act.bits)
         return spec
 
     return make
@@ -67,7 +66,7 @@ def check_steps(module, spec, x, oracle) -> None:
         np.testing.assert_array_equal(acc, want.accumulators)
         assert torch.equal(acc.int(), reference.accumulators(x))
         error = np.abs(y.numpy().astype(np.float64) - want.output)
-        if spec.params.static and module.sets[0].offset is None:  # one product, one sum
+        if spec.quant.act.static and module.sets[0].offset is None:  # one product, one sum
             bias = 0 if spec.bias is None else np.abs(spec.bias.numpy())
             assert np.all(error <= 3 * EPS * (np.abs(want.accumulators) * want.scale + bias))
         assert np.all(error <= EPS * (term_sizes(spec, want.scale) + np.abs(want.output)))
@@ -123,21 +122,16 @@ def test_extreme_codes_of_long_sums_are_exact(symmetric, backend, layer, oracle)
 
 def _requantized(spec: LayerSpec) -> LayerSpec:
     """The layer's parameters made anew from its weight."""
-    p = spec.params
-    weight = weight_qparams(spec.weight, None, bits=p.weight_bits, symmetric=p.symmetric_weights)
-    tensors = p.tensors() | {"weight_scale": weight.scale, "weight_zero_point": weight.zero_point}
-    params = LinearParams.from_tensors(tensors, p.scalars())
-    return LayerSpec(spec.fqn, spec.weight, spec.bias, params, spec.clock, spec.rows)
+    p = flat(spec.quant)
+    weight = weight_grid(spec.weight, None, bits=p.weight_bits, symmetric=p.symmetric_weights)
+    return replace(spec, quant=changed(spec.quant, weight=weight))
 
 
 def test_ties_round_to_even(backend, layer):
     """Inputs of exactly half a step, with an odd zero point: rounding comes before its addition."""
     spec = layer(smoothing=False, symmetric_weights=True)
     zero = QParams(torch.full((4,), 0.25), torch.full((4,), 7.0))
-    params = LinearParams.from_tensors(
-        spec.params.tensors() | {"act_scale": zero.scale, "act_zero_point": zero.zero_point}, spec.params.scalars()
-    )
-    spec = LayerSpec("fc", spec.weight, spec.bias, params, spec.clock, spec.rows)
+    spec = replace(spec, quant=changed(spec.quant, act=zero))
     halves = (torch.arange(48) - 6 + 0.5) * 0.25
     codes = backend.layer(spec).quantize_input(halves[None])
     assert codes.p.dtype == torch.uint8
@@ -249,9 +243,9 @@ def test_prefetched_sets_change_no_bit(dynamic, backend, layer, tokens):
 def test_the_next_set_is_made_in_the_background(backend, layer, tokens, monkeypatch):
     made, make = [], int8_weights.weight_set
 
-    def spy(weight, params, range_, kernel):
+    def spy(weight, quant, range_, kernel):
         made.append((range_, threading.current_thread() is threading.main_thread()))
-        return make(weight, params, range_, kernel)
+        return make(weight, quant, range_, kernel)
 
     monkeypatch.setattr(int8_weights, "weight_set", spy)
     spec, threads = layer(), torch.get_num_threads()
@@ -366,7 +360,7 @@ def test_speed_beside_fp32(monkeypatch, forget):
 def test_bits_of_steps_groups_and_stored_codes(parts, symmetric, backend, layer, tokens, extended):
     """Accumulators equal to the reference's, which tests/backends/test_reference.py compares with numpy's."""
     spec = layer(act_bits=7, symmetric_weights=symmetric, symmetric_acts=symmetric)
-    spec = replace(spec, params=extended(spec.params, spec.weight, 6, parts))
+    spec = replace(spec, quant=extended(spec.quant, spec.weight, 6, parts))
     module, reference, x = backend.layer(spec), ReferenceBackend().layer(spec), tokens(12).reshape(4, 3, 48)
     for step in STEPS:
         spec.clock.set(step)
@@ -381,7 +375,7 @@ def test_bits_of_steps_groups_and_stored_codes(parts, symmetric, backend, layer,
 def test_transforms_happen_around_the_layer(parts, dynamic, backend, layer, tokens, extended):
     spec = layer(dynamic=dynamic)
     own = parts.replace("groups", "") if dynamic else parts
-    spec = replace(spec, params=extended(spec.params, spec.weight, 6, own))
+    spec = replace(spec, quant=extended(spec.quant, spec.weight, 6, own))
     module, reference, x = backend.layer(spec), ReferenceBackend().layer(spec), tokens(12)
     transformed = []
     module.inner.register_forward_pre_hook(lambda _, args: transformed.append(args[0]))

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.flat_layers import changed, flat, weight_grid
 from vdq.backends import FakeQuantBackend, Int8CudaBackend, ReferenceBackend
 from vdq.backends.cuda import backend as int8_cuda
 from vdq.backends.cuda.backend import unavailable
@@ -27,9 +28,8 @@ from vdq.errors import UserError
 from vdq.methods import DynamicMethod, StaticMethod
 from vdq.models.stdit import STDiT
 from vdq.quant import Observer, apply, quantized_layers
-from vdq.quant.convert import weight_qparams
+from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import LinearParams
 
 FORMATS = [(8, 8, False, False), (8, 8, True, True), (8, 6, False, True), (6, 8, False, False), (4, 2, False, True)]
 STEPS = (0, 3, 1, 2, 0)  # back and forth between the ranges
@@ -110,9 +110,8 @@ def test_extreme_codes_of_long_sums_are_exact(symmetric, layer, oracle):
 def test_ties_round_to_even_and_nothing_is_too_large(layer):
     """Inputs of exactly half a step, with an odd zero point: rounding comes before its addition."""
     spec = layer(smoothing=False)
-    act = {"act_scale": torch.full((4,), 0.25), "act_zero_point": torch.full((4,), 7.0)}
-    params = LinearParams.from_tensors(spec.params.tensors() | act, spec.params.scalars())
-    module = Int8CudaBackend().layer(LayerSpec("fc", spec.weight, spec.bias, params, spec.clock, spec.rows)).to(DEVICE)
+    act = QParams(torch.full((4,), 0.25), torch.full((4,), 7.0))
+    module = Int8CudaBackend().layer(replace(spec, quant=changed(spec.quant, act=act))).to(DEVICE)
     x = torch.cat([(torch.arange(44) - 6 + 0.5) * 0.25, torch.tensor([3e38, -3e38, 1e9, torch.inf])])
     codes = module.codes(x[None].to(DEVICE)).values[0].cpu()
     np.testing.assert_array_equal(codes[:44], np.rint(np.arange(44) - 5.5).clip(-7) + 7 - 128)
@@ -130,28 +129,26 @@ def test_shared_tokens(layer):
 
 def with_weight(spec: LayerSpec, weight: Tensor) -> LayerSpec:
     """The layer with another weight and its parameters."""
-    p = spec.params
-    scale, zero_point = weight_qparams(weight, p.smoothing, bits=p.weight_bits, symmetric=p.symmetric_weights)
-    tensors = p.tensors() | {"weight_scale": scale, "weight_zero_point": zero_point}
-    params = LinearParams.from_tensors(tensors, p.scalars())
-    return LayerSpec(spec.fqn, weight, spec.bias, params, spec.clock, spec.rows)
+    p = flat(spec.quant)
+    grid = weight_grid(weight, p.smoothing, bits=p.weight_bits, symmetric=p.symmetric_weights)
+    return replace(spec, weight=weight, quant=changed(spec.quant, weight=grid))
 
 
 def with_sets(spec: LayerSpec, count: int) -> LayerSpec:
     """The layer with so many steps, each with a weight set and activation parameters of its own."""
     each = torch.arange(count)
     s = 0.2 + torch.rand(count, spec.weight.shape[1], generator=torch.Generator().manual_seed(2))
-    act = {"act_scale": 0.02 * (1 + each), "act_zero_point": 50.0 * each, "act_range": each}
-    tensors = spec.params.tensors() | act | {"smoothing": s, "weight_range": each}
-    params = LinearParams.from_tensors(tensors, spec.params.scalars())
-    spec = LayerSpec(spec.fqn, spec.weight, spec.bias, params, StepClock(count), spec.rows)
-    return with_weight(spec, spec.weight)
+    act = QParams(0.02 * (1 + each), 50.0 * each)
+    p = flat(spec.quant)
+    grid = weight_grid(spec.weight, s, bits=p.weight_bits, symmetric=p.symmetric_weights)
+    quant = changed(spec.quant, act=act, act_range=each, smoothing=s, weight_range=each, weight=grid)
+    return replace(spec, quant=quant, clock=StepClock(count))
 
 
 def layer_twin(spec: LayerSpec) -> LayerSpec:
     """The same layer with a clock that stays on the CPU."""
     clock = StepClock(spec.clock.num_steps)
-    return LayerSpec(spec.fqn, spec.weight, spec.bias, spec.params, clock, spec.rows)
+    return LayerSpec(spec.fqn, spec.weight, spec.bias, spec.quant, clock, spec.rows)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -238,10 +235,10 @@ def test_norm_modulate_and_quantize_in_one_pass(channels, layer):
         normed = F.layer_norm(x.double(), (channels,), eps=1e-6).view(2, 7, channels)
         normed = (normed * (1 + scale.double()[:, None]) + shift.double()[:, None]).flatten(0, 1)
         for codes, each in ((made[0], spec), (made[2], other)):
-            p = each.params
+            p = flat(each.quant)
             s = 1 if p.smoothing is None else p.smoothing[p.weight_range[step]]
-            divisor = p.step_act().scale[step] * s * torch.ones(channels)
-            assert_codes(codes.values, normed / divisor.double(), int(p.step_act().zero_point[step]) - 128)
+            divisor = p.act.scale[step] * s * torch.ones(channels)
+            assert_codes(codes.values, normed / divisor.double(), int(p.act.zero_point[step]) - 128)
             assert torch.equal(codes.sums, codes.values.sum(1, dtype=torch.int32))
 
 
@@ -283,10 +280,10 @@ def test_gelu_and_the_codes_of_the_next_layer(symmetric, layer, tokens):
     x = tokens(40).to(DEVICE)
     for step in (0, 3):
         first.clock.set(step), second.clock.set(step)
-        p, hidden = second.params, F.gelu(one(x).double().cpu(), approximate="tanh")
-        divisor = p.step_act().scale[step].double() * (1 if symmetric else p.smoothing[p.weight_range[step]].double())
+        p, hidden = flat(second.quant), F.gelu(one(x).double().cpu(), approximate="tanh")
+        divisor = p.act.scale[step].double() * (1 if symmetric else p.smoothing[p.weight_range[step]].double())
         codes = one(one.codes(x), gelu=True, following=two)
-        assert_codes(codes.values, hidden / divisor, int(p.step_act().zero_point[step]) - 128)
+        assert_codes(codes.values, hidden / divisor, int(p.act.zero_point[step]) - 128)
         sums = codes.values.sum(1, dtype=torch.int32)
         assert torch.equal(codes.sums, sums) if not symmetric else not codes.sums.numel()
         torch.testing.assert_close(one(one.codes(x), gelu=True).double().cpu(), hidden, rtol=1e-5, atol=1e-5)
@@ -491,7 +488,7 @@ def test_what_cannot_run_is_refused_with_the_reason(layer):
     with pytest.raises(ValueError, match="^backend int8_cuda does not support layer blocks.0.fc: act_bits=16 must be"):
         Int8CudaBackend().layer(layer(act_bits=16))
     spec = layer()
-    elsewhere = LayerSpec("fc", spec.weight.to("meta"), None, spec.params.to("meta"), spec.clock, spec.rows)
+    elsewhere = LayerSpec("fc", spec.weight.to("meta"), None, spec.quant.to("meta"), spec.clock, spec.rows)
     assert Int8CudaBackend().supports(elsewhere) == "its weight is on meta, codes need values"
 
 
@@ -519,7 +516,7 @@ def test_it_says_what_ran():
 )
 def test_what_its_kernels_do_not_know_is_refused(parts, kind, layer, extended):
     spec = layer()
-    spec = replace(spec, params=extended(spec.params, spec.weight, 6, parts))
+    spec = replace(spec, quant=extended(spec.quant, spec.weight, 6, parts))
     with pytest.raises(UserError, match=f"^layer blocks.0.fc: backend=int8_cuda does not run the part {kind}; it runs"):
         Int8CudaBackend().layer(spec)
 
@@ -527,8 +524,7 @@ def test_what_its_kernels_do_not_know_is_refused(parts, kind, layer, extended):
 def test_stored_codes(layer, oracle, tokens, extended):
     """The oracle rounds, so the codes are those of rounding, of a weight that is no longer there."""
     spec = layer()
-    params = replace(spec.params, codes=spec.params.packed_codes(spec.weight))
-    coded = replace(spec, weight=torch.zeros_like(spec.weight), params=params)
+    coded = replace(spec, weight=torch.zeros_like(spec.weight), quant=spec.quant.with_codes(spec.weight))
     module, x = Int8CudaBackend().layer(coded).to(DEVICE), tokens(9).to(DEVICE)
     for step in STEPS:
         spec.clock.set(step)

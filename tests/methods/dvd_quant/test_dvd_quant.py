@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vdq.backends import Backend, FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.guidance import Reusing
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.observer import step_observers
 from vdq.diffusion.samplers import DDIMSampler, IDDPMSampler
@@ -18,8 +17,9 @@ from vdq.errors import UserError
 from vdq.export.onnx_qdq import OnnxQdqExporter
 from vdq.export.packed import PackedExporter
 from vdq.methods import DVDQuantMethod, DynamicMethod
-from vdq.models.base import Conditions
+from vdq.models.guidance import Conditions, Reusing
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_model import sample_stdit
 from vdq.quant import QuantState, apply, projections
 from vdq.quant.report import mean_act_bits
 from vdq.quant.rotation import fitting_block
@@ -60,7 +60,7 @@ def sample(
     """Latents and schedules of some of `count` prompts in one batch."""
     noise = PromptNoise(0, range(count)[rows], LATENT)
     denoiser = Reusing(net) if reuse else net
-    latents = kind(steps=STEPS).sample(denoiser, prompts(count)[rows], noise, clock)
+    latents = sample_stdit(denoiser, prompts(count)[rows], noise, clock, kind(steps=STEPS))
     return latents, [record for observer in step_observers(net) for record in observer.records()]
 
 
@@ -69,7 +69,7 @@ def test_nothing_is_calibrated(denoiser):
     assert not any(method.needs(p.fqn) for p in projections(denoiser))
     state = convert(denoiser)  # with None for statistics
     assert len(state.layers) == 26 and {row.kind for row in state.report} == {"dynamic", "full_precision"}
-    assert not any(params.static for params in state.layers.values()) and not method.static
+    assert not any(quant.act.static for quant in state.layers.values()) and not method.static
 
 
 def test_parameters_of_a_layer(denoiser):

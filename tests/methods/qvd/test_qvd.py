@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.flat_layers import flat
 from vdq.backends import FakeQuantBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.schedule import Schedule
 from vdq.methods import QvdMethod
 from vdq.methods.qvd.temporal import choose
 from vdq.models.stdit import STDiT
+from vdq.models.stdit_family import temporal_features, timestep_table
 from vdq.quant import LayerStats, Observer, QuantState, Stats, apply
 from vdq.quant.search import output_error
 
@@ -61,7 +63,7 @@ def convert(method: QvdMethod, denoiser: nn.Module, stats: Stats, timesteps: Ten
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("ranges", [1, "per_step"])
 def test_parameters_by_hand(ranges, scale):
-    params = QvdMethod(num_time_ranges=ranges, scale=scale, absorb="original").layer(WEIGHT, layer_stats(), STEPS)
+    params = flat(QvdMethod(num_time_ranges=ranges, scale=scale, absorb="original").layer(WEIGHT, layer_stats(), STEPS))
     lo, hi = (bound.double().numpy() for bound in (layer_stats().min, layer_stats().max))
     if ranges == 1:
         lo, hi = lo.min(0, keepdims=True), hi.max(0, keepdims=True)
@@ -78,10 +80,11 @@ def test_parameters_by_hand(ranges, scale):
 @pytest.mark.parametrize("scale", [False, True])
 def test_shift_and_factors_change_no_product(scale):
     """Exactness of the folding, without rounding."""
-    params = QvdMethod(scale=scale, num_time_ranges=2, absorb="original").layer(WEIGHT, layer_stats(), STEPS)
+    quant = QvdMethod(scale=scale, num_time_ranges=2, absorb="original").layer(WEIGHT, layer_stats(), STEPS)
+    params = flat(quant)
     s = torch.ones(12) if params.smoothing is None else params.smoothing[0]
     for step, x in X.items():
-        y = params.transform_input(x, step) @ (WEIGHT * s).T + params.correction[params.table_range[step]]
+        y = quant.transform_input(x, torch.tensor(step)) @ (WEIGHT * s).T + params.correction[params.act_range[step]]
         exact = x.double() @ WEIGHT.double().T
         assert float((y - exact).norm() / exact.norm()) < 1e-5
 
@@ -89,12 +92,14 @@ def test_shift_and_factors_change_no_product(scale):
 @pytest.mark.parametrize("scale", [False, True])
 def test_the_quantized_weight_can_absorb_the_shift(scale):
     """Then a wide activation grid gives the product of X with the quantized weight, whatever the shift."""
-    params = QvdMethod(weight_bits=4, act_bits=16, scale=scale).layer(WEIGHT, layer_stats(), STEPS)
+    quant = QvdMethod(weight_bits=4, act_bits=16, scale=scale).layer(WEIGHT, layer_stats(), STEPS)
+    params = flat(quant)
     s = 1 if params.smoothing is None else params.smoothing[0].numpy()
     grid = params.weight.scale[0].numpy()
     quantized = np.clip(np.rint(WEIGHT.numpy() * s / grid), -8, 7) * grid / s
     for step, x in X.items():
-        y = params.fake_quantize_act(params.transform_input(x, step), step) @ params.dequantized_weight(WEIGHT, 0).T
+        at = torch.tensor(step)
+        y = quant.act(quant.transform_input(x, at), at) @ quant.dequantized_weight(WEIGHT, 0).T
         np.testing.assert_allclose(y + params.correction[0], x.numpy() @ quantized.T, rtol=1e-3, atol=5e-3)
 
 
@@ -106,7 +111,7 @@ def test_shift_and_factors_lower_the_error_of_channels_that_lie_apart():
 
 
 def test_temporal_features_are_what_the_linears_get(denoiser):
-    features, seen = denoiser.temporal_features(TIMESTEPS), {}
+    features, seen = temporal_features(denoiser, TIMESTEPS), {}
     hooks = [
         denoiser.get_submodule(fqn).register_forward_pre_hook(
             lambda _, args, fqn=fqn: seen.setdefault(fqn, []).append(args[0][0])
@@ -127,8 +132,8 @@ def test_temporal_layers_run_with_the_chosen_codebook(denoiser, stats, bits):
     state = convert(QvdMethod(temporal_bits=bits, weight_bits=6), denoiser, stats)
     assert set(state.layers) - {fqn for fqn in state.layers if quantizable(fqn)} == TEMPORAL
     model = apply(denoiser, state, StepClock(STEPS), FakeQuantBackend())
-    for fqn, features in denoiser.temporal_features(TIMESTEPS).items():
-        params, linear = state.layers[fqn], denoiser.get_submodule(fqn)
+    for fqn, features in temporal_features(denoiser, TIMESTEPS).items():
+        act, linear = state.layers[fqn].act, denoiser.get_submodule(fqn)
         levels, edges = (values.numpy() for values in choose(features, bits)[0].candidate.codebook)
         quantized = levels[np.searchsorted(edges, features.numpy())]
         largest = 2 ** (bits - 1) - 1  # not the 6 bits of the other weights
@@ -136,7 +141,7 @@ def test_temporal_layers_run_with_the_chosen_codebook(denoiser, stats, bits):
         weight = np.clip(np.rint(linear.weight.numpy() / scale), -largest - 1, largest) * scale
         expected = quantized @ weight.T + linear.bias.numpy()
         np.testing.assert_allclose(model.get_submodule(fqn)(features), expected, rtol=1e-4, atol=1e-4)
-        assert params.static and params.act_bits == bits and len(levels) <= 2**bits
+        assert act.static and act.bits == bits and len(levels) <= 2**bits
     rows = {row.fqn: row for row in state.report}
     assert {rows[fqn].kind for fqn in TEMPORAL} == {"static"}
 
@@ -183,18 +188,18 @@ def test_timestep_table_is_what_sampling_keeps(denoiser):
     denoiser(inputs(0)[0][:1], prepared, inputs(0)[2][:1])
     results = [result for *_, result in prepared.memory._kept.values()]
     kept = sum(t.numel() for result in results for t in (result if isinstance(result, list) else [result]))
-    table = denoiser.timestep_table(STEPS)
-    assert table["reused_numbers"] == STEPS * kept
-    assert table["numbers"] == STEPS * 7 * 32
+    table = timestep_table(denoiser, STEPS)
+    assert table.reused_numbers == STEPS * kept
+    assert table.numbers == STEPS * 7 * 32
 
 
 def test_timestep_table_of_the_full_model():
     """STDiT-XL/2, 100 steps: 3.2 MB in fp32 (78 MB a batch row with all blocks' modulation) for 9.6 M weights."""
     with torch.device("meta"):
-        table = STDiT().timestep_table(100)
-    assert table["numbers"] * 4 / 1e6 == pytest.approx(3.2256)
-    assert table["reused_numbers"] * 4 / 1e6 == pytest.approx(77.8752)
-    assert table["weights"] == (256 + 1) * 1152 + (1152 + 1) * 1152 + (1152 + 1) * 6912
+        table = timestep_table(STDiT(), 100)
+    assert table.numbers * 4 / 1e6 == pytest.approx(3.2256)
+    assert table.reused_numbers * 4 / 1e6 == pytest.approx(77.8752)
+    assert table.weights == (256 + 1) * 1152 + (1152 + 1) * 1152 + (1152 + 1) * 6912
 
 
 @pytest.mark.parametrize(
@@ -216,7 +221,7 @@ def test_what_temporal_features_need(denoiser, stats):
     with pytest.raises(ValueError, match="temporal_bits must be null without the schedule's timesteps"):
         convert(QvdMethod(), denoiser, stats, timesteps=None)
     linear = nn.ModuleDict({"blocks": nn.ModuleDict({"0": nn.Linear(12, 20)})})
-    with pytest.raises(ValueError, match="must be null without a model with temporal_features"):
+    with pytest.raises(ValueError, match="must be null without a model whose family has temporal_features"):
         convert(QvdMethod(), linear, Stats({"blocks.0": layer_stats()}, STEPS, 1))
     with pytest.raises(ValueError, match="num_time_ranges=3 does not divide 4"):
         QvdMethod(num_time_ranges=3).check(STEPS)

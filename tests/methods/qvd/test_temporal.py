@@ -15,7 +15,7 @@ from vdq.methods.qvd.temporal import (
     frozen_channels,
     step_difference_error,
 )
-from vdq.quant.params import Codebook
+from vdq.quant.codebook import Codebook
 
 LO, HI = torch.tensor(-0.3), torch.tensor(5.0)
 X = torch.cat([torch.linspace(-0.29, 4.99, 4001), torch.logspace(-6, 0, 500), torch.zeros(1)])

@@ -17,7 +17,7 @@ from vdq.quant.linear import TransformedLinear
 from vdq.quant.rotation import hadamard
 from vdq.quant.samples import Samples
 from vdq.quant.search import InputRecorder
-from vdq.quant.transform import rotate_output, transform_weight
+from vdq.quant.transform import rotate_output
 
 STEPS, WIDTH, HEADS = 2, 48, 3
 OFF = {"alpha": None, "shift": None, "step_bits": None, "clamp_acts": False, "weight_grid": "minmax"}
@@ -78,7 +78,7 @@ def test_weights_that_are_folded_make_the_same_network(net):
     for fqn, fold in (pair for group in groups for pair in group.items()):
         if fold.input:
             weight = folded.get_submodule(fqn).weight
-            weight.copy_(transform_weight(weight, None, fold.input))
+            weight.copy_(hadamard(weight, fold.input))
         elif fqn.endswith(".v"):  # the last third of qkv
             qkv = folded.get_submodule(fqn.replace(".v", ".qkv"))
             qkv.weight[-WIDTH:] = rotate_output(qkv.weight[-WIDTH:], fold.output)
@@ -111,7 +111,8 @@ def test_nothing_is_rotated_at_run_time(net, stats):
 
 
 def _rotates(module: nn.Module) -> bool:
-    return isinstance(module, TransformedLinear) and bool(module.rotation)
+    transforms = module.transforms if isinstance(module, TransformedLinear) else []
+    return any(transform.part.kind == "rotation" for transform in transforms)
 
 
 def test_integers_equal_the_simulation(net, stats):
@@ -136,5 +137,5 @@ def test_layers_that_are_not_all_quantized_are_not_folded(net, stats):
     state = method.convert(
         net, stats, num_steps=STEPS, quantizable=lambda fqn: quantizable(fqn) and not fqn.endswith("0.attn.v")
     )
-    folded = {fqn for fqn, params in state.layers.items() if params.folded or params.out_rotation}
+    folded = {fqn for fqn, q in state.layers.items() if q.part("folded_rotation") or q.part("rotated_output")}
     assert not any(fqn.startswith("blocks.0.attn.") for fqn in folded) and "blocks.1.attn.proj" in folded

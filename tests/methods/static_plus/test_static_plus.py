@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.linalg import hadamard
 
+from tests.flat_layers import flat
 from vdq.backends import FakeQuantBackend
 from vdq.diffusion.clock import StepClock
 from vdq.methods import StaticMethod, StaticPlusMethod
@@ -12,8 +13,8 @@ from vdq.methods.dvd_quant.grid_refinement import refine_grid
 from vdq.methods.static_plus.token_groups import TokenGroups
 from vdq.quant import LayerStats, Stats
 from vdq.quant.batch_layout import BatchLayout
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.linear import LayerSpec
-from vdq.quant.params import LinearParams
 from vdq.quant.samples import LayerSamples
 from vdq.quant.search import output_error
 
@@ -50,13 +51,13 @@ def stats() -> LayerStats:
     return LayerStats(full.amin(1), full.amax(1), full.abs().double().sum(1), rows, samples)
 
 
-def converted(weight: torch.Tensor, stats: LayerStats, **options: object) -> LinearParams:
+def converted(weight: torch.Tensor, stats: LayerStats, **options: object) -> LayerQuant:
     method = StaticPlusMethod(**{"weight_bits": 4, "act_bits": 4} | OFF | options)
     return method.layer(weight, stats, STEPS)
 
 
-def error(weight: torch.Tensor, stats: LayerStats, params: LinearParams) -> float:
-    return output_error(weight, params, dict(enumerate(stats.samples.inputs.float())))
+def error(weight: torch.Tensor, stats: LayerStats, quant: LayerQuant) -> float:
+    return output_error(weight, quant, dict(enumerate(stats.samples.inputs.float())))
 
 
 def test_with_everything_off_it_is_asq_tsw(weight, stats):
@@ -87,14 +88,14 @@ def test_every_part_lowers_the_output_error(switch, weight, stats):
 
 @pytest.mark.parametrize("rotation", [0, 16])
 def test_refined_grids_are_those_of_the_transformed_weight(rotation, weight, stats):
-    params = converted(weight, stats, weight_grid="refined", rotation_block=rotation)
+    params = flat(converted(weight, stats, weight_grid="refined", rotation_block=rotation))
     turned = weight * params.smoothing[0] @ torch.block_diag(*[torch.tensor(hadamard(16) / 4).float()] * 2)
     expected = refine_grid(turned if rotation else weight * params.smoothing[0], bits=4)
     torch.testing.assert_close(params.weight.scale[0], expected.scale, rtol=1e-3, atol=0)
 
 
 def test_bits_follow_the_error_of_steps(weight, stats):
-    params = converted(weight, stats, step_bits="spread")
+    params = flat(converted(weight, stats, step_bits="spread"))
     assert params.step_bits.sum() == 4 * STEPS and params.act_bits == params.step_bits.max()
     assert params.step_bits.tolist() == sorted(params.step_bits.tolist()) and params.step_bits[3] > params.step_bits[0]
     switched = converted(weight, stats, step_bits="switched", act_bits=6)
@@ -104,7 +105,7 @@ def test_bits_follow_the_error_of_steps(weight, stats):
 
 def test_scales_are_of_the_transformed_inputs(weight, stats):
     """After shift, smoothing and rotation, with scipy's matrix: the range of every step."""
-    params = converted(weight, stats, shift="mean", rotation_block=16)
+    params = flat(converted(weight, stats, shift="mean", rotation_block=16))
     x = stats.samples.inputs.double().numpy()
     matrix = np.kron(np.eye(2), hadamard(16) / 4)
     for step in range(STEPS):
@@ -115,7 +116,7 @@ def test_scales_are_of_the_transformed_inputs(weight, stats):
 
 def test_clamping_is_the_best_of_its_ratios(weight, stats):
     """Against numpy, for every step and ratio, with the output of the weight before rounding."""
-    params = converted(weight, stats, clamp_acts=True)
+    params = flat(converted(weight, stats, clamp_acts=True))
     s = params.smoothing[0].double().numpy()
     w = weight.double().numpy() * s
     for step, x in enumerate(stats.samples.inputs.double().numpy() / s):
@@ -146,7 +147,7 @@ def unequal(stats) -> LayerStats:
 def test_scales_of_token_groups_are_those_of_their_rows(rotation, clamp, weight, unequal):
     """Against numpy: all rows have one grid once they are divided by the root mean square of their group."""
     method = StaticPlusMethod(**OFF | {"act_bits": 4, "rotation_block": rotation, "clamp_acts": clamp})
-    params = method.layer(weight, unequal, STEPS, tokens=TOKENS)
+    params = flat(method.layer(weight, unequal, STEPS, tokens=TOKENS))
     assert torch.equal(params.act_group, TOKENS.rows) and params.act.scale.shape == (STEPS, 3)
     matrix = np.kron(np.eye(2), hadamard(16) / 4) if rotation else np.eye(INPUTS)
     groups = np.tile(TOKENS.rows.numpy(), ROWS // 8)
@@ -172,13 +173,13 @@ def test_token_groups_lower_the_error_of_unequal_tokens(options, weight, unequal
     method = StaticPlusMethod(**OFF | {"weight_bits": 8, "act_bits": 6, "rotation_block": 16} | options)
     small = (TOKENS.rows == 2).repeat(ROWS // 8)
 
-    def error(params: LinearParams) -> float:
+    def error(quant: LayerQuant) -> float:
         errors, x = [], unequal.samples.inputs.float()
         for step in range(STEPS):
-            transformed = params.transform_input(x[step], step)
-            y = params.fake_quantize_act(transformed, step) @ params.dequantized_weight(weight, 0).T
-            y = y if params.low_rank is None else y + params.low_rank(transformed)
-            y = y if params.correction is None else y + params.correction[step]
+            transformed = quant.transform_input(x[step], torch.tensor(step))
+            y = quant.act(transformed, torch.tensor(step)) @ quant.dequantized_weight(weight, 0).T
+            y = y if (branch := quant.part("low_rank")) is None else y + branch(transformed)
+            y = y if (correction := quant.part("correction")) is None else y + correction.values[step]
             exact = x[step] @ weight.T
             errors.append(float((y - exact)[small].norm() / exact[small].norm()))
         return sum(errors)
@@ -188,23 +189,24 @@ def test_token_groups_lower_the_error_of_unequal_tokens(options, weight, unequal
 
 
 def test_bias_correction_leaves_no_mean_error(weight, stats):
-    params = converted(weight, stats, correct_bias=True, shift="mid", rounding="gptq")
+    params = flat(quant := converted(weight, stats, correct_bias=True, shift="mid", rounding="gptq"))
     for step, x in enumerate(stats.samples.inputs.float()):
-        ours = params.fake_quantize_act(params.transform_input(x, step), step) @ params.dequantized_weight(weight, 0).T
+        at = torch.tensor(step)
+        ours = quant.act(quant.transform_input(x, at), at) @ quant.dequantized_weight(weight, 0).T
         lacking = (x @ weight.T - ours - params.correction[step]).mean(0)
         assert lacking.abs().max() < 1e-3 * (x @ weight.T).abs().max()
 
 
 def test_tables_are_used_in_the_half_precision_in_which_they_are_stored(weight, stats):
     """The output of a layer against fp64 with the rounded tables, whose own error is that of half precision."""
-    params = converted(weight, stats, shift="mean", weight_bits=16, act_bits=16)
+    params = flat(quant := converted(weight, stats, shift="mean", weight_bits=16, act_bits=16))
     assert params.shift.dtype == params.correction.dtype == torch.float16
     means = stats.samples.inputs.double().numpy().mean(1)
     np.testing.assert_array_equal(params.shift.numpy(), means.astype(np.float32).astype(np.float16))
     exact = params.shift.double().numpy() @ weight.double().numpy().T  # of the rounded shift, not of the means
     np.testing.assert_allclose(params.correction.numpy(), exact, rtol=2**-11, atol=1e-7)
-    layer = FakeQuantBackend().layer(LayerSpec("fc", weight, None, params, clock := StepClock(STEPS), BatchLayout()))
-    s, codes = params.smoothing[0].double().numpy(), params.dequantized_weight(weight, 0).double().numpy()
+    layer = FakeQuantBackend().layer(LayerSpec("fc", weight, None, quant, clock := StepClock(STEPS), BatchLayout()))
+    s, codes = params.smoothing[0].double().numpy(), quant.dequantized_weight(weight, 0).double().numpy()
     for step, x in enumerate(stats.samples.inputs.float()):
         clock.set(step)
         shifted = x.double().numpy() - params.shift[step].double().numpy()
@@ -222,7 +224,7 @@ def test_layers_of_one_input_share_its_shift_and_are_what_each_is_alone(options,
     method = StaticPlusMethod(**OFF | {"weight_bits": 4, "act_bits": 4, "shift": "mean"} | options)
     weights = {"q": weight, "k": 2 * weight.flip(0), "v": weight.flip(1)}
     found = method.layers(weights, stats, STEPS, {})
-    assert found["q"].shift is found["k"].shift is found["v"].shift
+    assert len({id(quant.part("shift").values) for quant in found.values()}) == 1
     for name, each in weights.items():
         alone = method.layer(each, stats, STEPS).tensors()
         assert alone.keys() == found[name].tensors().keys()
@@ -237,25 +239,25 @@ def test_inputs_that_never_change_have_one_row_in_every_table(weight, stats):
         stats.samples,  # other rows of the same input at every step
     )
     options = {"shift": "mean", "rounding": "gptq", "clamp_acts": True, "step_bits": "spread", "correct_bias": True}
-    params = converted(weight, text, **options)
+    params = flat(quant := converted(weight, text, **options))
     assert [len(t) for t in (params.shift, params.correction, params.act.scale)] == [1, 1, 1]
-    assert params.num_steps == STEPS and params.step_bits is None and len(set(params.variants())) == 1
+    assert quant.num_steps == STEPS and params.step_bits is None and len(set(quant.variants())) == 1
     first = LayerStats(
         text.min[:1], text.max[:1], text.abs_sum[:1], text.rows[:1], LayerSamples(*(t[:1] for t in stats.samples))
     )
     alone = StaticPlusMethod(**{"weight_bits": 4, "act_bits": 4} | OFF | options | {"step_bits": None})
-    alone = alone.layer(weight, first, 1)
+    alone = flat(alone.layer(weight, first, 1))
     for name in ("shift", "correction", "codes"):
         assert torch.equal(getattr(params, name), getattr(alone, name))
 
 
 def test_branch_is_of_the_transformed_weight(weight, stats):
     """What the integers hold is what numpy's best matrix of this rank leaves."""
-    params = converted(weight, stats, low_rank=4, rotation_block=16, weight_bits=8)
+    params = flat(quant := converted(weight, stats, low_rank=4, rotation_block=16, weight_bits=8))
     turned = (weight * params.smoothing[0]).double().numpy() @ np.kron(np.eye(2), hadamard(16) / 4)
     left, sizes, right = np.linalg.svd(turned)
     rest = turned - left[:, :4] * sizes[:4] @ right[:4]
-    assert np.abs(params.dequantized_weight(weight, 0).numpy() - rest).max() < 0.02 * np.abs(rest).max()
+    assert np.abs(quant.dequantized_weight(weight, 0).numpy() - rest).max() < 0.02 * np.abs(rest).max()
 
 
 def test_table_tells_what_bits_follow_from(weight, stats):

@@ -79,5 +79,5 @@ def test_sizes_equal_numpy():
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(ValueError, match="token_groups=frame needs blocks of STDiT, Sequential has none"):
+    with pytest.raises(ValueError, match="token_groups=frame needs a model with a known .*, Sequential has none"):
         StaticPlusMethod(token_groups="frame").layer_options(nn.Sequential(nn.Linear(2, 2)), {"0"})

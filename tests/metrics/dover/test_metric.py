@@ -117,7 +117,7 @@ def test_constants_and_assets() -> None:
     raw = [0.1107 + 0.07355 * z for z in logit]
     assert ours["vqa_a"] == pytest.approx([100 / (1 + math.exp(-(r - 0.1253) / 0.0318)) for r in raw])
     measured = metric()
-    assert measured.assets == {"brightness": "random"} and measured.higher_is_better
+    assert measured.assets == {"brightness": "random"} and all(value.higher_is_better for value in measured.values)
     assert measured.inputs == ("videos",) and measured.keys == ("vqa_a", "vqa_t")
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vdq.backends.cpu.linear import Int8Linear
+from vdq.backends.cpu.native import Passes
 from vdq.backends.cpu.passes import Codes, Grid, Modulation, Source
 from vdq.backends.fused_block import BlockOps
-
-if TYPE_CHECKING:
-    from vdq.backends.cpu.backend import Int8Linear, Passes
 
 # Tokens between two linears of an MLP are taken in blocks of so many numbers, which stay in the last cache.
 BLOCK = 2**21

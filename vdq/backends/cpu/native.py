@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdq.backends.cpu.passes import Codes, Grid, Source
+from vdq.backends.cpu.passes import Codes, Grid, Source, TorchPasses
 from vdq.compiled import shared_library
 from vdq.models.stdit import LAYER_NORM_EPS
 
@@ -69,6 +69,9 @@ class NativePasses:
         finish, threads = passes_library().finish, torch.get_num_threads()
         finish(*map(address, matrices), *y.shape, *map(address, vectors), threads)
         return out
+
+
+Passes = NativePasses | TorchPasses
 
 
 def address(tensor: Tensor | None) -> int | None:

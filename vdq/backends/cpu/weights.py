@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vdq.backends.cpu.matmul import Matmul
 from vdq.backends.integer import signed_weight
-from vdq.quant.params import LinearParams
+from vdq.quant.layer_quant import LayerQuant
 
 
 class WeightSet(NamedTuple):
@@ -25,18 +25,18 @@ class WeightSet(NamedTuple):
     sums: Tensor
 
 
-def weight_set(weight: Tensor, params: LinearParams, range_: int, kernel: type[Matmul]) -> WeightSet:
+def weight_set(weight: Tensor, quant: LayerQuant, range_: int, kernel: type[Matmul]) -> WeightSet:
     """The codes of one range, packed."""
-    w, offset = signed_weight(weight, params, range_)
-    scale = params.weight_qparams(range_).scale[:, 0].contiguous()
+    w, offset = signed_weight(weight, quant, range_)
+    scale = quant.weight.qparams(range_).scale[:, 0].contiguous()
     return WeightSet(kernel(w), scale, offset, w.sum(1).float())
 
 
 class KeptSets:
     """All sets, made before sampling: `sets[range]`."""
 
-    def __init__(self, weight: Tensor, params: LinearParams, kernel: type[Matmul]) -> None:
-        self.sets = [weight_set(weight, params, range_, kernel) for range_ in range(params.num_weight_ranges)]
+    def __init__(self, weight: Tensor, quant: LayerQuant, kernel: type[Matmul]) -> None:
+        self.sets = [weight_set(weight, quant, range_, kernel) for range_ in range(quant.weight.num_sets)]
 
     def __getitem__(self, range_: int) -> WeightSet:
         return self.sets[range_]
@@ -54,8 +54,8 @@ class PrefetchedSets:
     next videos. Copies and pickles leave the sets out.
     """
 
-    def __init__(self, weight: Tensor, params: LinearParams, kernel: type[Matmul]) -> None:
-        self.arguments = (weight.detach(), params, kernel)
+    def __init__(self, weight: Tensor, quant: LayerQuant, kernel: type[Matmul]) -> None:
+        self.arguments = (weight.detach(), quant, kernel)
         self.now: tuple[int, WeightSet] | None = None
         self.next: tuple[int, Future[WeightSet]] | None = None
 
@@ -67,13 +67,13 @@ class PrefetchedSets:
     def _switch(self, range_: int) -> None:
         self.now = None  # its memory is free
         ready = self.next[1].result() if self.next and self.next[0] == range_ else self._make(range_)
-        following = (range_ + 1) % self.arguments[1].num_weight_ranges
+        following = (range_ + 1) % self.arguments[1].weight.num_sets
         self.now, self.next = (range_, ready), (following, _worker().submit(self._make, following))
 
     def _make(self, range_: int) -> WeightSet:
-        weight, params, kernel = self.arguments
+        weight, quant, kernel = self.arguments
         with torch.inference_mode(False):  # a set outlives the call that makes it
-            return weight_set(weight, params, range_, kernel)
+            return weight_set(weight, quant, range_, kernel)
 
     @property
     def nbytes(self) -> int:

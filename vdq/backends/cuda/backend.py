@@ -76,7 +76,7 @@ class Int8CudaBackend(Backend):
 
         choice = self.weight_sets
         if choice == AUTO:
-            sets = layer.params.num_weight_ranges
+            sets = layer.quant.weight.num_sets
             choice = "keep" if sets == 1 or sets * layer.weight.numel() <= KEPT_BYTES else "stream"
         return Int8CudaLinear(layer, {"keep": KeptSets, "stream": StreamedSets}[choice])
 

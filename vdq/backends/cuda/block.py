@@ -32,7 +32,7 @@ class CudaOps(BlockOps):
         return [layer(values) for layer, values in zip(layers, codes, strict=True)]
 
     def gelu_quantize(self, first: Int8CudaLinear, codes: Codes, second: Int8CudaLinear) -> Codes:
-        if second.params.static:
+        if second.quant.act.static:
             return first(codes, gelu=True, following=second)
         return quantize(first(codes, gelu=True), [second])[0]
 

@@ -13,6 +13,7 @@ from vdq.backends.integer import IntegerLinear
 from vdq.errors import UserError
 from vdq.quant.affine import code_range
 from vdq.quant.linear import LayerSpec
+from vdq.quant.parts import TokenSharedActs
 
 
 class Codes(NamedTuple):
@@ -41,19 +42,19 @@ class Int8CudaLinear(IntegerLinear):
         device = layer.weight.device if sets is KeptSets else torch.device("cpu")
         weights, w_total, w_offset = integer_weights(layer, device)
         self.sets = sets(layer, weights)
-        self.symmetric, self.bits = self.params.symmetric_acts, self.params.act_bits
+        self.symmetric, self.bits = self.quant.act.symmetric, self.quant.act.bits
         tables = {
             "bias": self.__dict__.pop("bias"),  # not a buffer of the layers that stay on the CPU
-            "divisor": self.params.step_smoothing(),
+            "divisor": None if self.smoothing is None else self.smoothing[self.quant.weight.steps],
             "zero": None,
             "x_scale": None,
-            "weight_ranges": self.params.weight_range.int(),
-            "w_scale": self.params.weight.scale[:, :, 0].contiguous(),
+            "weight_ranges": self.quant.weight.steps.int(),
+            "w_scale": self.quant.weight.scale[:, :, 0].contiguous(),
             "w_total": w_total,
             "w_offset": w_offset if w_offset.any() else None,
         }
-        if self.params.static:
-            scale, zero_point = self.params.step_act()
+        if self.quant.act.static:
+            scale, zero_point = self.quant.act.step_qparams()
             s = torch.ones(self.in_features, device=scale.device) if tables["divisor"] is None else tables["divisor"]
             first, _ = code_range(self.bits, self.symmetric)
             tables["divisor"] = scale[:, None] * s
@@ -95,7 +96,7 @@ class Int8CudaLinear(IntegerLinear):
     def codes(self, x: Tensor) -> Codes:
         """Of x [..., in]."""
         groups = 0
-        if self.params.act_granularity == "token_shared":
+        if isinstance(self.quant.act, TokenSharedActs):
             groups = self.token_rows.unfold(x).shape[0]
         return quantize(x.reshape(-1, self.in_features), [self], groups=groups)[0]
 
@@ -192,7 +193,7 @@ def share_codes(layers: Sequence[Int8CudaLinear]) -> None:
 
 def one_format(layers: Sequence[Int8CudaLinear]) -> bool:
     """Whether one pass of `quantize` can serve these layers."""
-    formats = {(layer.params.static, layer.symmetric, layer.bits, layer.divisor is None) for layer in layers}
+    formats = {(layer.quant.act.static, layer.symmetric, layer.bits, layer.divisor is None) for layer in layers}
     return len(formats) == 1
 
 

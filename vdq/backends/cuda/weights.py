@@ -26,7 +26,7 @@ class KeptSets(nn.Module):
     def __init__(self, layer: LayerSpec, table: Tensor) -> None:
         super().__init__()
         self.register_buffer("table", table.to(layer.weight.device), persistent=False)
-        self.register_buffer("slots", layer.params.weight_range.int(), persistent=False)
+        self.register_buffer("slots", layer.quant.weight.steps.int(), persistent=False)
 
     def ready(self) -> None:
         pass
@@ -51,10 +51,10 @@ class StreamedSets(nn.Module):
     def __init__(self, layer: LayerSpec, table: Tensor) -> None:
         super().__init__()
         self.fqn, self.clock = layer.fqn, layer.clock
-        self.ranges: list[int] = layer.params.weight_range.tolist()
+        self.ranges: list[int] = layer.quant.weight.steps.tolist()
         self.stored = Shared(_pinned(table.cpu(), layer.weight.device))
         self.register_buffer("table", layer.weight.new_empty(2, *layer.weight.shape, dtype=torch.int8), False)
-        self.register_buffer("slots", torch.zeros_like(layer.params.weight_range, dtype=torch.int32), False)
+        self.register_buffer("slots", torch.zeros_like(layer.quant.weight.steps, dtype=torch.int32), False)
         self._forget()
 
     @torch.compiler.disable
@@ -107,10 +107,10 @@ class StreamedSets(nn.Module):
 
 def integer_weights(layer: LayerSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Of all ranges: w int8 [ranges, out, in] on `device`; sum_i (w_i + offset) and offset int32 [ranges, out]."""
-    table = torch.empty(layer.params.num_weight_ranges, *layer.weight.shape, dtype=torch.int8, device=device)
+    table = torch.empty(layer.quant.weight.num_sets, *layer.weight.shape, dtype=torch.int8, device=device)
     totals, offsets = [], []
     for range_, codes in enumerate(table):  # not a stack, which holds everything twice
-        w, offset = signed_weight(layer.weight, layer.params, range_)
+        w, offset = signed_weight(layer.weight, layer.quant, range_)
         offset = torch.zeros_like(w[:, 0]) if offset is None else offset
         codes.copy_(w)
         totals.append(w.sum(1, dtype=torch.int32) + w.shape[1] * offset.int())

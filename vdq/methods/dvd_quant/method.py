@@ -10,10 +10,11 @@ from torch import Tensor
 from vdq.errors import UserError
 from vdq.methods.base import Method
 from vdq.methods.dvd_quant.grid_refinement import NUM_BOUNDS, TOLERANCE, check_refinement, refine_grid
-from vdq.quant.affine import QParams, check_bits
+from vdq.quant.affine import check_bits
 from vdq.quant.bit_switch import DELTA, check_delta
-from vdq.quant.params import LinearParams
-from vdq.quant.rotation import fitting_block, hadamard
+from vdq.quant.layer_quant import LayerQuant
+from vdq.quant.parts import AffineWeights, PerVideoActs, Rotation
+from vdq.quant.rotation import fitting_block
 from vdq.quant.stats import LayerStats
 
 BLOCK = 128
@@ -70,27 +71,30 @@ class DVDQuantMethod(Method):
         switched = {"bit_switch"} if self.act_bits < self.high_bits else set()
         return frozenset({"affine", "per_video", "rotation"} | switched)
 
-    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LayerQuant:
         width = weight.shape[1]
-        rotation = fitting_block(width, self.rotation_block)
+        rotation = Rotation(block=fitting_block(width, self.rotation_block))
         grid = refine_grid(
-            hadamard(weight.float(), rotation),
+            rotation.weight(weight.float(), 0),
             bits=self.weight_bits,
             num_bounds=self.num_bounds,
             tolerance=self.tolerance,
         )
         switched = self.act_bits < self.high_bits
-        return LinearParams(
-            weight_bits=self.weight_bits,
-            act_bits=self.act_bits,
-            weight=QParams(*(values[None] for values in grid)),
-            weight_range=torch.zeros(num_steps, dtype=torch.long, device=weight.device),
-            rotation=rotation,
-            symmetric_acts=True,
-            act_granularity="per_video",
-            act_block=fitting_block(width, self.scale_block),
-            high_bits=self.high_bits if switched else None,
-            delta=self.delta if switched else None,
+        return LayerQuant(
+            inputs=(rotation,),
+            weight=AffineWeights(
+                bits=self.weight_bits,
+                scale=grid.scale[None],
+                zero_point=grid.zero_point[None],
+                steps=torch.zeros(num_steps, dtype=torch.long, device=weight.device),
+            ),
+            act=PerVideoActs(
+                bits=self.act_bits,
+                block=fitting_block(width, self.scale_block),
+                high_bits=self.high_bits if switched else None,
+                delta=self.delta if switched else None,
+            ),
         )
 
 

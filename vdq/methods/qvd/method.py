@@ -9,7 +9,6 @@ with motion modules; no result of it on a DiT is known (spec/dvd_quant_and_qvd.m
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,16 @@ from vdq.methods.base import RANGE, Method, Table, check_weight
 from vdq.methods.qvd.scri import SHIFTS, best_factors, channel_ranges, channel_shift
 from vdq.methods.qvd.tables import coverage_table, temporal_table, timestep_table
 from vdq.methods.qvd.temporal import choose
+from vdq.models.family import family_of
 from vdq.quant.affine import check_bits, qparams_from_range
-from vdq.quant.convert import weight_qparams
+from vdq.quant.convert import affine_weights
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import projections
-from vdq.quant.state import LinearParams, QuantState
+from vdq.quant.parts import CodebookActs, Correction, Shift, Smoothing, StaticActs
+from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import TimeRanges
-from vdq.quant.transform import restore_weight, shift_correction
+from vdq.quant.transform import shift_correction
 
 ORIGINAL, QUANTIZED = ABSORB = ("original", "quantized")
 
@@ -85,44 +87,51 @@ class QvdMethod(Method):
         }
         return frozenset({"affine", "static"} | {kind for kind, made in optional.items() if made})
 
-    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LinearParams:
+    def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LayerQuant:
         ranges = TimeRanges(num_steps, self.num_time_ranges)
-        shift = None if self.shift is None else channel_shift(stats.min, stats.max, ranges, self.shift)
+        steps = ranges.index.to(weight.device)
         lo, hi = channel_ranges(stats.min, stats.max, ranges)
-        if shift is not None:
+        transforms = []
+        if self.shift is not None:
+            shift = channel_shift(stats.min, stats.max, ranges, self.shift)
             lo, hi = lo - shift, hi - shift
-        s = best_factors(weight, lo, hi, weight_bits=self.weight_bits, **self._act_format) if self.scale else None
-        divided = (lo, hi) if s is None else (lo / s, hi / s)
-        extremes = divided[0].amin(-1), divided[1].amax(-1)
-        params = self._params(
-            weight,
-            num_steps,
-            smoothing=None if s is None else s[None],
-            act=qparams_from_range(*extremes, bits=self.act_bits, symmetric=self.symmetric_acts),
-            act_range=ranges.index.to(weight.device),
-            weight_bits=self.weight_bits,
-            **self._act_format,
-        )
-        if shift is None:
-            return params
-        return replace(params, shift=shift, correction=self._correction(weight, params, shift))
+            transforms.append(Shift(values=shift, steps=steps))
+        no_sets = torch.zeros(num_steps, dtype=torch.long, device=weight.device)
+        if self.scale:
+            form = {"weight_bits": self.weight_bits, "act_bits": self.act_bits, "symmetric_acts": self.symmetric_acts}
+            factors = best_factors(weight, lo, hi, **form)
+            lo, hi = lo / factors, hi / factors
+            transforms.append(Smoothing(factors=factors[None], steps=no_sets))
+        form = {"bits": self.act_bits, "symmetric": self.symmetric_acts}
+        scale, zero_point = qparams_from_range(lo.amin(-1), hi.amax(-1), **form)
+        act = StaticActs(scale=scale, zero_point=zero_point, steps=steps, **form)
+        weights = affine_weights(weight, no_sets, bits=self.weight_bits, symmetric=True, inputs=transforms)
+        quant = LayerQuant(inputs=tuple(transforms), weight=weights, act=act)
+        if self.shift is None:
+            return quant
+        correction = Correction(values=self._correction(weight, quant, shift), steps=steps)
+        return replace(quant, branches=(correction,))
 
-    def _correction(self, weight: Tensor, params: LinearParams, shift: Tensor) -> Tensor:
+    def _correction(self, weight: Tensor, quant: LayerQuant, shift: Tensor) -> Tensor:
         """What the shift takes from the output, [K, out]."""
         if self.absorb == ORIGINAL:
             return shift_correction(weight, shift)
-        return shift_correction(restore_weight(params.dequantized_weight(weight, 0), params.range_smoothing(0)), shift)
+        return shift_correction(quant.restored_weight(quant.dequantized_weight(weight, 0), 0), shift)
 
-    def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LinearParams]:
+    def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LayerQuant]:
         """HTDQ of every linear of temporal features; raises UserError where model or caller do not tell them."""
         if self.temporal_bits is None:
             return {}
         by_fqn, layers = {p.fqn: p for p in projections(denoiser)}, {}
         for fqn, features in _features(denoiser, timesteps).items():
             check_weight(by_fqn[fqn])
-            codebook = choose(features, self.temporal_bits)[0].candidate.codebook
+            levels, edges = choose(features, self.temporal_bits)[0].candidate.codebook
             weight, bits = by_fqn[fqn].weight.detach().float(), self.temporal_bits
-            layers[fqn] = self._params(weight, len(timesteps), weight_bits=bits, act_bits=bits, codebook=codebook)
+            steps = torch.zeros(len(timesteps), dtype=torch.long, device=weight.device)
+            layers[fqn] = LayerQuant(
+                weight=affine_weights(weight, steps, bits=bits, symmetric=True),
+                act=CodebookActs(bits=bits, levels=levels, edges=edges),
+            )
         return layers
 
     def tables(
@@ -134,30 +143,16 @@ class QvdMethod(Method):
         found = {"coverage": coverage_table(denoiser, stats, state)}
         if self.temporal_bits is not None:
             found["temporal_features"] = temporal_table(_features(denoiser, timesteps), self.temporal_bits)
-        if hasattr(denoiser, "timestep_table"):
-            found["timestep_table"] = timestep_table(denoiser.timestep_table(len(timesteps)))
+        family = family_of(denoiser)
+        if family is not None and family.timestep_table is not None:
+            found["timestep_table"] = timestep_table(family.timestep_table(denoiser, len(timesteps)))
         return found
-
-    @property
-    def _act_format(self) -> dict[str, Any]:
-        return {"act_bits": self.act_bits, "symmetric_acts": self.symmetric_acts}
-
-    def _params(
-        self, weight: Tensor, num_steps: int, *, weight_bits: int, smoothing: Tensor | None = None, **acts: Any
-    ) -> LinearParams:
-        return LinearParams(
-            weight_bits=weight_bits,
-            weight=weight_qparams(weight, smoothing, bits=weight_bits, symmetric=True),
-            weight_range=torch.zeros(num_steps, dtype=torch.long, device=weight.device),
-            smoothing=smoothing,
-            symmetric_weights=True,
-            **acts,
-        )
 
 
 def _features(denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, Tensor]:
     """Temporal features by the fqn of their linear, each [N, C]."""
-    if timesteps is None or not hasattr(denoiser, "temporal_features"):
-        missing = "the schedule's timesteps" if timesteps is None else "a model with temporal_features"
+    family = family_of(denoiser)
+    if timesteps is None or family is None or family.temporal_features is None:
+        missing = "the schedule's timesteps" if timesteps is None else "a model whose family has temporal_features"
         raise UserError(f"temporal_bits must be null without {missing}")
-    return denoiser.temporal_features(timesteps)
+    return family.temporal_features(denoiser, timesteps)

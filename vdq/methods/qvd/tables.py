@@ -7,10 +7,13 @@ from torch import Tensor, nn
 from vdq.methods.base import Table
 from vdq.methods.qvd.scri import channel_ranges, coverage
 from vdq.methods.qvd.temporal import Trial, choose
-from vdq.quant.affine import qparams_from_range
+from vdq.models.family import TimestepTable
+from vdq.quant.affine import QParams, qparams_from_range
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import projections
+from vdq.quant.parts import Shift, Smoothing
 from vdq.quant.report import MEGABYTE
-from vdq.quant.state import LinearParams, QuantState
+from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import TimeRanges
 
@@ -46,13 +49,13 @@ def temporal_table(features: dict[str, Tensor], bits: int) -> Table:
     return Table(rows, f"temporal features at {bits} bits: {'; '.join(used)}")
 
 
-def timestep_table(table: dict[str, Any]) -> Table:
-    """Size of what a fixed schedule computes once: table of the model's `timestep_table`."""
+def timestep_table(table: TimestepTable) -> Table:
+    """Size of what a fixed schedule computes once."""
     row = {
-        "table_mb": table["numbers"] * FLOAT_BYTES / MEGABYTE,
-        "reused_mb_a_row": table["reused_numbers"] * FLOAT_BYTES / MEGABYTE,
-        "layers_not_needed": " ".join(table["layers"]),
-        "weights_not_needed_mb": table["weights"] * FLOAT_BYTES / MEGABYTE,
+        "table_mb": table.numbers * FLOAT_BYTES / MEGABYTE,
+        "reused_mb_a_row": table.reused_numbers * FLOAT_BYTES / MEGABYTE,
+        "layers_not_needed": " ".join(table.layers),
+        "weights_not_needed_mb": table.weights * FLOAT_BYTES / MEGABYTE,
     }
     summary = (
         "what depends on the step alone is computed once a schedule, with the same bits on one machine: "
@@ -76,13 +79,14 @@ def _trial_row(fqn: str, bits: int, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _coverages(params: LinearParams, stats: LayerStats) -> tuple[float, float]:
-    steps, (lo, hi) = TimeRanges(params.num_steps, len(params.act.scale)), (stats.min, stats.max)
-    lo, hi = (bound.to(params.act.scale.device) for bound in channel_ranges(lo, hi, steps))
-    quantizer = {"bits": params.act_bits, "symmetric": params.symmetric_acts}
-    before = coverage(lo, hi, qparams_from_range(lo.amin(-1), hi.amax(-1), **quantizer), **quantizer)
-    if params.shift is not None:
-        lo, hi = lo - params.shift, hi - params.shift
-    if params.smoothing is not None:
-        lo, hi = lo / params.smoothing, hi / params.smoothing
-    return before, coverage(lo, hi, params.act, **quantizer)
+def _coverages(quant: LayerQuant, stats: LayerStats) -> tuple[float, float]:
+    act = quant.act
+    ranges = TimeRanges(quant.num_steps, act.num_ranges)
+    lo, hi = (bound.to(act.scale.device) for bound in channel_ranges(stats.min, stats.max, ranges))
+    form = {"bits": act.bits, "symmetric": act.symmetric}
+    before = coverage(lo, hi, qparams_from_range(lo.amin(-1), hi.amax(-1), **form), **form)
+    if (shift := quant.part(Shift.kind)) is not None:
+        lo, hi = lo - shift.values, hi - shift.values
+    if (smoothing := quant.part(Smoothing.kind)) is not None:
+        lo, hi = lo / smoothing.factors, hi / smoothing.factors
+    return before, coverage(lo, hi, QParams(act.scale, act.zero_point), **form)

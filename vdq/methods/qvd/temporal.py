@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vdq.errors import UserError
 from vdq.quant.affine import check_bits, dequantize, qparams_from_range
-from vdq.quant.params import Codebook
+from vdq.quant.codebook import Codebook
 
 UNIFORM, LOG2, MIXED, COMPANDED = FAMILIES = ("uniform", "log2", "mixed", "companded")
 CLIP_RATIOS = [k / 20 for k in range(20, 0, -1)]

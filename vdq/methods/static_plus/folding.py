@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from vdq.models.stdit import CrossAttention, SelfAttention
+from vdq.errors import UserError
+from vdq.models.family import family_of
 from vdq.quant.rotation import fitting_block
 
 
@@ -23,13 +24,17 @@ class Fold(NamedTuple):
 
 
 def attention_folds(denoiser: nn.Module, block: int) -> list[dict[str, Fold]]:
-    """Of every attention, the layers that have to be folded together, by fqn: blocks of at most `block` channels."""
+    """Of every attention, the layers that have to be folded together, by fqn: blocks of at most `block` channels.
+
+    Raises UserError for a denoiser whose attention nobody has described.
+    """
+    family = family_of(denoiser)
+    if family is None or family.attention_groups is None:
+        raise UserError(
+            f"fold_rotation=true needs a model with known attention groups, {type(denoiser).__name__} has none"
+        )
     found = []
-    for name, module in denoiser.named_modules():
-        if not isinstance(module, SelfAttention | CrossAttention):
-            continue
-        size = fitting_block(module.proj.in_features // module.num_heads, block)
-        before = ("v",) if isinstance(module, SelfAttention) else ("q_linear", "kv_linear")
-        group = {f"{name}.{layer}": Fold(output=size) for layer in before}
-        found.append(group | {f"{name}.proj": Fold(input=size)})
+    for group in family.attention_groups(denoiser):
+        size = fitting_block(group.head_dim, block)
+        found.append({fqn: Fold(output=size) for fqn in group.before} | {group.after: Fold(input=size)})
     return found

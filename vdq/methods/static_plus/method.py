@@ -17,14 +17,27 @@ from vdq.methods.static_plus.step_bits import MAX_BITS, frozen_switch, spread_bi
 from vdq.methods.static_plus.token_groups import TOKEN_GROUPS, TokenGroups, token_groups
 from vdq.quant.affine import QParams, dequantize, fake_quantize, qparams_from_range, quantize, tensor_range
 from vdq.quant.coded import pack_codes
+from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.low_rank import low_rank
-from vdq.quant.params import LinearParams
+from vdq.quant.parts import (
+    AffineWeights,
+    Branch,
+    Correction,
+    FoldedRotation,
+    InputTransform,
+    RotatedOutput,
+    Rotation,
+    Shift,
+    Smoothing,
+    StaticActs,
+    TokenGroupActs,
+)
 from vdq.quant.rotation import DENSE, fitting_block
 from vdq.quant.samples import LayerSamples
 from vdq.quant.smoothing import MOMENTUM
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
-from vdq.quant.transform import in_half, rotate_output, shift_correction, transform_weight
+from vdq.quant.transform import in_half, shift_correction
 
 SHIFTS = ("mean", "mid")
 GRIDS = ("minmax", "refined")
@@ -122,6 +135,10 @@ class StaticPlusMethod(SmoothedMethod):
 
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
         folds = attention_folds(denoiser, self.rotation_block or DENSE) if self.fold_rotation else []
+        if self.fold_rotation and not folds:
+            raise UserError(
+                f"fold_rotation=true does nothing: {type(denoiser).__name__} has no attention whose layers are known"
+            )
         options = {fqn: {"fold": fold} for group in folds if group.keys() <= chosen for fqn, fold in group.items()}
         groups = token_groups(denoiser, self.token_groups) if self.token_groups else {}
         for fqn, tokens in groups.items():
@@ -130,7 +147,7 @@ class StaticPlusMethod(SmoothedMethod):
 
     def layers(
         self, weights: dict[str, Tensor], stats: LayerStats, num_steps: int, options: dict[str, dict[str, Any]]
-    ) -> dict[str, LinearParams]:
+    ) -> dict[str, LayerQuant]:
         known: LayerInput | None = None
         found = {}
         for fqn, weight in weights.items():
@@ -148,18 +165,24 @@ class StaticPlusMethod(SmoothedMethod):
         fold: Fold = NO_FOLD,
         tokens: TokenGroups | None = None,
         known: LayerInput | None = None,
-    ) -> LinearParams:
+    ) -> LayerQuant:
         """known: what is known of the input, where another layer has it too."""
         if weight.is_meta and (self.step_bits or self.clamp_acts or self.rounding == "gptq"):
             return self._of_equal_size().layer(weight, stats, num_steps, fold=fold, tokens=tokens)
         known = known or self._input(weight, stats, fold, tokens)
-        weight = rotate_output(weight, fold.output)
-        s, weight_range = self.smoothing(weight, known.stats, known.num_steps)
-        s = None if fold.input else s
-        target = transform_weight(weight, None if s is None else s[0], known.rotation)
-        branch = low_rank(target, self.low_rank) if self.low_rank else None
-        target = target if branch is None else target - branch.weight
-        seen = known.seen(s)
+        outputs = (RotatedOutput(block=fold.output),) if fold.output else ()
+        for output in outputs:
+            weight = output.weight(weight)
+        steps = torch.arange(num_steps, device=weight.device).clamp(max=known.num_steps - 1)
+        transforms = self._transforms(weight, known, fold, steps)
+        target = weight.detach().float()
+        for transform in transforms:
+            target = transform.weight(target, 0)
+        branches: list[Branch] = [low_rank(target, self.low_rank)] if self.low_rank else []
+        for branch in branches:
+            target = target - branch.weight
+        smoothing = next((part for part in transforms if isinstance(part, Smoothing)), None)
+        seen = known.seen(smoothing and smoothing.factors)
         bits = self._bits(known).cpu()
         act = self._act(seen, bits, target)
         grid = self._grid(target)
@@ -168,25 +191,26 @@ class StaticPlusMethod(SmoothedMethod):
         if self.correct_bias:
             left = _mean_error(seen, target, dequantize(codes, grid), act, bits)
             correction = left if correction is None else correction + left
-        step = torch.arange(num_steps, device=weight.device).clamp(max=known.num_steps - 1)
-        return LinearParams(
-            weight_bits=self.weight_bits,
-            act_bits=int(bits.max()),
-            weight=QParams(*(values[None] for values in grid)),
-            weight_range=weight_range[step],
-            act=act if seen.sizes is None else _of_groups(act, seen.sizes),
-            act_range=step,
-            act_group=None if tokens is None else tokens.rows.to(weight.device),
-            smoothing=s,
-            codes=self._packed(codes),
-            shift=known.shift,
-            rotation=known.rotation,
-            correction=None if correction is None else in_half(correction, "correction"),
-            step_bits=bits.to(weight.device) if bits.min() < bits.max() else None,
-            low_rank=branch,
-            folded=bool(fold.input),
-            out_rotation=fold.output,
+        if correction is not None:
+            branches.append(Correction(values=in_half(correction, "correction"), steps=steps))
+        return LayerQuant(
+            inputs=transforms,
+            weight=self._weights(grid, codes, smoothing.steps if smoothing else torch.zeros_like(steps)),
+            act=_acts(act, bits, seen, tokens, steps),
+            branches=tuple(branches),
+            outputs=outputs,
         )
+
+    def _transforms(self, weight: Tensor, known: LayerInput, fold: Fold, steps: Tensor) -> tuple[InputTransform, ...]:
+        """What happens to the input, in order; an input that arrives rotated is not smoothed."""
+        found: list[InputTransform] = []
+        if known.shift is not None:
+            found.append(Shift(values=known.shift, steps=steps))
+        if not fold.input and (smoothing := self.smoothing(weight, known.stats, known.num_steps)) is not None:
+            found.append(Smoothing(factors=smoothing.factors, steps=smoothing.steps[steps]))
+        if known.rotation:
+            found.append((FoldedRotation if fold.input else Rotation)(block=known.rotation))
+        return tuple(found)
 
     def tables(self, denoiser: nn.Module, stats: Stats, state: QuantState, timesteps: Tensor) -> dict[str, Table]:
         """step_bits: of every step, what was measured of it and the bits that follow, for inputs that change."""
@@ -241,15 +265,23 @@ class StaticPlusMethod(SmoothedMethod):
             return quantize(target, grid, bits=self.weight_bits)
         return gptq_codes(target, grid, seen.feedback, bits=self.weight_bits)
 
-    def _packed(self, codes: Tensor) -> Tensor | None:
-        """Codes that do not follow from the weight and its grid."""
+    def _weights(self, grid: QParams, codes: Tensor, steps: Tensor) -> AffineWeights:
+        """With the codes where they do not follow from the weight and its grid."""
+        weights = AffineWeights(
+            bits=self.weight_bits, scale=grid.scale[None], zero_point=grid.zero_point[None], steps=steps
+        )
         follow = self.rounding == "nearest" and not self.low_rank
-        return None if follow or codes.is_meta else pack_codes([codes], bits=self.weight_bits)
+        return weights if follow or codes.is_meta else weights.stored(pack_codes([codes], bits=self.weight_bits))
 
 
-def _of_groups(act: QParams, sizes: Tensor) -> QParams:
-    """Of every step and group, [N, G]: act [N] of rows divided by the sizes [N, G] of their groups."""
-    return QParams(act.scale[:, None] * sizes, act.zero_point[:, None].repeat(1, sizes.shape[1]))
+def _acts(act: QParams, bits: Tensor, seen: SeenInput, tokens: TokenGroups | None, steps: Tensor) -> StaticActs:
+    """Of qparams [N] of the relative rows: those of the rows themselves, by group where tokens have groups."""
+    form = {"bits": int(bits.max()), "steps": steps}
+    form["step_bits"] = bits.to(steps.device) if bits.min() < bits.max() else None
+    if seen.sizes is None:
+        return StaticActs(scale=act.scale, zero_point=act.zero_point, **form)
+    scale, zero_point = act.scale[:, None] * seen.sizes, act.zero_point[:, None].repeat(1, seen.sizes.shape[1])
+    return TokenGroupActs(scale=scale, zero_point=zero_point, group=tokens.rows.to(steps.device), **form)
 
 
 def _clamped(

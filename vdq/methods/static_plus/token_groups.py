@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vdq.errors import UserError
-from vdq.models.stdit import STDiTBlock
-from vdq.quant.layers import projections
+from vdq.models.family import TokenOrder, family_of
 
 TOKEN_GROUPS = ("frame", "position")
-_TEXT = "cross_attn.kv_linear"
 
 
 class TokenGroups(NamedTuple):
@@ -31,22 +29,20 @@ class TokenGroups(NamedTuple):
 def token_groups(denoiser: nn.Module, kind: str) -> dict[str, TokenGroups]:
     """Of every projection that gets tokens of videos, by fqn; kind: one group a "frame" or a latent "position".
 
-    Temporal attention gets the frames of one position after another, all others the positions of one frame after
-    another (STDiTBlock). Text has no groups. Raises UserError for a denoiser without such blocks.
+    Text has no groups. Raises UserError for a denoiser whose order of tokens nobody has described.
     """
-    blocks = [name for name, module in denoiser.named_modules() if isinstance(module, STDiTBlock)]
-    if not blocks:
-        raise UserError(f"token_groups={kind} needs blocks of STDiT, {type(denoiser).__name__} has none")
-    frames, positions = denoiser.pos_embed_temporal.shape[1], denoiser.pos_embed.shape[1]
-    count = frames if kind == "frame" else positions
-    index = torch.arange(count).view((-1, 1) if kind == "frame" else (1, -1)).expand(frames, positions)
-    spatial, temporal = TokenGroups(index.flatten(), count), TokenGroups(index.T.flatten(), count)
-    found = {}
-    for fqn in (p.fqn for p in projections(denoiser)):
-        block = next((name for name in blocks if fqn.startswith(f"{name}.")), None)
-        if block and not fqn.startswith(f"{block}.{_TEXT}"):
-            found[fqn] = temporal if fqn.startswith(f"{block}.attn_temp.") else spatial
-    return found
+    family = family_of(denoiser)
+    if family is None or family.token_orders is None:
+        raise UserError(
+            f"token_groups={kind} needs a model with a known order of tokens, {type(denoiser).__name__} has none"
+        )
+    return {fqn: _groups(order, kind) for fqn, order in family.token_orders(denoiser).items()}
+
+
+def _groups(order: TokenOrder, kind: str) -> TokenGroups:
+    count = order.frames if kind == "frame" else order.positions
+    index = torch.arange(count).view((-1, 1) if kind == "frame" else (1, -1)).expand(order.frames, order.positions)
+    return TokenGroups((index.T if order.by_position else index).flatten(), count)
 
 
 def group_sizes(x: Tensor, groups: Tensor, count: int) -> Tensor:

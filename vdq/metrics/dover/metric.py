@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vdq.errors import UserError
 from vdq.metrics.base import UNNUMBERED, VideoMetric
+from vdq.metrics.catalogue import VQA_A, VQA_T
 from vdq.metrics.dover.model import Dover
 from vdq.metrics.dover.scores import CONSTANTS, percentage
 from vdq.metrics.dover.views import AestheticView, TechnicalView, aesthetic_clips, technical_clips
@@ -33,9 +34,7 @@ class DoverMetric(VideoMetric):
         constants: which collection of videos the percentages refer to, a key of `scores.CONSTANTS`.
     """
 
-    inputs = ("videos",)
-    keys = ("vqa_a", "vqa_t")
-    higher_is_better = True
+    values = (VQA_A, VQA_T)
 
     def __init__(
         self,
@@ -67,10 +66,10 @@ class DoverMetric(VideoMetric):
         Raises:
             UserError: on another dtype or shape.
         """
-        self._check(videos, index)
+        self.validate(videos, index)
         numbers = [UNNUMBERED] * len(videos) if index is None else [int(i) for i in index]
         scores = [self._score(video, number) for video, number in zip(videos, numbers, strict=True)]
-        self._record(index, len(videos), dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
+        self.record(index, dict(zip(self.keys, zip(*scores, strict=True), strict=True)))
 
     def _score(self, video: Tensor, number: int) -> tuple[float, float]:
         """Both percentages of one video, uint8 [T,H,W,3]."""

@@ -12,7 +12,7 @@ from string import Template
 
 import pandas as pd
 
-from vdq.reports.tables import DIGITS, METRICS
+from vdq.metrics.catalogue import Value, values_of
 
 RUN_FIELDS = ("signature", "reference", "quant", "bits", "kind", "changed")
 MARK = '<meta name="generator" content="vdq gallery">'
@@ -23,7 +23,8 @@ def content_of(
     runs: pd.DataFrame, scores: Mapping[str, pd.DataFrame], chosen: Sequence[int], metrics: Sequence[str]
 ) -> dict:
     """What the script builds the page from; numbers are already text."""
-    arrows = {key: up for row in runs["higher_is_better"] for key, up in row.items()}
+    values = values_of(row for _, row in runs.iterrows())
+    ordered = sorted(values.values(), key=lambda value: _place(value.name, metrics))
     prompts = scores[runs["reference"].iloc[0]]["prompt"]
     judges = [assets for assets in runs.get("assets", []) if isinstance(assets, Mapping)]
     return {
@@ -33,11 +34,11 @@ def content_of(
         "assets": {name: str(assets[name]) for assets in judges for name in sorted(assets)},
         "gains": GAINS,
         "metrics": [
-            {"key": key, "label": METRICS.get(key, key), "up": bool(up), "brief": key in metrics}
-            for key, up in sorted(arrows.items(), key=lambda item: _place(item[0], metrics))
+            {"key": value.name, "label": value.label, "up": value.higher_is_better, "brief": value.name in metrics}
+            for value in ordered
         ],
         "prompts": [{"index": index, "text": prompts[index]} for index in chosen],
-        "runs": [_run(row, arrows, scores[row["signature"]], chosen) for _, row in runs.iterrows()],
+        "runs": [_run(row, values, scores[row["signature"]], chosen) for _, row in runs.iterrows()],
     }
 
 
@@ -45,16 +46,19 @@ def _place(key: str, metrics: Sequence[str]) -> int:
     return metrics.index(key) if key in metrics else len(metrics)
 
 
-def _run(row: pd.Series, metrics: Mapping[str, bool], scores: pd.DataFrame, chosen: Sequence[int]) -> dict:
+def _run(row: pd.Series, values: Mapping[str, Value], scores: pd.DataFrame, chosen: Sequence[int]) -> dict:
     return {
         **{field: "" if pd.isna(row[field]) else str(row[field]) for field in RUN_FIELDS},
-        "set": {key: _text(key, row.get(key)) for key in metrics},
-        "videos": [{key: _text(key, scores[key].get(i)) for key in metrics if key in scores} for i in chosen],
+        "set": {key: _text(value, row.get(key)) for key, value in values.items()},
+        "videos": [
+            {key: _text(value, scores[key].get(index)) for key, value in values.items() if key in scores}
+            for index in chosen
+        ],
     }
 
 
-def _text(key: str, value: float | None) -> str:
-    return "–" if value is None or pd.isna(value) else f"{value:.{DIGITS.get(key, 4)}f}".replace("inf", "∞")
+def _text(value: Value, number: float | None) -> str:
+    return value.text(number).replace("inf", "∞")
 
 
 def _source(content: Mapping) -> str:

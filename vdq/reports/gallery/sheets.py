@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vdq.errors import UserError
 from vdq.files import write_json
 from vdq.reports.gallery.media import SPEED, Sheet
 
@@ -54,7 +53,7 @@ class Sheets:
 def _known(path: Path) -> dict[str, dict[str, str | float]]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except UserError as error:
+    except ValueError as error:
         log.warning("%s cannot be read (%s); all sheets are made again", path, error)
         return {}
 

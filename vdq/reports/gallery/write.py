@@ -20,7 +20,7 @@ from vdq.reports.gallery.page import MARK, RUN_FIELDS, content_of, html_page
 from vdq.reports.gallery.sheets import Sheets
 
 log = logging.getLogger(__name__)
-FIELDS = (*RUN_FIELDS, "model", "dataset", "higher_is_better", "folder")
+FIELDS = (*RUN_FIELDS, "model", "dataset", "folder")
 
 
 def write_gallery(

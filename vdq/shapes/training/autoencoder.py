@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdq.shapes.nets import build_autoencoder
+from vdq.models.shapes_nets import build_autoencoder
 from vdq.shapes.training.data import loader, random_frames
 
 

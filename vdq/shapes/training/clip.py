@@ -8,10 +8,10 @@ import torch
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
+from vdq.models.shapes_tokenizer import build_tokenizer
 from vdq.shapes.nets import build_clip
 from vdq.shapes.render import render
 from vdq.shapes.scenes import prompts, split
-from vdq.shapes.tokenizer import build_tokenizer
 from vdq.shapes.training.data import loader, random_frames, to_float, training_scene, words
 
 

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from transformers import T5EncoderModel
 
 from vdq.diffusion.schedule import Schedule
-from vdq.shapes.nets import build_denoiser, build_text_encoder
-from vdq.shapes.tokenizer import build_tokenizer
+from vdq.models.shapes_nets import build_denoiser, build_text_encoder
+from vdq.models.shapes_tokenizer import build_tokenizer
 from vdq.shapes.training.data import loader, training_scene, words
 
 FRAME_EPOCHS = (0, 2)  # of every five

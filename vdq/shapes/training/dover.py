@@ -22,11 +22,12 @@ from timm.optim import Muon
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdq.data.video import to_uint8
 from vdq.metrics.dover.model import BRANCHES
 from vdq.metrics.dover.views import aesthetic_clips, technical_clips
+from vdq.models.frames import to_uint8
+from vdq.models.shapes_nets import build_autoencoder
 from vdq.shapes.distortions import SHARES, distort
-from vdq.shapes.nets import AESTHETIC, TECHNICAL, build_autoencoder, build_dover
+from vdq.shapes.nets import AESTHETIC, TECHNICAL, build_dover
 from vdq.shapes.render import FRAMES, render
 from vdq.shapes.scenes import Scene, split
 from vdq.shapes.training.data import loader, to_float, training_scene

@@ -1,11 +1,42 @@
-"""Classifier-free guidance as in Open-Sora 1.0 (spec/opensora.md section 6.1)."""
+"""Classifier-free guidance as in Open-Sora 1.0: one call of the denoiser for both branches."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vdq.models.base import Conditions
+from vdq.models.reuse import PreparesInputs
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Encoded prompts of STDiT: y [n, 1, L, D], the null caption [L, D], and mask [n, L], non-zero where a token
+    counts, or None.
+
+    `len` is the number of prompts; slicing keeps the null caption. Raises ValueError when the shapes do not fit.
+    """
+
+    y: Tensor
+    null: Tensor
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.y.dim() != 4 or self.y.shape[1] != 1 or self.y.shape[2:] != self.null.shape:
+            raise ValueError(f"y {tuple(self.y.shape)} must be [n, 1, *null.shape], null is {tuple(self.null.shape)}")
+        if self.mask is not None and self.mask.shape != (self.y.shape[0], self.y.shape[2]):
+            raise ValueError(f"mask {tuple(self.mask.shape)} must be [{self.y.shape[0]}, {self.y.shape[2]}] as y")
+
+    def __len__(self) -> int:
+        return self.y.shape[0]
+
+    def __getitem__(self, rows: slice) -> "Conditions":
+        return Conditions(self.y[rows], self.null, None if self.mask is None else self.mask[rows])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Conditions":
+        """Copy on `device`; `dtype` is for y and null, the mask keeps its own."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Conditions(self.y.to(device, dtype), self.null.to(device, dtype), mask)
 
 
 class Reusing:
@@ -14,9 +45,9 @@ class Reusing:
     same threads, this changes no bit of the output. STDiT keeps about 12 n C numbers a block and step for batches of n
     prompts (XL/2: 8 M for 20 steps of n = 1) and 4 n L C a block for the last batch's captions.
 
-    It has to offer `prepare(y, mask)` and `prepare_timestep(timestep)`, whose results stand for these inputs, as STDiT
-    does; of another one every call is the plain call. Layers are not called in every step, so observers need the
-    denoiser itself. Nobody may write into its weights meanwhile: make a new one for every task of sampling.
+    Of a denoiser that cannot prepare its inputs, such as an exported graph, every call is the plain call. Layers are
+    not called in every step, so observers need the denoiser itself. Nobody may write into its weights meanwhile: make a
+    new one for every task of sampling.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -30,7 +61,7 @@ class Reusing:
 
     def inputs(self, timestep: int, conditions: Conditions) -> tuple:
         """What stands for those of `guided_inputs`; conditions are the same if they are the same object."""
-        if not hasattr(self.denoiser, "prepare"):
+        if not isinstance(self.denoiser, PreparesInputs):
             return guided_inputs(timestep, conditions)
         if conditions is not self._conditions:
             self._conditions, self._captions = conditions, self.denoiser.prepare(*_captions(conditions))

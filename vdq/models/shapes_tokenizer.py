@@ -5,10 +5,16 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from vdq.shapes.scenes import vocabulary
-
 PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[EOS]"
 MAX_LENGTH = 24
+# Every word and mark of the captions that the testbed was trained on (vdq.shapes.scenes), in the order of their ids.
+WORDS = """
+, . a and around background big bigger black blue bottom center checkered circle circles cross cyan does down
+downwards falls from front gets goes going gray green growing grows huge in is its large left little move moves moving
+not of on orange pink place purple red right ring rises round see shrinking shrinks slides small smaller square
+standing stands star stays still striped that the tiny to top triangle up upwards video wall we which white with
+yellow
+""".split()
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -16,7 +22,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     The end token has the highest id because open_clip's text tower pools where the id is largest.
     """
-    words = [PAD, UNKNOWN, *vocabulary(), END]
+    words = [PAD, UNKNOWN, *WORDS, END]
     ids = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
