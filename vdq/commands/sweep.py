@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from vdq.errors import UserError
-from vdq.files import write_json
+from vdq.files import check_folder, write_json
 from vdq.reports.tables import comparison
 from vdq.tracking import registry
 
@@ -34,11 +34,15 @@ class Comparison(Callback):
     """
 
     def __init__(self, runs: str) -> None:
-        self.runs = Path(runs)
+        self.runs = Path(str(runs))  # what is no text is refused with all else
         self.total: int | None = None
         self.started = self.job_started = time.time()
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_folders({"hydra.run.dir": config.hydra.run.dir})
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_folders({"paths.runs": self.runs, "hydra.sweep.dir": config.hydra.sweep.dir})
         self.total = _count(config)
         self.started = time.time()
 
@@ -101,6 +105,15 @@ class Comparison(Callback):
         references = others[others["signature"].isin(swept["reference"])]
         if len(swept):
             print(f"\n{comparison(pd.concat([references, swept]))}")
+
+
+def _check_folders(folders: dict[str, Any]) -> None:
+    """Ends the program with a sentence where Hydra could not write; it would turn any Exception into a warning."""
+    try:
+        for field, path in folders.items():
+            check_folder(field, str(path))
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def _write_results(config: DictConfig) -> None:
