@@ -22,6 +22,7 @@ from vdq.benchmark import block, family, gemm, peers, record, sampling, targets,
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
+from vdq.diffusion.schedule import Schedule
 from vdq.errors import UserError
 from vdq.files import write_json
 from vdq.installation import CONF
@@ -72,7 +73,7 @@ class _RandomBlock:
 
     def __init__(self, experiment: Experiment, plan: Plan, machine: Machine, recipes: Recipes) -> None:
         self.plan, self.machine = plan, machine
-        self.block = block.RandomBlock(plan, experiment.sampler.schedule, machine)
+        self.block = block.RandomBlock(plan, Schedule(experiment.sampler.steps), machine)
         self.backends = [(name, recipe.backend) for name, recipe in recipes]
         with tqdm(total=experiment.sampler.steps, desc="benchmark: calibrating", unit="step") as progress:
             stats = self.block.stats(progress.update)

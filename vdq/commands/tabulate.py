@@ -36,6 +36,7 @@ from vdq.stages.experiment import Experiment
 from vdq.stages.identity import changed_fields
 from vdq.stages.run_folder import intact
 from vdq.tracking.registry import read_config, runs
+from vdq.tracking.versions import newest
 
 log = logging.getLogger(__name__)
 PROMPT_SETS = {"shapes": ("shapes", "shapes_short")}  # of models with prompts of their own, by model.name
@@ -256,8 +257,10 @@ def _alphas(experiment: Experiment) -> dict[str, float | None]:
 
 
 def _comparable(experiment: Experiment, registry: pd.DataFrame, references: list[str]) -> pd.DataFrame:
-    """Runs with one of these references, with the judges of all of them and the alphas of this configuration."""
+    """Runs with one of these references, with the judges of all of them and the alphas of this configuration, of the
+    newest versions of the code.
+    """
     judges = registry.loc[registry["signature"].isin(references), "metrics"]
     alphas = registry["quant"].map(_alphas(experiment))
     kept = registry["reference"].isin(references) & registry["metrics"].isin(judges)
-    return registry[kept & (alphas.isna() | (alphas == registry["alpha"]))]
+    return newest(registry[kept & (alphas.isna() | (alphas == registry["alpha"]))])

@@ -22,7 +22,7 @@ TYPES = {
     "seed": int,
     "batch_size": int | None,
     "tabulate": bool,
-    "yardstick": bool,
+    "reseeded": bool,
     "videos": str | None,
     "prompts": str | None,
     "reference": str | None,
