@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,19 @@ def test_abandoned_folders_are_removed_after_a_day(tmp_path):
     with complete_folder_or_nothing(tmp_path / "folder"):
         pass
     assert not old.exists() and young.exists()
+
+
+def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path, rename = tmp_path / "folder", os.rename
+    path.mkdir()
+    (path / "old").touch()
+
+    def refused(source, target):
+        if Path(source) != path and (Path(source) / "new").exists():
+            raise PermissionError("not now")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(PermissionError), complete_folder_or_nothing(path) as partial:
+        (partial / "new").touch()
+    assert (path / "old").exists() and list(tmp_path.iterdir()) == [path]
