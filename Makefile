@@ -42,14 +42,14 @@ SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 CHOSEN := results/shapes/search_alpha.md
 EXPERIMENTS := testbed table1 table2 table3 table4 table5 figure1 figure2 figure4
 tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md and docs/
-	@todo=$$($(BIN)/python -m vdq.commands.pending alpha $(EXPERIMENTS)) || exit 1; \
+	@todo=$$($(BIN)/python -m vdq.commands.status alpha $(EXPERIMENTS)) || exit 1; \
 	case "$$todo" in alpha*) \
-		rm -f $(CHOSEN) && $(BIN)/python -m vdq.commands.complete $(SIDE_BY_SIDE) alpha || exit 1 ;; \
+		rm -f $(CHOSEN) && $(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) alpha || exit 1 ;; \
 	esac; \
 	if [ ! -f $(CHOSEN) ]; then \
 		$(BIN)/python run.py 'stages=[choose_alpha,search_alpha]' experiment=alpha && todo=again || exit 1; \
 	fi; \
-	if [ -n "$$todo" ]; then $(BIN)/python -m vdq.commands.complete $(SIDE_BY_SIDE) $(EXPERIMENTS); fi
+	if [ -n "$$todo" ]; then $(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) $(EXPERIMENTS); fi
 	ls $(addprefix runs/benchmarks/,linear_*.json block_*.json sampler_*.json) > /dev/null 2>&1 || \
 		$(BIN)/python run.py experiment=table6 'stages=[benchmark]'
 	$(BIN)/python run.py 'stages=[tabulate]' quant=tsq_tsw bits=w6a8
@@ -57,7 +57,7 @@ tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables a
 	$(BIN)/python -m vdq.reports.readme
 
 neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take static_plus apart (about an hour)
-	$(BIN)/python -m vdq.commands.complete $(SIDE_BY_SIDE) neighbours ablation
+	$(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) neighbours ablation
 	$(BIN)/python run.py 'stages=[tabulate]' quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.reports.readme
 

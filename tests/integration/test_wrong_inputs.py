@@ -5,6 +5,9 @@ missing, damaged, unreadable or folders, folders that cannot be made, names in o
 is asked for here, it is said below. Whether a value is right is what the other tests say.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from fnmatch import fnmatch
@@ -105,7 +108,8 @@ def composed(*overrides: str) -> DictConfig:
 def changed(overrides: list[str], name: str, text: str) -> DictConfig:
     """As Hydra composes it, but only once for all values of a field that is there."""
     base = composed(*overrides)
-    if OmegaConf.select(base, name, default=MISSING) is MISSING:
+    value = OmegaConf.select(base, name, default=MISSING)
+    if value is MISSING or OmegaConf.is_dict(value):
         return composed(*overrides, f"{name}={text}")
     cfg = deepcopy(base)
     OmegaConf.update(cfg, name, OverridesParser.create().parse_override(f"{name}={text}").value())
@@ -215,3 +219,34 @@ def test_wrong_values_are_one_sentence_and_leave_nothing_behind(start, place):
             print(problem[:250], file=out)
     print("# done", time.time() - t0, time.process_time(), file=out)
     assert asked and not problems, f"{len(problems)} of {len(asked)}:\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("group", sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+def test_unknown_options_of_every_group_are_one_sentence(group, place):
+    problem = refused([f"{group}=nope"], place)
+    assert problem is None, problem
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-m", "paths.runs=/proc/x", "quant=asq,tsw"),
+        ("-m", "paths.runs=[1]", "quant=asq,tsw"),
+        ("-m", "hydra.sweep.dir=/dev/null", "quant=asq,tsw"),
+        ("-m", "hydra.sweep.subdir=/proc/x", "quant=asq,tsw"),
+        ("hydra.run.dir=/proc/x",),
+        ("hydra.output_subdir=/proc/x",),
+        ("hydra.run.dirx=1",),
+        ("hydra/launcher=nope",),
+        ("hydra.callbacks.comparison=1",),
+        ("hydra.callbacks.comparison.runs={a: 1}",),
+    ],
+    ids=" ".join,
+)
+def test_hydras_own_fields_end_in_one_sentence(arguments, tmp_path):
+    command = [sys.executable, "-m", "vdq", *arguments, "sampler.steps=0", "logger=csv"]
+    environment = os.environ | {"PYTHONPATH": str(CONF.parent)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -107,7 +107,7 @@ class ToyModel(VideoModel):
 
     def check(self, sampler) -> None:
         if hasattr(sampler, "schedule"):
-            raise UserError("sampler must be own: this model brings its scheduler along")
+            raise UserError("sampler must be own_20: this model brings its scheduler along")
 
     def timesteps(self, sampler) -> Tensor:
         return self._scheduler(sampler).timesteps
@@ -172,7 +172,7 @@ class Program:
     model: str = "ToyModel"
 
     def config(self, *overrides: str):
-        own = ["sampler=own", f"sampler.steps={STEPS}", "metrics=fidelity", "logger=csv", "dataset.num_prompts=2"]
+        own = ["sampler=own_20", f"sampler.steps={STEPS}", "metrics=fidelity", "logger=csv", "dataset.num_prompts=2"]
         own += [f"paths.runs={self.runs}", f"paths.results={self.runs / 'results'}"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", overrides=["alpha=half", *own, *overrides])

@@ -74,8 +74,9 @@ def test_runs_made_before_a_recipes_file_changed_are_told_apart(tmp_path):
 
 
 def test_results_of_models_and_of_trials_do_not_meet():
-    assert config().paths.gallery == "results/gallery"
-    assert config("model=opensora_v1_256").paths.gallery == "results/gallery_opensora_v1_256"
+    paths, others = config().paths, config("model=opensora_v1_256").paths
+    assert (paths.gallery, paths.excerpt) == ("runs/gallery", "results/gallery")
+    assert (others.gallery, others.excerpt) == ("runs/gallery_opensora_v1_256", "results/gallery_opensora_v1_256")
     assert config("debug=quick").paths.results == "runs/quick_results"
 
 

@@ -101,7 +101,7 @@ class IntegerLinear(nn.Module):
 
     def token_qparams(self, smoothed: Tensor) -> QParams:
         """Qparams of X / s [..., in] fp32, one pair a token, each [n, 1]: those of its group if static, else of a range
-        at run time (spec/quantization.md 2.4).
+        at run time.
         """
         act = self.quant.act
         if isinstance(act, TokenGroupActs):

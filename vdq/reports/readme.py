@@ -16,7 +16,7 @@ BLOCK = re.compile(r"<!-- begin (\S+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 
 def fill(text: str, root: Path, name: str = "README.md") -> str:
-    """``text`` with every block filled from the files below ``root``; ``name`` is what messages call the text."""
+    """Fills every block of ``text`` from its file below ``root``; ``name`` is what messages call the text."""
 
     def content(match: re.Match[str]) -> str:
         path = root / match[1]

@@ -99,7 +99,7 @@ def test_blocks_fit_the_width(width, block):
 def test_both_widths_share_the_weights(denoiser):
     low, high = (convert(denoiser, act_bits=bits).layers["blocks.1.attn.q"] for bits in (4, 8))
     weight = denoiser.blocks[1].attn.qkv.weight[:32]
-    assert torch.equal(low.weight_codes(weight, 0), high.weight_codes(weight, 0)) and low.num_weight_ranges == 1
+    assert torch.equal(low.weight_codes(weight, 0), high.weight_codes(weight, 0)) and low.weight.num_sets == 1
 
 
 @pytest.mark.parametrize("kind", [DDIMSampler, IDDPMSampler])

@@ -1,4 +1,4 @@
-"""Runs -> a gallery: one page, and the sprite sheets of its videos in ``media/`` beside it."""
+"""Writes the gallery of some runs: one page, and the sprite sheets of its videos in ``media/`` beside it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _reference(runs: pd.DataFrame) -> pd.Series:
 
 
 def _scores(folder: Path) -> pd.DataFrame:
-    """per_video.csv: one row a prompt, its text and its values."""
+    """The scores of a run: one row a prompt, with its text and its values. Raises UserError where there are none."""
     path = folder / "per_video.csv"
     if not path.is_file():
         raise UserError(f"runs holds {folder.name}, which has no {path.name}; only runs that were scored are allowed")

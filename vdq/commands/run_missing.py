@@ -1,4 +1,6 @@
-"""Computes what experiments lack: ``python -m vdq.commands.complete [--jobs N] EXPERIMENT ... [FIELD=VALUE ...]``.
+"""Computes the runs that experiments lack, side by side.
+
+``python -m vdq.commands.run_missing [--jobs N] EXPERIMENT ... [FIELD=VALUE ...]``
 
 The missing runs of all named experiments of conf/experiment, each once whatever experiments share it, in N processes
 side by side: no core waits for the last run of every sweep. Stopped, the same command goes on.
@@ -26,10 +28,8 @@ from vdq.processes import end_on_sigterm, end_with_parent
 if TYPE_CHECKING:
     from vdq.stages.experiment import Experiment
 
-MOST_JOBS = 4  # unless told; every job holds a model and a batch
-KILLED = (
-    "error: a job was killed, perhaps for want of memory; the same command goes on, with a lower --jobs in less of it"
-)
+MOST_JOBS = 4  # unless --jobs says otherwise; every job holds a model and a batch
+KILLED = "error: a job was killed, perhaps because memory was short; the same command goes on, better with fewer --jobs"
 
 
 def ordered(runs: list[Experiment]) -> list[DictConfig]:
@@ -37,7 +37,7 @@ def ordered(runs: list[Experiment]) -> list[DictConfig]:
     runs = sorted(runs, key=lambda run: (run.method.quantizes, -len(run.prompts.evaluation)))
     configurations = [run.cfg.copy() for run in runs]
     for cfg in configurations:
-        cfg.yardstick = False  # it stands in the list
+        cfg.reseeded = False  # it stands in the list
     return configurations
 
 
@@ -47,8 +47,8 @@ def compute(cfg: DictConfig) -> tuple[list[str], str | None]:
     """
     from vdq.commands.run import run
 
-    told = _Told()
-    logging.getLogger().addHandler(told)
+    kept = _Warnings()
+    logging.getLogger().addHandler(kept)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             run(cfg)
@@ -56,38 +56,38 @@ def compute(cfg: DictConfig) -> tuple[list[str], str | None]:
         message = one_sentence(error)
         if message is None:
             raise
-        return told.warnings, message
+        return kept.texts, message
     finally:
-        logging.getLogger().removeHandler(told)
-    return told.warnings, None
+        logging.getLogger().removeHandler(kept)
+    return kept.texts, None
 
 
-class _Told(logging.Handler):
+class _Warnings(logging.Handler):
     """Keeps this program's warnings, such as a damaged file that is made again."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.warnings: list[str] = []
+        self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.partition(".")[0] == "vdq":
-            self.warnings.append(record.getMessage())
+            self.texts.append(record.getMessage())
 
 
 def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
     """Computes all of them; returns how many were refused. Their sentences are printed, and warnings, each once."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # of the jobs
-    refused, told = 0, set()
+    refused, printed = 0, set()
     with ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) as pool:
         futures = [pool.submit(compute, cfg) for cfg in configurations]
         try:
             for future in tqdm(as_completed(futures), desc="runs", total=len(futures), unit="run"):
                 warnings, message = future.result()
                 for warning in warnings:
-                    if warning not in told:
+                    if warning not in printed:
                         tqdm.write(f"warning: {warning}", file=sys.stderr)
-                        told.add(warning)
+                        printed.add(warning)
                 if message:
                     refused += 1
                     tqdm.write(f"error: {message}", file=sys.stderr)
@@ -107,16 +107,16 @@ def _fitting_jobs(configurations: list[DictConfig]) -> int:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m vdq.commands.complete", description="Computes what experiments lack."
+        prog="python -m vdq.commands.run_missing", description="Computes the runs that experiments lack."
     )
     parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="of conf/experiment, and FIELD=VALUE")
     parser.add_argument("--jobs", type=int, help=f"runs side by side: one a core, at most {MOST_JOBS}; on a GPU one")
     options = parser.parse_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs={options.jobs} must be at least 1")
-    from vdq.commands.pending import missing, told_apart  # imports torch, which --help does not need
+    from vdq.commands.status import missing, names_and_overrides  # imports torch, which --help does not need
 
-    names, overrides = told_apart(options.experiments)
+    names, overrides = names_and_overrides(options.experiments)
     try:
         configurations = ordered(missing(names, overrides))
         refused = side_by_side(configurations, options.jobs or _fitting_jobs(configurations))
