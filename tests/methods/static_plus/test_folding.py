@@ -144,7 +144,5 @@ def test_layers_that_are_not_all_quantized_are_not_folded(net, stats):
 
 def test_folding_that_would_do_nothing_is_refused(net, stats):
     method = StaticPlusMethod(**OFF, fold_rotation=True)
-    with pytest.raises(
-        UserError, match="^fold_rotation=true does nothing: no attention of STDiT is quantized as"
-    ):
+    with pytest.raises(UserError, match="^fold_rotation=true does nothing: no attention of STDiT is quantized as"):
         method.convert(net, stats, num_steps=STEPS, quantizable=lambda fqn: ".mlp." in fqn and quantizable(fqn))
