@@ -14,7 +14,7 @@ def sentences(
     """10 calibration and 48 evaluation captions, disjoint combinations.
 
     ``prompts`` and ``calibration_prompts`` are files that take their place, one prompt a line; ``num_prompts`` keeps
-    the first n of the evaluation. Raises ValueError for a file that cannot be read, or n out of range.
+    the first n of the evaluation. Raises UserError for a file that cannot be read, or n out of range.
     """
     return _prompt_set("shapes", scenes.prompts("evaluation"), prompts, calibration_prompts, num_prompts)
 
