@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from vdq.installation import CONF
 from vdq.models.shapes import ShapesModel
 from vdq.shapes import prompts as prompt_sets
+from vdq.stages.compute import encode
 from vdq.stages.experiment import Experiment
 
 STRANGE = "A photograph of a cat sits on a small red chair."
@@ -52,5 +53,5 @@ def test_a_run_tells_it_before_sampling(tmp_path, caplog):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["logger=csv", f"dataset.prompts={tmp_path / 'mine.txt'}", f"paths.runs={tmp_path}"])
     with caplog.at_level(logging.WARNING, logger="vdq"):
-        Experiment(cfg).encode()
+        encode(Experiment(cfg))
     assert "prompts: 1 of 11 prompts have words that the testbed does not know" in caplog.text
