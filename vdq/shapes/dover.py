@@ -4,13 +4,13 @@ DOVER.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from vdq.errors import UserError
 from vdq.metrics.dover.metric import DoverMetric
 from vdq.metrics.dover.model import Dover
 from vdq.shapes.nets import AESTHETIC, TECHNICAL, build_dover
+from vdq.sources import digest
 
 WEIGHTS = Path(__file__).parent / "weights" / "dover.safetensors"
 
@@ -32,5 +32,5 @@ def dover(weights: str | None = None) -> Dover:
     if not path.is_file():
         raise UserError(f"metrics.dover.weights={path} is no file; train it with `python -m vdq.shapes.train_dover`")
     model = build_dover().load_published(path).eval().requires_grad_(False)
-    model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    model.sha256 = digest(path)
     return model
