@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-avx2 test-wheel test-all lint tables neighbours
+.PHONY: help run test test-avx2 test-wheel test-all lint docs tables neighbours
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,36 +32,39 @@ lint: $(INSTALLED) ## Check style, formatting and that imports point down
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
+docs: $(INSTALLED) ## Build the site in docs/ into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 
-# Only runs that lack are computed. The alphas come first: the other experiments use those that are chosen. Without the
+# Only missing runs are computed. The alphas come first: the other experiments use those that are chosen. Without the
 # last file of their choice, they are chosen again.
 CHOSEN := results/shapes/search_alpha.md
 EXPERIMENTS := testbed table1 table2 table3 table4 table5 figure1 figure2 figure4
-tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md
-	@todo=$$($(BIN)/python -m vdq.commands.pending alpha $(EXPERIMENTS)) || exit 1; \
+tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md and docs/
+	@todo=$$($(BIN)/python -m vdq.commands.status alpha $(EXPERIMENTS)) || exit 1; \
 	case "$$todo" in alpha*) \
-		rm -f $(CHOSEN) && $(BIN)/python -m vdq.commands.complete $(SIDE_BY_SIDE) alpha || exit 1 ;; \
+		rm -f $(CHOSEN) && $(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) alpha || exit 1 ;; \
 	esac; \
 	if [ ! -f $(CHOSEN) ]; then \
 		$(BIN)/python run.py 'stages=[choose_alpha,search_alpha]' experiment=alpha && todo=again || exit 1; \
 	fi; \
-	if [ -n "$$todo" ]; then $(BIN)/python -m vdq.commands.complete $(SIDE_BY_SIDE) $(EXPERIMENTS); fi
+	if [ -n "$$todo" ]; then $(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) $(EXPERIMENTS); fi
 	ls $(addprefix runs/benchmarks/,linear_*.json block_*.json sampler_*.json) > /dev/null 2>&1 || \
 		$(BIN)/python run.py experiment=table6 'stages=[benchmark]'
 	$(BIN)/python run.py 'stages=[tabulate]' quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
 	$(BIN)/python -m vdq.reports.readme
 
-neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take static_plus apart (about an hour)
-	$(BIN)/python -m vdq.commands.complete $(SIDE_BY_SIDE) neighbours ablation
+neighbours: $(INSTALLED) ## Compare every method with three noises, and take static_plus apart (about an hour)
+	$(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) neighbours ablation
 	$(BIN)/python run.py 'stages=[tabulate]' quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.reports.readme
 
 results/sizes_opensora.md: vdq/commands/sizes.py vdq/quant/report.py vdq/quant/operations.py | $(INSTALLED)
 	$(BIN)/python -m vdq.commands.sizes $@
 
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+$(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 

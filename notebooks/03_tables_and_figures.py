@@ -91,7 +91,7 @@ for _, full in group[group["quant"] == "fp16"].iterrows() if len(group) else ():
     same = ["quant", "dataset", "num_prompts", "metrics"]
     other_noise = (known[same] == full[same].tolist()).all(axis=1) & (known["seed"] == full["seed"] + 1)
     for _, row in known[other_noise].iterrows():
-        found[wanted, paper_tables.YARDSTICK, 16, 16] = row
+        found[wanted, paper_tables.OTHER_NOISE, 16, 16] = row
 noise = Noise.read(CONF.parent / "results" / (group["model"].iloc[0] if len(group) else "shapes"))
 table = paper_tables.fill(TABLE, lambda *key: found.get(key), noise)
 models = ", ".join(group["model"].unique()) if len(group) else "none"

@@ -16,10 +16,11 @@ import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
+from vdq.metrics.catalogue import CLIPSIM, PSNR, Value
+
 TITLE = "Static quantization of video diffusion"
 HEAT_MAP = "vdq-layer-errors"
 RECIPE, ALPHA = wr.Config("quant.name"), wr.Config("quant.alpha")
-CLIPSIM, PSNR = wr.SummaryMetric("clipsim"), wr.SummaryMetric("psnr")
 REPORT, VIDEOS = "quantization_report", "videos"
 LEGEND = "${config:quant.name} ${summary:bits}"
 WIDE = wr.Layout(w=24, h=14)
@@ -53,16 +54,16 @@ def questions(entity: str) -> list[Question]:
         Question(
             "Alpha curves",
             "Quality against smoothing strength, one point a run, grouped by recipe. `wandb sweep sweeps/alpha.yaml`",
-            [_scatter("CLIPSIM by alpha", ALPHA, CLIPSIM), _scatter("PSNR by alpha", ALPHA, PSNR)],
+            [_scatter(CLIPSIM, "alpha", ALPHA), _scatter(PSNR, "alpha", ALPHA)],
             filters="SummaryMetric('num_prompts') = 16",  # as conf/experiment/alpha.yaml has
         ),
         Question(
             "Bits against quality",
             "Each recipe at each bit-width, and what the model weighs. `wandb sweep sweeps/testbed.yaml`",
             [
-                _scatter("PSNR by weight bits", wr.SummaryMetric("weight_bits"), PSNR),
-                _scatter("CLIPSIM by weight bits", wr.SummaryMetric("weight_bits"), CLIPSIM),
-                _scatter("PSNR by size in MB", wr.SummaryMetric("size_mb"), PSNR),
+                _scatter(PSNR, "weight bits", wr.SummaryMetric("weight_bits")),
+                _scatter(CLIPSIM, "weight bits", wr.SummaryMetric("weight_bits")),
+                _scatter(PSNR, "size in MB", wr.SummaryMetric("size_mb")),
             ],
         ),
         Question(
@@ -123,7 +124,8 @@ def save(entity: str, project: str) -> None:
         print(view.url)
 
 
-def _scatter(title: str, x: wr.Config | wr.SummaryMetric, y: wr.SummaryMetric) -> wr.ScatterPlot:
+def _scatter(value: Value, by: str, x: wr.Config | wr.SummaryMetric) -> wr.ScatterPlot:
+    y, title = wr.SummaryMetric(value.name), f"{value.title} by {by}"
     return wr.ScatterPlot(title=title, x=x, y=y, legend_template=LEGEND, layout=wr.Layout(w=8, h=8))
 
 

@@ -54,7 +54,7 @@ WRONG = {
     "bits.layers.blocks.act=16": ("bits.layers is not a field", "allowed: bits.act, bits.weight"),
     "metrics.top.min=30": ("metrics.top is not a field", "metrics.retrieval"),
     "metrics.latents.min=30": ("metrics.latents.min is not a field", "metrics.latents has no fields to set"),
-    "+fail_below.psnr=30": ("fail_below is not a field", "allowed: alpha", "yardstick"),
+    "+fail_below.psnr=30": ("fail_below is not a field", "allowed: alpha", "reseeded"),
     "+keep=[x]": ("keep is not a field",),
     "+bits.layers.x=3": ("bits.layers is not a field", "bits.weight"),
     "+metrics.foo=3": ("metrics.foo=3", "a mapping with _target_"),

@@ -1,23 +1,29 @@
-"""Commands that people copy from our texts mean the same in bash and in zsh, which globs brackets."""
+"""Commands that people copy from our texts mean the same in bash and in zsh, which globs brackets, and are real."""
 
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+
+from vdq.commands import without_effect
+from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("python", "make", "hf", "wandb", "pip")
-TEXTS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "notebooks/README.md",
-    "conf/**/*.yaml",
-    "sweeps/*",
-    "vdq/**/*.py",
-    "results/**/*.md",
+PROGRAMS = ("python", "make", "hf", "wandb", "pip", "pytest", "vdq")
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/**/*.md", "notebooks/README.md"]
+TEXTS = [*PAGES, "conf/**/*.yaml", "sweeps/*", "vdq/**/*.py", "results/**/*.md"]
+RUN = ("python run.py ", "vdq ")
+PUBLISHED = re.compile("opensora|ucf101|artefact")  # what is downloaded, and folders that are not there
+QUICK = [
+    "python run.py --help",
+    "python run.py --info searchpath",
+    "python run.py quant=asq bits=w4a8 quant.alpha=0.3 --cfg job",
 ]
 
 
@@ -31,19 +37,28 @@ def commands(text: str) -> list[str]:
     """In code spans and in blocks."""
     lines = [line for block in blocks(text) for line in block.splitlines()]
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
-    starts = tuple(f"{program} " for program in PROGRAMS)
-    return [found.strip() for found in (*lines, *spans) if found.strip().startswith(starts)]
+    programs = "|".join(PROGRAMS)
+    texts = [found.strip().removeprefix(".venv/bin/") for found in (*lines, *spans)]
+    return [found for found in texts if re.match(rf"({programs}) ", found)]
 
 
-def found() -> list[str]:
-    texts = [path.read_text(encoding="utf-8") for pattern in TEXTS for path in sorted(ROOT.glob(pattern))]
-    return sorted(
-        {command for text in texts for command in commands(text) if not re.search("[{*]", command)}
-    )  # templates
+def found(patterns: list[str]) -> list[str]:
+    texts = [path.read_text(encoding="utf-8") for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    templates = "[{*]|NAME"
+    return sorted({command for text in texts for command in commands(text) if not re.search(templates, command)})
+
+
+def overrides(command: str) -> list[str]:
+    """What a command gives to Hydra; of a sweep the first value of each list."""
+    words = shlex.split(command.partition("run.py ")[2] or command.removeprefix("vdq "))
+    kept = [word for word in words if "=" in word and not word.startswith("-")]
+    if "-m" in words:
+        kept = [word if "[" in word else word.split(",")[0] for word in kept]
+    return [re.sub(r"\b(FILE|FOLDER)\b", "/x", word) for word in kept]
 
 
 def test_there_are_commands_to_test():
-    assert len(found()) > 30 and "make run" in found()
+    assert len(found(TEXTS)) > 60 and {"make run", *QUICK} <= set(found(PAGES))
 
 
 @pytest.mark.parametrize("shell", ["bash --norc", "zsh -f"])
@@ -53,7 +68,7 @@ def test_every_command_has_its_arguments_as_they_stand_there(shell):
         pytest.skip(f"{program} is not installed")
     stubs = "".join(f"{name}() {{ printf '%s\\0' {name} \"$@\"; }}\n" for name in PROGRAMS)
     wrong = []
-    for command in found():
+    for command in found(TEXTS):
         done = subprocess.run(
             [program, option, "-c", stubs + command], capture_output=True, text=True, cwd="/", check=False
         )
@@ -62,8 +77,45 @@ def test_every_command_has_its_arguments_as_they_stand_there(shell):
     assert wrong == []
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "notebooks/README.md"])
-def test_no_comment_stands_in_a_block_of_commands(path):
+@pytest.mark.parametrize("pattern", PAGES)
+def test_no_comment_stands_in_a_block_of_commands(pattern):
     """An interactive zsh takes them for arguments."""
-    lines = [line for block in blocks((ROOT / path).read_text()) for line in block.splitlines()]
+    texts = [path.read_text(encoding="utf-8") for path in ROOT.glob(pattern)]
+    lines = [line for text in texts for block in blocks(text) for line in block.splitlines()]
     assert [line for line in lines if "#" in line] == []
+
+
+RUNS = [c for c in found(PAGES) if c.startswith(RUN) and "--config-dir" not in c]
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_every_run_composes(command):
+    """Hydra itself refuses a group, an option or a field that is not there."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert compose("config", overrides(command)).stages
+
+
+@pytest.mark.parametrize("command", [c for c in RUNS if "-m" not in c.split() and not PUBLISHED.search(c)])
+def test_no_option_of_a_run_is_without_effect(command):
+    given = overrides(command)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", given)
+    without_effect.check(Experiment(cfg), {text.lstrip("+~").partition("=")[0]: text for text in given})
+
+
+@pytest.mark.parametrize("command", [c for c in found(TEXTS) if re.match(r"python -m vdq\b", c)])
+def test_every_module_that_is_run_exists(command):
+    assert find_spec(shlex.split(command)[2]) is not None
+
+
+@pytest.mark.parametrize("command", [c for c in found(PAGES) if c.startswith("make ")])
+def test_every_target_of_make_exists(command):
+    done = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    assert "No rule to make target" not in done.stderr
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_quick_commands_run(command):
+    words = [sys.executable, *shlex.split(command)[1:]]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout and done.stderr == ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +87,19 @@ def test_folders_that_cannot_be_written_are_refused_and_nothing_is_left(tmp_path
         with pytest.raises(ValueError, match="^paths.runs=.* must be a folder that can be written: "):
             check_folder("paths.runs", path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path, rename = tmp_path / "folder", os.rename
+    path.mkdir()
+    (path / "old").touch()
+
+    def refused(source, target):
+        if Path(source) != path and (Path(source) / "new").exists():
+            raise PermissionError("not now")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(PermissionError), complete_folder_or_nothing(path) as partial:
+        (partial / "new").touch()
+    assert (path / "old").exists() and list(tmp_path.iterdir()) == [path]

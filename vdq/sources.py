@@ -68,7 +68,7 @@ class Source:
 
 
 def named_file(source: Source) -> Path | tuple[str, ...]:
-    """What the value names, told without a network: a local file, or repository and file on the Hub.
+    """What the value names, found without a network: a local file, or repository and file on the Hub.
 
     Raises UserError when it is neither.
     """

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from vdq.benchmark import work
-from vdq.benchmark.block import BLOCK, CHAIN, LINEARS, SWITCHING, contenders
+from vdq.benchmark.block import BLOCK, SWITCHING, contenders
+from vdq.benchmark.family import CHAIN, LINEARS
 from vdq.benchmark.gemm import kernels, peaks
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, SIMULATED
@@ -43,7 +44,7 @@ def test_the_timed_block_is_that_of_a_quantized_model(random_block, recipes, sta
     net.blocks[0].register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
     with torch.no_grad():
         random_block.clock.set(0)
-        net(*random_block._inputs(0, torch.float32))
+        net(*random_block.inputs(0, torch.float32))
         (x, expected), (_, call) = seen[0], random_block.quantized(BLOCK, states[name], backend)
         assert torch.equal(call(x), expected)
 

@@ -18,7 +18,7 @@ def stat(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(machine, "STAT", tmp_path / "stat")
-    monkeypatch.setattr(machine, "_cpus", lambda: {1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1}, raising=False)
     monkeypatch.setattr(os, "sysconf", lambda name: 100)
     return write
 

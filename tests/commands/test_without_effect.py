@@ -11,7 +11,7 @@ from vdq.stages.experiment import Experiment
 
 REFUSED = {
     "tabulate=true": "tabulate=true has no effect: it ends a sweep",
-    "yardstick=true": "yardstick=true has no effect: only where quant=fp16 is sampled",
+    "reseeded=true": "reseeded=true has no effect: only where quant=fp16 is sampled",
     "export=packed": "export=packed has no effect: .* 'stages=\\[export\\]' does",
     "benchmark.rounds=9": "benchmark.rounds=9 has no effect: .* 'stages=\\[benchmark\\]' does",
     "metrics=fidelity stages=[sample]": "metrics=fidelity has no effect: stages=\\[sample\\] scores nothing",
@@ -41,12 +41,13 @@ REFUSED = {
 ACCEPTED = (
     "quant=tsq_tsw bits=w6a8 backend.weight_sets=keep alpha=half batch_size=2 logger=csv",
     "quant=asq quant.momentum=0.5 quant.alpha=0.3 dataset.num_prompts=2",
-    "quant=fp16 yardstick=true sampler.guidance_scale=5 sampler.guidance_channels=4 metrics=fidelity",
+    "quant=fp16 reseeded=true sampler.guidance_scale=5 sampler.guidance_channels=4 metrics=fidelity",
     "stages=[benchmark] benchmark.parts=[block] benchmark.hidden_size=64 quant=asq bits=w8a8",
     "stages=[tabulate] quant=tsq_tsw bits=w6a8",
     "stages=[export] export=packed quant=asq_tsw bits=w4a8 force=true",
     "stages=[evaluate] videos=x prompts=y metrics=fidelity force=true",
     "force=[calibrate,evaluate] quant=asq",
+    "force=false tabulate=false export=null",
     "quant=dvd_quant quant.delta=0.2 bits=w4a4",
 )
 

@@ -79,7 +79,7 @@ def test_trainer_can_be_made(option):
 
 @pytest.mark.parametrize("option", names("sampler"))
 def test_sampler_takes_the_steps_of_its_name(option):
-    assert instantiate(config(f"sampler={option}").sampler).schedule.num_steps == int(option.rpartition("_")[2])
+    assert instantiate(config(f"sampler={option}").sampler).steps == int(option.rpartition("_")[2])
 
 
 @pytest.mark.parametrize("option", names("experiment"))

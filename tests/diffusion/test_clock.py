@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vdq.diffusion.clock import StepClock
+from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
 
 
 def test_set_changes_the_index_in_place():
@@ -24,6 +24,17 @@ def test_steps_out_of_range(step):
     with pytest.raises(ValueError, match=f"step={step} must be in 0..19"):
         clock.set(step)
     assert clock.index.item() == clock.step == 7
+
+
+def test_the_branch_is_that_of_the_last_call():
+    clock = StepClock(4)
+    assert clock.branch is None
+    for branch in (CONDITIONAL, UNCONDITIONAL, None):
+        clock.set(1, branch)
+        assert clock.branch == branch
+    with pytest.raises(ValueError, match="branch=null must be conditional, unconditional or None"):
+        clock.set(2, "null")
+    assert clock.step == 1
 
 
 def test_num_steps_must_be_positive():

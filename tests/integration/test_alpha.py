@@ -31,7 +31,7 @@ def test_grid_is_sampled_chosen_from_and_ranked(grid, tmp_path, capsys):
     table = pd.read_csv(results / "alpha.csv")
     chosen = yaml.safe_load((tmp_path / "conf" / "alpha" / "shapes.yaml").read_text())
     best = chosen["asq"]
-    assert chosen == {"asq": best, "asq_tsw": best} and best in table["alpha"].tolist()
+    assert chosen == {"asq": best} and best in table["alpha"].tolist()
     assert f"Chosen: **asq {best}**" in (results / "alpha.md").read_text() and (results / "alpha.png").exists()
     capsys.readouterr()
     grid.run("stages=[search_alpha]")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from vdq.commands import pending
+from vdq.commands import status
 
 
 def test_table_of_two_noises(finished, tmp_path):
@@ -36,6 +36,6 @@ def test_table_of_two_noises(finished, tmp_path):
 
 
 def test_every_recipe_and_seed_is_wanted(finished):
-    table = pending.progress(["neighbours"], [*finished.overrides, "sampler.steps=20"])  # which 10 time ranges divide
-    quantized = sum(path.stem != "fp16" for path in pending.CONF.glob("quant/*.yaml"))
+    table = status.progress(["neighbours"], [*finished.overrides, "sampler.steps=20"])  # which 10 time ranges divide
+    quantized = sum(path.stem != "fp16" for path in status.CONF.glob("quant/*.yaml"))
     assert table.loc[0, "runs"] == 3 * (1 + 5 * quantized)

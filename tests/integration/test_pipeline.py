@@ -129,6 +129,7 @@ def test_result_holds_identity_and_scores(folder):
     assert 8 < result["bits_per_weight"] < 20 and result["size_mb_fp16"] < result["size_mb"]
     assert result["assets"].keys() == {"shapes-clip", "shapes-dover"} and len(result["assets"]["shapes-clip"]) == 64
     assert read(folder / "metrics.json")["values"].items() <= result.items()
+    assert {"samples", "statistics", "quant.tsq_tsw", "backend.fake_quant", "metrics.clip"} <= result["versions"].keys()
 
 
 def test_nothing_half_written_is_left(scored):

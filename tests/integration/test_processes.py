@@ -18,7 +18,7 @@ START, END = 1800, 300  # seconds on a machine that is busy with other things; w
 KINDS = {
     "single": ("run.py", *LONG),
     "joblib": ("run.py", "-m", *LONG, "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
-    "complete": ("-m", "vdq.commands.complete", "--jobs", "2", "table1", *SHORT),
+    "complete": ("-m", "vdq.commands.run_missing", "--jobs", "2", "table1", *SHORT),
     "ddp": ("run.py", *LONG, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)

@@ -60,6 +60,15 @@ def test_force_repeats_the_run_but_not_statistics_and_reference(finished, work):
     assert {key: again[key] for key in same} == approx({key: result[key] for key in same})
 
 
+def test_statistics_are_made_again_where_force_names_them(testbed, work):
+    testbed.run("quant=cw_tw")
+    (path,), before = stats_files(testbed), load_file(stats_files(testbed)[0])
+    work.clear()
+    testbed.run("quant=cw_tw", "force=[calibrate]")
+    assert work == [CALIBRATION, "sampling cw_tw", SCORING]
+    assert all(torch.equal(value, before[name]) for name, value in load_file(path).items())
+
+
 @pytest.mark.parametrize("change", ["quant.alpha=0.3", "bits=w4a4", "quant=asq", "quant.num_time_ranges=2"])
 def test_alpha_bits_recipe_and_ranges_need_neither_calibration_nor_reference(finished, work, change):
     before = stats_files(finished)

@@ -51,7 +51,7 @@ def test_sweep_ends_in_one_table(testbed, imported):
     assert not imported.exists()
     results = testbed.runs / "results"
     assert "`" + rows[1][-1] + "`" in (results / "shapes" / "table1.md").read_text()
-    assert (results / "gallery" / "index.html").is_file()
+    assert all((root / "gallery" / "index.html").is_file() for root in (results, testbed.runs))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from vdq.data.samples import write_sample
@@ -34,12 +35,13 @@ class Darkness(VideoMetric):
         self.record(index, {"darkness": 255 - videos.double().mean((1, 2, 3, 4))})
 
 
-def test_a_new_metric_is_scored_registered_and_printed_without_another_edit(trainer, tmp_path):
+def test_a_new_metric_is_scored_registered_and_printed_without_another_edit(tmp_path):
     folder = tmp_path / "run"
     for index, level in enumerate((0, 100)):
         frames = torch.full((2, 8, 8, 3), level, dtype=torch.uint8)
         write_sample(folder, index, torch.ones(4, 2, 1, 1), frames, 4)
     task = Evaluation(metrics={"own": Darkness()}, data=SampleDataset(["a", "b"], folder, None), folder=folder)
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     trainer.test(task, verbose=False)
     scores = json.loads((folder / "metrics.json").read_text())
     assert scores["values"] == {"darkness": 205}

@@ -254,7 +254,7 @@ def test_refuses_bad_input(detector: I3dDetector, tmp_path: Path) -> None:
         fvd.compute()
     fvd.reset()
     with pytest.raises(ValueError, match="FvdMetric has no value"):
-        fvd._sorted()
+        fvd.per_video_index()
 
 
 BATCHES = {"repeats": [[[0, 2], [3]], [[1], [3]]], "one process has no video": [[[3, 0], [1, 2]], []]}

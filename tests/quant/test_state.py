@@ -173,11 +173,11 @@ def test_a_tensor_of_several_layers_is_stored_once(tmp_path):
 
 
 def test_files_of_before_are_refused(tmp_path):
-    """Written when a layer was one flat set of parameters, without a version."""
+    """Written when a layer was one flat set of parameters, without a layout."""
     path = tmp_path / "state.safetensors"
     header = {"layers": {"fc": {"weight_bits": 8}}, "num_steps": STEPS, "report": [], "metadata": {}}
     save_file({"fc.weight_scale": torch.ones(1)}, path, metadata={"kind": KIND, "header": json.dumps(header)})
-    with pytest.raises(UserError, match="has version 1 of vdq.quant_state, this program reads 2; make it again$"):
+    with pytest.raises(UserError, match="has layout 1 of vdq.quant_state, this program reads 2; make it again$"):
         QuantState.load(path)
 
 

@@ -34,7 +34,7 @@ def test_bits_of_every_video_and_step(tmp_path, monkeypatch):
 
 def test_backend_of_pyplot_stays_with_whoever_shows_figures():
     """Notebooks show none once a module that they import has changed it."""
-    modules = ", ".join(f"vdq.tracking.{name}" for name in ("alpha", "execution", "figures", "neighbours", "frames"))
+    modules = ", ".join(f"vdq.reports.{name}" for name in ("alpha", "execution", "figures", "neighbours", "frames"))
     code = f"import matplotlib; matplotlib.use('svg'); import {modules}; print(matplotlib.get_backend())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "svg"

@@ -12,12 +12,12 @@ from vdq.reports import paper_tables
 from vdq.reports.claims import CLAIMS, paper_scores_of, scores_of, verdict
 from vdq.reports.marks import MARKDOWN
 from vdq.reports.paper_report import cells, claims_of, write_table
-from vdq.reports.paper_tables import TITLES, YARDSTICK, fill, paper_rows, wanted
+from vdq.reports.paper_tables import OTHER_NOISE, TITLES, fill, paper_rows, wanted
 from vdq.reports.scores import key_of
 from vdq.reports.uncertainty import Noise
 
 PROMPTS = 24
-VALUES = {"fp16": 0.5, YARDSTICK: 0.51, "dynamic": 0.49, "asq": 0.45, "tsq_tsw": 0.47}
+VALUES = {"fp16": 0.5, OTHER_NOISE: 0.51, "dynamic": 0.49, "asq": 0.45, "tsq_tsw": 0.47}
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_the_papers_own_numbers_fit_its_claims():
 def test_every_row_of_the_paper_is_wanted_after_full_precision_and_its_yardstick():
     for name in TITLES:
         rows = wanted(name)
-        assert rows["method"].tolist()[:2] == ["fp16", YARDSTICK]
+        assert rows["method"].tolist()[:2] == ["fp16", OTHER_NOISE]
         paper = paper_rows(name)
         assert set(zip(paper["method"], paper["w_bits"])) <= set(zip(rows["method"], rows["w_bits"]))  # noqa: B905
 
@@ -127,7 +127,7 @@ def test_bold_is_what_leaves_the_noise_of_prompts_seeds_and_processors(find):
 
 
 def test_a_difference_smaller_than_that_of_another_seed_is_a_tie(find, monkeypatch):
-    monkeypatch.setitem(VALUES, YARDSTICK, 0.475)
+    monkeypatch.setitem(VALUES, OTHER_NOISE, 0.475)
     assert shown(fill("table3", find)) == {"bold": set(), "tied": {"dynamic", "tsq_tsw"}}
 
 

@@ -1,6 +1,13 @@
-"""Tables in README.md are those of the generated files."""
+"""Tables in README.md and docs/ are those of the generated files."""
 
-from vdq.reports.readme import fill
+import re
+from pathlib import Path
+
+import pytest
+
+from vdq.reports.readme import BLOCK, fill, pages
+
+ROOT = Path(__file__).parents[2]
 
 TEXT = (
     "# Title\n\n<!-- begin results/a.md -->\nold\n<!-- end results/a.md -->\n\nbetween\n"
@@ -29,3 +36,24 @@ def test_block_without_its_file_stays_and_is_named(tmp_path, capsys):
 
 def test_text_without_blocks_stays(tmp_path):
     assert fill("a\nb\n", tmp_path) == "a\nb\n"
+
+
+@pytest.mark.parametrize("page", pages(ROOT), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_committed_blocks_are_up_to_date(page):
+    """`python -m vdq.reports.readme` would change nothing, and every block has its file."""
+    text = page.read_text(encoding="utf-8")
+    assert fill(text, ROOT) == text
+    assert all((ROOT / match[1]).is_file() for match in BLOCK.finditer(text))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results/index.md"])
+def test_counts_of_claims_in_texts_are_those_of_the_tables(page):
+    tables = "\n".join((ROOT / f"results/shapes/table{number}.md").read_text() for number in range(1, 6))
+    counts = {
+        verdict: len(re.findall(rf"\| {verdict} +\|", tables)) for verdict in ("holds", "does not hold", "within noise")
+    }
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    found = re.search(
+        r"(\d+) (?:can be asked|claims about).*?(\d+) hold, (\d+) do not hold,? and (\d+) are within noise", text
+    )
+    assert [int(number) for number in found.groups()] == [sum(counts.values()), *counts.values()]

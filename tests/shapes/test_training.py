@@ -26,7 +26,7 @@ def test_the_bound_is_the_divergence_of_the_posteriors(denoiser):
     x0, noise, eps, v = torch.randn(4, 3, 4, 2, 2, 2, generator=generator).unbind()
     timestep = torch.tensor([1, 500, 999])
     x = denoiser.schedule.q_sample(x0, timestep, noise)
-    bound = denoiser._bound(x0, x, timestep, eps, v)
+    bound = denoiser.variance_bound(x0, x, timestep, eps, v)
     for row, t in enumerate(timestep.tolist()):
         step = 999 - t
         model = iddpm_posterior(denoiser.schedule, step, x[row], eps[row], v[row])
@@ -54,7 +54,7 @@ def test_the_bound_trains_the_variance_only(denoiser, monkeypatch):
         return denoiser.net.final_layer.linear.bias.grad.view(4, 8).clone()
 
     both = bias_gradient()
-    monkeypatch.setattr(denoiser, "_bound", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(denoiser, "variance_bound", lambda *_: torch.zeros(1))
     error_only = bias_gradient()
     assert torch.equal(both[:, :4], error_only[:, :4]) and both[:, :4].abs().min() > 0
     assert both[:, 4:].abs().min() > 0 and error_only[:, 4:].abs().max() == 0
@@ -79,7 +79,7 @@ def test_single_frames_go_through_the_same_weights(denoiser):
     torch.nn.init.normal_(weights["final_layer.linear.weight"], std=0.1)
     y, mask = denoiser.captions(["a red circle", "a blue star"])
     x, timestep, frames = torch.randn(2, 4, 1, 8, 8), torch.tensor([500, 20]), torch.tensor([0, 9])
-    result = denoiser._denoise(x, timestep, y, mask, frames)
+    result = denoiser.denoise(x, timestep, y, mask, frames)
     for row, frame in enumerate(frames):
         single = build_denoiser(frames=1)
         single.load_state_dict(weights | {"pos_embed_temporal": denoiser.net.pos_embed_temporal[:, frame : frame + 1]})

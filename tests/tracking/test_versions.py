@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from vdq.tracking.versions import versions_told
+from vdq.tracking.versions import newest, versions_note
 
 ONE, TWO = {"samples": 1, "quant.asq": 1}, {"samples": 1, "quant.asq": 2}
 OTHER = {"samples": 1, "quant.tsw": 3}  # another method has numbers of its own
@@ -20,5 +20,12 @@ OTHER = {"samples": 1, "quant.tsw": 3}  # another method has numbers of its own
     ],
 )
 def test_different_versions_of_the_same_code_are_told(versions, told):
-    assert versions_told(pd.DataFrame({"versions": versions})) == told
-    assert versions_told(pd.DataFrame({"signature": ["a"]})) == ""  # results of before versions were kept
+    assert versions_note(pd.DataFrame({"versions": versions})) == told
+    assert versions_note(pd.DataFrame({"signature": ["a"]})) == ""  # results of before versions were kept
+
+
+def test_runs_of_an_earlier_version_are_left_out_where_later_ones_are_there():
+    runs = pd.DataFrame({"signature": list("abcd"), "versions": [ONE, TWO, OTHER, None]})
+    assert newest(runs)["signature"].tolist() == ["b", "c", "d"]
+    assert newest(runs.iloc[[0, 2]])["signature"].tolist() == ["a", "c"]
+    assert newest(pd.DataFrame({"signature": ["a"]}))["signature"].tolist() == ["a"]

@@ -1,1 +1,1 @@
-"""What `'stages=[benchmark]'` measures: times in turn, a random STDiT-XL/2 block, the machine's peak, peers."""
+"""The measurements of `'stages=[benchmark]'`: times taken in turn, a random block, the machine's peak and peers."""

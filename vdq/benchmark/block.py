@@ -1,4 +1,4 @@
-"""One block of STDiT with random weights, calibrated and quantized as a whole model is: for its speed only."""
+"""A block with random weights, calibrated and quantized as a whole model is: for its speed only."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from vdq.backends.base import Backend
 from vdq.backends.integer import integer_weight_bytes
+from vdq.benchmark.family import BLOCK_FQN, CHAIN, LINEARS, random_inputs, random_network
 from vdq.benchmark.machine import Machine
-from vdq.benchmark.plan import ROWS, Plan
+from vdq.benchmark.plan import Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.schedule import Schedule
 from vdq.methods.base import Method
-from vdq.models.stdit import STDiT
 from vdq.quant.convert import apply
 from vdq.quant.observers import Observer
 from vdq.quant.samples import Samples
@@ -27,10 +27,7 @@ from vdq.quant.search import InputRecorder
 from vdq.quant.state import QuantState
 from vdq.quant.stats import Stats
 
-PATCH = 2
-LINEARS = ("attn.proj", "mlp.fc1", "mlp.fc2")  # C -> C, C -> 4C, 4C -> C
-CHAIN, BLOCK = "mlp", ""  # the module within the block; the block itself
-PREFIX = "blocks.0"
+BLOCK = ""  # the module within the block that is the block itself
 SWITCHING = "another step each call"
 
 
@@ -53,30 +50,16 @@ class RandomBlock:
     def __init__(self, plan: Plan, schedule: Schedule, machine: Machine) -> None:
         self.plan, self.schedule, self.machine = plan, schedule, machine
         self.clock = StepClock(schedule.num_steps)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.net = STDiT(
-                input_size=(plan.frames, PATCH * plan.side, PATCH * plan.side),
-                patch_size=(1, PATCH, PATCH),
-                hidden_size=plan.hidden_size,
-                depth=1,
-                num_heads=plan.num_heads,
-                caption_channels=plan.caption_channels,
-                model_max_length=plan.caption_tokens,
-            )
-            for parameter in self.net.parameters():
-                if not parameter.any():  # late branches start at zero, which would hide everything before them
-                    nn.init.normal_(parameter, std=0.02)
-        self.net.eval().requires_grad_(False)
+        self.net = random_network(plan)
 
     @cached_property
-    def placed(self) -> STDiT:
-        """In full precision on the device."""
+    def placed(self) -> nn.Module:
+        """The network in full precision, on the device."""
         same = self.machine.device.type == "cpu" and self.machine.dtype == torch.float32
         return self.net if same else self._place(copy.deepcopy(self.net))
 
     def stats(self, done: Callable[[], Any] = lambda: None) -> Stats:
-        """Of every step, by the observers that calibrate a whole model."""
+        """Statistics of every step, by the observers that calibrate a whole model; `done` is called after each."""
         net = self.net.to(self.machine.device)
         clock = self.clock.to(self.machine.device)
         steps = self.schedule.num_steps
@@ -84,7 +67,7 @@ class RandomBlock:
         with torch.no_grad(), Observer(net, clock, quantizable) as observer, recorder:
             for step in range(steps):
                 clock.set(step)
-                net(*self._inputs(step, torch.float32))
+                net(*self.inputs(step, torch.float32))
                 done()
         self.net.to("cpu")
         counted = torch.ones(steps), torch.zeros(steps)  # all steps are alike
@@ -102,43 +85,39 @@ class RandomBlock:
 
     def full(self, part: str) -> tuple[Part, Tensor]:
         """A part in full precision and its first argument; of a linear as a matrix [tokens, channels]."""
-        module, (args, kwargs) = self.placed.blocks[0].get_submodule(part), self._captured(self.placed, part)
+        module = self.placed.get_submodule(BLOCK_FQN).get_submodule(part)
+        args, kwargs = self._captured(self.placed, part)
         x = args[0].flatten(0, -2) if part in LINEARS else args[0]
         return Part(module, args[1:], kwargs), x.contiguous()
 
     def quantized(self, part: str, state: QuantState, backend: Backend) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         """A quantized copy of a part, and its call: of a linear by itself, of the others within the block."""
         if part in LINEARS:
-            name = f"{PREFIX}.{part}"
+            name = f"{BLOCK_FQN}.{part}"
             alone = nn.Sequential(self.net.get_submodule(name))
             net = self._place(apply(alone, QuantState({"0": state.layers[name]}, state.num_steps), self.clock, backend))
             return net, net
         net = self._place(apply(self.net, state, self.clock, backend))
-        block = net.blocks[0]
+        block = net.get_submodule(BLOCK_FQN)
         if part == CHAIN:
             return block.mlp, _fused_chain(block) if hasattr(block, "ops") else block.mlp
         args, kwargs = self._captured(net, part)
         return block, lambda x: block(x, *args[1:], **kwargs)
 
-    def _captured(self, net: STDiT, part: str) -> tuple[tuple, dict]:
+    def _captured(self, net: nn.Module, part: str) -> tuple[tuple, dict]:
         """Arguments that a part of the first block gets in the first step."""
         seen: list[tuple[tuple, dict]] = []
-        target = net.blocks[0].get_submodule(part)
+        target = net.get_submodule(BLOCK_FQN).get_submodule(part)
         hook = target.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
         with torch.no_grad():
             self.clock.set(0)
-            net(*self._inputs(0, self.machine.dtype))
+            net(*self.inputs(0, self.machine.dtype))
         hook.remove()
         return seen[0]
 
-    def _inputs(self, step: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Arguments of the denoiser for one prompt with guidance. A single row would not do: its temporal tokens are a
-        view that is not contiguous, with which torch calculates many small products.
-        """
-        generator = torch.Generator().manual_seed(step)
-        latents = torch.randn(ROWS, self.net.in_channels, *self.net.input_size, generator=generator)
-        captions = torch.randn(ROWS, 1, *self.net.y_embedder.y_embedding.shape, generator=generator)
-        timestep = self.schedule.timesteps[step].expand(ROWS)
+    def inputs(self, step: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Arguments of the denoiser at a step: latents, timestep and captions."""
+        latents, timestep, captions = random_inputs(self.net, self.schedule.timesteps[step], step)
         device = self.machine.device
         return latents.to(device, dtype), timestep.to(device), captions.to(device, dtype)
 
@@ -147,14 +126,14 @@ class RandomBlock:
 
 
 def quantizable(fqn: str) -> bool:
-    return fqn.startswith(f"{PREFIX}.")
+    return fqn.startswith(f"{BLOCK_FQN}.")
 
 
 def contenders(
     block: RandomBlock, part: str, recipes: list[tuple[str, Backend]], states: dict[str, QuantState]
 ) -> list[Contender]:
-    """Full precision and the recipes (name, backend); of those with a weight set for each time range also with another
-    step in every call. `states` has the parameters by name.
+    """Contenders: full precision and the recipes (name, backend), those with a weight set for each time range also with
+    another step in every call. `states` has the parameters by name.
     """
     module, x = block.full(part)
     expected, base = module(x), x if part == BLOCK else None
@@ -200,7 +179,7 @@ def relative_error(y: Tensor, expected: Tensor, base: Tensor | None = None) -> f
 
 
 def _fused_chain(block: nn.Module) -> Callable[[Tensor], Tensor]:
-    """fc1, GELU and fc2 with the operations of a fused block (vdq.backends.fused_block)."""
+    """A call of fc1, GELU and fc2 with the operations of a fused block (vdq.backends.fused_block)."""
     ops, mlp = block.ops, block.mlp
 
     def call(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ U8_GEMM = "GEMM, u8 to u8"
 
 
 def kernels(tokens: int, inputs: int, outputs: int, machine: Machine) -> list[Contender]:
-    """Products of [tokens, inputs] with [inputs, outputs]: full precision into memory that is there, then 8 bits."""
+    """Products of [tokens, inputs] with [inputs, outputs]: in full precision into one buffer, then in 8 bits."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         x, weight = torch.randn(tokens, inputs), torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
@@ -25,7 +25,7 @@ def kernels(tokens: int, inputs: int, outputs: int, machine: Machine) -> list[Co
 
 
 def peaks(shapes: list[tuple[int, int]], tokens: int, machine: Machine) -> Peaks:
-    """The best of all shapes (inputs, outputs) and a few repetitions."""
+    """The fastest speeds that the machine reaches over all shapes (inputs, outputs) and a few repetitions."""
     best: dict[int, tuple[float, str]] = {}
     for inputs, outputs in shapes:
         for place, kernel in enumerate(kernels(tokens, inputs, outputs, machine)):
@@ -54,7 +54,7 @@ def _full(x: Tensor, weight: Tensor, machine: Machine) -> Contender:
 
 
 def _integer(weight: Tensor, tokens: int, machine: Machine) -> Contender:
-    """On the CPU the fastest that is exact, of as many bits as that takes: oneDNN's has everything static folded, and
+    """The product in 8 bits. On the CPU the fastest that is exact: oneDNN's has everything static folded, and
     bytes in and out. On the GPU `_int_mm`, 32-bit integers out.
     """
     if machine.on_gpu:

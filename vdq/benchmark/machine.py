@@ -56,7 +56,7 @@ class Machine:
         return foreign
 
     def describe(self) -> dict[str, Any]:
-        """What a result depends on beside the program."""
+        """The facts of the machine that a result depends on."""
         return {
             "device": processor(self.device),
             "device_type": self.device.type,
@@ -69,12 +69,12 @@ class Machine:
 
 
 def _cpus() -> set[int]:
-    """Those that this process may run on."""
+    """The CPUs that this process may run on."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _busy_seconds() -> float | None:
-    """Time that our CPUs were busy since the start of the system, whoever used them; Linux tells it."""
+    """Seconds that our CPUs were busy since the system started, whoever used them; None where it is no Linux."""
     if not STAT.is_file():
         return None
     wanted = {f"cpu{number}" for number in _cpus()}

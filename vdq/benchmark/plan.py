@@ -15,12 +15,12 @@ ROWS = 2  # of the block's batch: a caption and the null caption, as guidance ha
 
 @dataclass(frozen=True)
 class Plan:
-    """parts: "linear" (three linears and fc1-GELU-fc2 of the block), "block" (one STDiT block of random weights),
-    "sampler" (the configured model). integer, simulated: recipes of conf/quant; with neither, the configured recipe on
-    its backend. peers: keys of vdq.benchmark.peers. rounds: how often everything is timed. videos: the sampler part
-    samples so many prompts, a batch a round, instead of `rounds` times the first batch. limit: share of the CPUs that
-    other programs may take in a round. The others are the block's dimensions, for two rows of frames * side**2 tokens.
-    Raises UserError for a value outside these.
+    """The plan of a benchmark. parts: "linear" (three linears and fc1-GELU-fc2 of the block), "block" (one block of
+    random weights), "sampler" (the configured model). integer, simulated: recipes of conf/quant; with neither, the
+    configured recipe on its backend. peers: keys of vdq.benchmark.peers. rounds: how often everything is timed. videos:
+    the sampler part samples so many prompts, a batch a round, instead of `rounds` times the first batch. limit: share
+    of the CPUs that other programs may take in a round. The others are the block's dimensions, for two rows of frames *
+    side**2 tokens. Raises UserError for a value outside these.
     """
 
     parts: Sequence[str] = (SAMPLER,)

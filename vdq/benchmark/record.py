@@ -23,8 +23,9 @@ def case_record(
     peaks: Peaks,
     **facts: Any,
 ) -> dict[str, Any]:
-    """`speedup` is over full precision, `over_dynamic` over the dynamic recipe of the same kind, `over_baseline` over
-    the contender's own baseline; `floor` is the share of the arithmetic floor, 1 the fastest this machine could be.
+    """The record of one case. `speedup` is over full precision, `over_dynamic` over the dynamic recipe of the same
+    kind, `over_baseline` over the contender's own baseline; `floor` is the share of the arithmetic floor, 1 the fastest
+    this machine could be.
     """
     kept = used(rounds, limit)
     return {

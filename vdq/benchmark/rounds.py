@@ -15,7 +15,7 @@ MIN_SECONDS, MAX_CALLS = 0.05, 50
 
 
 class Clock(Protocol):
-    """Of a machine: vdq.benchmark.machine.Machine, or a made-up one in tests."""
+    """The clock of a machine: vdq.benchmark.machine.Machine, or a made-up one in tests."""
 
     def now(self) -> float:
         """Seconds, after all work that was started has ended."""
@@ -29,7 +29,7 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """Something to time. run(round) does it once. computes: with which arithmetic, in words. baseline: the name of
+    """Something to time: run(round) does it once. computes: with which arithmetic, in words. baseline: the name of
     another contender that it is also compared with. facts: whatever else its row in the results says; `linears` is the
     number of linears that others than our backends run in integers.
     """
@@ -69,7 +69,7 @@ class Summary:
 def measure(
     contenders: Sequence[Contender], *, rounds: int, limit: float, clock: Clock, done: Callable[[], Any]
 ) -> list[Round]:
-    """One warm-up and `rounds` rounds; `done()` is called after each of them.
+    """Times all contenders: one warm-up and `rounds` rounds; `done()` is called after each of them.
 
     Every round starts with another contender. A round in which others took more than `limit` is done again, at most
     twice; the quietest attempt stays.
@@ -107,7 +107,7 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def ratio(rounds: Sequence[Round], above: str, below: str) -> Summary:
-    """Of the times of two contenders, each taken within a round."""
+    """The ratio of the times of two contenders, each taken within a round."""
     return summary([round_.seconds[above] / round_.seconds[below] for round_ in rounds])
 
 

@@ -1,4 +1,4 @@
-"""The whole sampler of a model, one batch of prompts a call."""
+"""Times the whole sampler of a model, one batch of prompts a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast this project wants to be, and whether it is: medians, of the slowest static recipe and the worst shape."""
+"""How fast this project wants to be, and whether it is: medians of the slowest static recipe and the worst shape."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def _others(over: str, case: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _ratio(case: dict[str, Any], above: dict[str, Any], below: dict[str, Any]) -> float:
-    """Median of the times' ratios within the rounds."""
+    """The median of the ratios of two rows' times within the rounds."""
     return statistics.median(above["all_seconds"][i] / below["all_seconds"][i] for i in case["rounds_used"])

@@ -34,7 +34,7 @@ class Peaks(NamedTuple):
 
 
 def count(net: nn.Module, call: Callable[[], Any], quantizable: Callable[[str], bool]) -> Work:
-    """Of one call, which uses the full-precision `net`."""
+    """Counts the operations of one call, which uses the full-precision `net`."""
     linear = 0
 
     def add(module: nn.Linear, args: tuple) -> None:

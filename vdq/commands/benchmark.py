@@ -1,4 +1,4 @@
-"""Cost of recipes: linears and a block of STDiT-XL/2 with random weights, and the configured model's whole sampler.
+"""Measures what recipes cost: linears and a block with random weights, and the configured model's whole sampler.
 
 Everything of a part is measured in turn in one process, against full precision, the arithmetic floor and other
 libraries; conf/benchmark says what. Each part leaves a file in runs/benchmarks.
@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vdq.benchmark import block, gemm, peers, record, sampling, targets, work
+from vdq.benchmark import block, family, gemm, peers, record, sampling, targets, work
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
+from vdq.diffusion.schedule import Schedule
 from vdq.errors import UserError
 from vdq.files import write_json
 from vdq.installation import CONF
 from vdq.quant.layers import receiving_modules
 from vdq.quant.state import QuantState
-from vdq.reports import execution
+from vdq.reports import execution, paper_tables
 from vdq.stages import sample
 from vdq.stages.compute import load_denoiser
 from vdq.stages.experiment import Experiment
@@ -72,7 +73,7 @@ class _RandomBlock:
 
     def __init__(self, experiment: Experiment, plan: Plan, machine: Machine, recipes: Recipes) -> None:
         self.plan, self.machine = plan, machine
-        self.block = block.RandomBlock(plan, experiment.sampler.schedule, machine)
+        self.block = block.RandomBlock(plan, Schedule(experiment.sampler.steps), machine)
         self.backends = [(name, recipe.backend) for name, recipe in recipes]
         with tqdm(total=experiment.sampler.steps, desc="benchmark: calibrating", unit="step") as progress:
             stats = self.block.stats(progress.update)
@@ -88,23 +89,23 @@ class _RandomBlock:
         size, tokens = self.plan.hidden_size, f"{self.plan.tokens:,} tokens"
         if part == BLOCK:
             shape = f"{ROWS} rows of {self.plan.frames} frames of {self.plan.side**2} positions"
-            title = f"STDiT block of width {size}, {tokens} ({shape})"
+            title = f"{family.NAME} block of width {size}, {tokens} ({shape})"
             return [self._case("block", title, block.BLOCK, peaks, skipped)]
         cases = []
-        for name in block.LINEARS:
-            linear = self.block.net.blocks[0].get_submodule(name)
+        for name in family.LINEARS:
+            linear = self.block.net.get_submodule(family.BLOCK_FQN).get_submodule(name)
             inputs, outputs = linear.in_features, linear.out_features
             title = f"Linear {inputs} → {outputs}, {tokens}"
             cases.append(self._case(f"linear_{inputs}x{outputs}", title, name, peaks, skipped))
         title = f"Linear, GELU, linear {size} → {4 * size} → {size}, {tokens}"
-        return [*cases, self._case("chain", title, block.CHAIN, peaks, skipped)]
+        return [*cases, self._case("chain", title, family.CHAIN, peaks, skipped)]
 
     def _case(self, key: str, title: str, name: str, peaks: work.Peaks, skipped: dict[str, str]) -> dict[str, Any]:
         module, x = self.block.full(name)
         contenders = block.contenders(self.block, name, self.backends, self.states)
-        if name in block.LINEARS:
+        if name in family.LINEARS:
             contenders += gemm.kernels(self.plan.tokens, x.shape[-1], module.module.out_features, self.machine)
-        if name != block.CHAIN:
+        if name != family.CHAIN:
             with tempfile.TemporaryDirectory() as folder:
                 base = x if name == block.BLOCK else None
                 contenders += self._peers(module, x, base, Path(folder), skipped)
@@ -218,7 +219,7 @@ def _write(
         identity["weights"] = experiment.model.weights_sha256
     xl = all(getattr(plan, name) == value for name, value in XL.items())
     if part == SAMPLER:
-        xl = experiment.cfg.model.name == "opensora_v1_512"
+        xl = experiment.cfg.model.name == paper_tables.MODEL
     content = {
         "part": part,
         "signature": signature_of(identity),

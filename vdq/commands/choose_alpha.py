@@ -1,7 +1,7 @@
-"""runs of the alpha grid -> conf/alpha/<model>.yaml: ``experiment=alpha 'stages=[choose_alpha]'``.
+"""Writes conf/alpha/<model>.yaml from the runs of the grid of alphas: ``experiment=alpha 'stages=[choose_alpha]'``.
 
 The alpha of a recipe is chosen by CLIPSIM, as in the paper, averaged over the grid's bit-widths; where CLIPSIM of some
-prompts cannot tell alphas apart, by PSNR among those that tie.
+prompts does not separate alphas, by PSNR among those that tie.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vdq.errors import UserError
 from vdq.files import write_text
 from vdq.installation import CONF, IS_CHECKOUT
 from vdq.metrics.catalogue import CLIPSIM, PSNR
-from vdq.reports.alpha import GRID, HEIRS, RECIPES, WIDTHS, best, choose, curves, pivot, tied
+from vdq.reports.alpha import GRID, RECIPES, WIDTHS, best, choose, curves, pivot, tied
 from vdq.reports.scores import key_of, per_video
 from vdq.stages.experiment import Experiment
 from vdq.tracking.registry import runs
@@ -55,7 +55,7 @@ def run(experiment: Experiment) -> None:
         )
     chosen = choose(found)
     name, prompts = experiment.cfg.model.name, len(experiment.prompts.evaluation)
-    lines = [f"{heir}: {alpha}\n" for recipe, alpha in chosen.items() for heir in HEIRS[recipe]]
+    lines = [f"{recipe}: {alpha}\n" for recipe, alpha in chosen.items()]
     header = HEADER.format(widths=", ".join(WIDTHS), prompts=prompts, dataset=experiment.prompts.name)
     write_text(CONF / "alpha" / f"{name}.yaml", header + "".join(lines))
     write_report(experiment, found)

@@ -1,4 +1,4 @@
-"""Any folder of videos -> metrics: ``'stages=[evaluate]' videos=FOLDER``, with ``prompts`` and ``reference`` if wanted.
+"""Scores any folder of videos: ``'stages=[evaluate]' videos=FOLDER``, with ``prompts`` and ``reference`` if wanted.
 
 No model takes part. What cannot be scored is known before anything is: listed with the reason, left out of every mean
 and counted in the result.

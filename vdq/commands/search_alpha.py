@@ -1,7 +1,7 @@
-"""Statistics and a few recorded inputs -> a ranking of alphas, without sampling a video.
+"""Ranks alphas from statistics and a few recorded inputs, without sampling a video.
 
 For each recipe and bit-width, the relative squared error of every layer's output, averaged over layers. Where the grid
-was sampled (``experiment=alpha``), the rank correlation with its CLIPSIM and PSNR is told.
+was sampled (``experiment=alpha``), the rank correlation with its CLIPSIM and PSNR is written too.
 """
 
 from __future__ import annotations

@@ -7,13 +7,14 @@ import os
 import socket
 import sys
 import time
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -135,15 +136,27 @@ def _write_results(config: DictConfig) -> None:
         print(f"tabulate: {error}", file=sys.stderr)
 
 
+def jobs_of(overrides: list[Override]) -> list[list[str]]:
+    """The overrides of a sweep's jobs, as Hydra's basic sweeper has them: for every field its values, a job each. The
+    last override of a field counts.
+    """
+    values = {
+        each.get_key_element(): [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+        if each.is_sweep_override()
+        else [each.input_line]
+        for each in overrides
+    }
+    return list(values.values())
+
+
 def _count(config: DictConfig) -> int | None:
     """The number of jobs; None if the sweeper decides while it goes on."""
-    if config.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+    if config.hydra.sweeper._target_.rpartition(".")[2] != "BasicSweeper":
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     hydra = GlobalHydra.instance()
     parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)  # for quant=glob(tsq_*)
-    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
-    return len(BasicSweeper.split_arguments(overrides, None)[0])
+    return prod(map(len, jobs_of(parser.parse_overrides([*params, *config.hydra.overrides.task]))))
 
 
 def _records(config: DictConfig) -> list[dict]:

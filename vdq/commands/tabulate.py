@@ -1,5 +1,5 @@
-"""runs -> results/: the paper's tables and figures, a table of all finished runs with the same prompts, noise and
-weights, and a sample grid; all of it from the registry and the benchmarks alone.
+"""Writes results/ from the registry and the benchmarks alone: the paper's tables and figures, a table of all finished
+runs with the same prompts, noise and weights, a sample grid and the galleries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from vdq.data.samples import read_sample
 from vdq.errors import UserError
 from vdq.files import write_text
 from vdq.installation import CONF
+from vdq.metrics.catalogue import PSNR, VQA_A, VQA_T
 from vdq.models.shapes import ShapesModel
+from vdq.quant.layers import projections
 from vdq.quant.stats import Stats
 from vdq.reports import ablation, neighbours, paper_report, paper_tables
 from vdq.reports.execution import latex, read_benchmarks, rows_of, summary, table6, times_figure
@@ -29,14 +31,17 @@ from vdq.reports.gallery import write_gallery
 from vdq.reports.tables import comparison, write
 from vdq.reports.uncertainty import Noise
 from vdq.shapes.measure import departures
+from vdq.stages.configuration import option, options
 from vdq.stages.experiment import Experiment
 from vdq.stages.identity import changed_fields
 from vdq.stages.run_folder import intact
 from vdq.tracking.registry import read_config, runs
+from vdq.tracking.versions import newest
 
 log = logging.getLogger(__name__)
 PROMPT_SETS = {"shapes": ("shapes", "shapes_short")}  # of models with prompts of their own, by model.name
 GRID_VIDEOS, GRID_FRAMES, GRID_COLUMNS = 48, 4, 4
+EXCERPT = {"prompts": 2, "quality": 50, "difference_quality": 40}  # of the gallery: small enough to be committed
 SETS = ("opensora", "ucf101")  # the paper's first and second prompt set
 HEADING = """# {name}: {prompts} prompts, model {model}
 
@@ -71,7 +76,7 @@ def _run(experiment: Experiment) -> None:
         _write_all_runs(experiment, table, folder)
         _write_paper(find, folder, noise)
         if main_set:
-            _write_gallery(experiment, table, folder)
+            _write_galleries(experiment, table, folder)
     if main_set and len(registry):
         _write_neighbours(experiment, registry, folder, noise)
     log.info("tabulate: %d runs and %d figures written to %s", len(table), len(figures), folder)
@@ -173,7 +178,7 @@ def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path
         try:
             ranges_figure(
                 Stats.load(experiment.files.stats),
-                experiment.model.denoiser,
+                projections(experiment.model.denoiser, experiment.model.quantizable),
                 experiment.variant(quant="asq").method.alpha,
                 folder / "figure3.png",
             )
@@ -183,18 +188,16 @@ def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path
     return written
 
 
-def _write_gallery(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
-    """Videos of every run beside the reference, the tables above them."""
+def _write_galleries(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
+    """Videos of every run beside the reference, below the tables: the whole gallery, and an excerpt of few prompts."""
     tables = [path for name in (*paper_tables.TITLES, "table6") if (path := folder / f"{name}.md").is_file()]
     if "backend" in table:  # integers of a recipe stand beside its simulation
         table = table.assign(quant=(table["quant"] + " " + table["backend"].fillna("")).str.strip())
-    write_gallery(
-        table,
-        tables,
-        Path(experiment.cfg.paths.gallery),
-        metrics=("vqa_a", "vqa_t", "psnr"),
-        title=f"Quantized {experiment.cfg.model.name}",
-    )
+    paths, title = experiment.cfg.paths, f"Quantized {experiment.cfg.model.name}"
+    shown = {"metrics": tuple(value.name for value in (VQA_A, VQA_T, PSNR)), "title": title}
+    write_gallery(table, tables, Path(paths.gallery), **shown)
+    note = f"An excerpt: `python run.py 'stages=[tabulate]'` writes the whole gallery to `{paths.gallery}`."
+    write_gallery(table, tables, Path(paths.excerpt), note=note, **shown, **EXCERPT)
 
 
 def _prompt_sets(experiment: Experiment) -> tuple[str, str]:
@@ -223,7 +226,7 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
             return None
         if method == "fp16":
             wanted = full
-        elif method == paper_tables.YARDSTICK:
+        elif method == paper_tables.OTHER_NOISE:
             wanted = full.variant(fields={"seed": full.cfg.seed + 1})
         else:
             try:
@@ -247,9 +250,17 @@ def _finished(experiment: Experiment, registry: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["weight_bits", "act_bits", "quant"], ascending=[False, False, True], ignore_index=True)
 
 
+def _alphas(experiment: Experiment) -> dict[str, float | None]:
+    """The alpha that every file of conf/quant has with this configuration's conf/alpha; None for none."""
+    trees = {name: {"alpha": experiment.cfg.alpha, "quant": option("quant", name)} for name in options("quant")}
+    return {name: OmegaConf.create(tree).quant.get("alpha") for name, tree in trees.items()}
+
+
 def _comparable(experiment: Experiment, registry: pd.DataFrame, references: list[str]) -> pd.DataFrame:
-    """Runs with one of these references, with the judges of all of them and the alphas of this configuration."""
+    """Runs with one of these references, with the judges of all of them and the alphas of this configuration, of the
+    newest versions of the code.
+    """
     judges = registry.loc[registry["signature"].isin(references), "metrics"]
-    alphas = registry["quant"].map(dict(experiment.cfg.alpha))
+    alphas = registry["quant"].map(_alphas(experiment))
     kept = registry["reference"].isin(references) & registry["metrics"].isin(judges)
-    return registry[kept & (alphas.isna() | (alphas == registry["alpha"]))]
+    return newest(registry[kept & (alphas.isna() | (alphas == registry["alpha"]))])

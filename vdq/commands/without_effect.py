@@ -39,9 +39,12 @@ def explicit() -> dict[str, str]:
 
 
 def check(experiment: Experiment, options: dict[str, str]) -> None:
-    """Raises UserError for an option that does nothing; options: as `explicit` returns them."""
-    for idle, reason in _idle(experiment):
-        for name, text in options.items():
+    """Raises UserError for an option that does nothing; options: as `explicit` returns them. What is switched off may
+    always be.
+    """
+    wanted = {name: text for name, text in options.items() if text.partition("=")[2] not in ("false", "null")}
+    for idle, reason in _idle(experiment) if wanted else ():
+        for name, text in wanted.items():
             if name == idle or name.startswith(f"{idle}."):
                 raise UserError(f"{text} has no effect: {reason}")
 
@@ -76,7 +79,7 @@ def _of_stages(experiment: Experiment, wanted: set[str]) -> Idle:
         yield "quant", f"{asked} takes the recipes of the grid"
         yield "bits", f"{asked} takes the bit-widths of the grid"
     if not {"sample", "evaluate"} & wanted or experiment.method.quantizes:
-        yield "yardstick", "only where quant=fp16 is sampled, it is sampled with other noise as well"
+        yield "reseeded", "only where quant=fp16 is sampled, it is sampled with other noise as well"
 
 
 def _of_force(experiment: Experiment, wanted: set[str]) -> Idle:
@@ -102,7 +105,7 @@ def _of_one_run(experiment: Experiment, wanted: set[str]) -> Idle:
         yield "alpha", f"quant={quant.name} takes no alpha from it; quant.alpha sets one where it smooths"
     if not experiment.identity.calibrates:
         yield "dataset.calibration_prompts", f"quant={quant.name} is not calibrated"
-    idle = experiment.method.without_effect(experiment.sampler.schedule.num_steps)
+    idle = experiment.method.without_effect(experiment.sampler.steps)
     yield from ((f"quant.{name}", reason) for name, reason in idle.items())
 
 

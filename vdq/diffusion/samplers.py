@@ -43,11 +43,11 @@ class RespacedSampler(Sampler):
     """
 
     def __init__(self, *, steps: int = 20, guidance_scale: float = 7.0, guidance_channels: int = 3) -> None:
+        self.schedule = Schedule(steps)  # which knows how many steps there can be
         super().__init__(steps=steps, guidance_scale=guidance_scale)
         if guidance_channels < 0:
             raise UserError(f"guidance_channels={guidance_channels} must be at least 0")
         self.guidance_channels = guidance_channels
-        self.schedule = Schedule(steps)
 
     def scheduler(self) -> RespacedScheduler:
         """A new scheduler of diffusers' kind."""

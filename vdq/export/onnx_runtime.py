@@ -34,8 +34,7 @@ class OnnxDenoiser(nn.Module):
         super().__init__()
         self.folder, self.graphs, self.clock, self.threads = folder, graphs, clock, threads
         self.loaded: tuple[str, Any] | None = None
-        self.y_embedder = nn.Module()
-        self.y_embedder.register_buffer("y_embedding", load_file(folder / NULL_CAPTION)["y_embedding"])
+        self.register_buffer("null_caption", load_file(folder / NULL_CAPTION)["y_embedding"])
 
     def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [2n, c, T, H, W], timestep [2n], y [2n, 1, L, D], mask [n, L] or None -> [2n, 2c, T, H, W] fp32 on the CPU.

@@ -1,4 +1,8 @@
-"""Quantization recipes."""
+"""Quantization recipes, a file or a folder each.
+
+Recipes whose authors published no code are rebuilt from what is known of them. Tags in the text say how: [C] confirmed
+by what the authors published, [S] second-hand, from summaries of their paper, [I] inferred here, where nothing says it.
+"""
 
 from vdq.methods.base import Method
 from vdq.methods.dvd_quant.method import DVDQuantMethod

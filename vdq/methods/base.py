@@ -63,7 +63,7 @@ class Method(ABC):
         """The parts of one layer: weight [out, in], statistics of its input on its device or None if not needed."""
 
     def without_effect(self, num_steps: int) -> dict[str, str]:
-        """Options that change nothing as the other options are, by name, and why: whoever sets one is told."""
+        """Options that change nothing as the other options are, by name, with the reason; setting one is refused."""
         return {}
 
     def layers(

@@ -1,4 +1,4 @@
-"""ViDiT-Q's dynamic token-wise quantization, the paper's baseline (spec/quantization.md 2.4, 3.4)."""
+"""ViDiT-Q's dynamic token-wise quantization, the paper's baseline."""
 
 from torch import Tensor
 

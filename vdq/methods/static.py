@@ -13,8 +13,7 @@ from vdq.quant.time_ranges import TimeRanges
 
 
 class StaticMethod(SmoothedMethod):
-    """Per-output-channel weights and per-tensor activations whose qparams are fixed before sampling
-    (spec/quantization.md 5.4).
+    """Per-output-channel weights and per-tensor activations whose qparams are fixed before sampling.
 
     weight_bits, act_bits: 2..16. num_time_ranges: K, a divisor of the step count, or "per_step"; number of smoothing
     factor sets, and of activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq.

@@ -1,4 +1,5 @@
-"""Video metrics, one file each: `clip` (CLIPSIM, CLIP-temp), `retrieval` (top-1), `fidelity` (PSNR, SSIM, latents).
+"""Video metrics, each in a file of its own, and the catalogue of what their values are called.
 
-The paper's other two, VQA-a and VQA-t, belong into `dover`, which is still to be written.
+`clip`: CLIPSIM and CLIP-temp; `retrieval`: top-1; `dover`: VQA-a and VQA-t; `fidelity`: PSNR, SSIM and the distance of
+latents; `lpips`; `fvd`. A new one is a subclass of `base.VideoMetric` and an entry of a conf/metrics/*.yaml.
 """

@@ -61,7 +61,7 @@ class ClipMetric(VideoMetric):
 
     Args:
         encoder: model that embeds frames and prompts.
-        label: tells values of one encoder from those of another, `clipsim_<label>`.
+        label: names the values of another encoder, `clipsim_<label>`.
         frames_per_batch: most frames in one forward; a batch never mixes videos, so a video's value does not depend
             on the videos beside it.
     """

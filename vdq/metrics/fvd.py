@@ -56,7 +56,7 @@ class Detector(Protocol):
         ...
 
     def features(self, videos: Tensor) -> Tensor:
-        """uint8 [B,T,H,W,3] to float32 [B,width]; ValueError for videos that it cannot take."""
+        """uint8 [B,T,H,W,3] to float32 [B,width]; UserError for videos that it cannot take."""
         ...
 
 
@@ -86,7 +86,7 @@ class I3dDetector(nn.Module):
 
     @torch.no_grad()
     def features(self, videos: Tensor) -> Tensor:
-        """uint8 [B,T,H,W,3] with T >= 10 to float32 [B,400], one video at a time; ValueError for other videos."""
+        """uint8 [B,T,H,W,3] with T >= 10 to float32 [B,400], one video at a time; UserError for other videos."""
         check_videos("videos", videos)
         if reason := too_short(videos.shape[1]):
             raise UserError(reason)
@@ -113,7 +113,7 @@ class RealClips(Protocol):
 
 
 class FrechetVideoDistance(VideoMetric):
-    """What both distances share. label: tells values of one detector from those of another, `fvd_<label>`.
+    """What both distances share. label: names the values of another detector, `fvd_<label>`.
 
     Only the set has a value, so the state of the key holds the videos' features, float32 [n, len(inputs), width];
     order, repeats and processes stay the base class's work.
@@ -132,7 +132,7 @@ class FrechetVideoDistance(VideoMetric):
         return self.detector.refusal(frames, height, width)
 
     def compute(self) -> dict[str, float]:
-        """The distance; ValueError for fewer than 2 videos or clips."""
+        """The distance; UserError for fewer than 2 videos or clips."""
         (key,) = self.keys
         features = self._sorted()[1][key]
         real = self._real_set(features)
@@ -146,7 +146,7 @@ class FrechetVideoDistance(VideoMetric):
         return {key: frechet_distance(features[:, 0], real)}
 
     def per_video(self) -> dict[str, list[float]]:
-        """Empty: the value belongs to the set."""
+        """No values of single videos: the distance belongs to the set."""
         return {}
 
     def _real_set(self, features: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class FvdFp16Metric(FrechetVideoDistance):
 
 
 def frechet_distance(features: Tensor, real: Tensor) -> float:
-    """The distance of two sets of features, [n,d] and [m,d], in float64; ValueError unless n >= 2 and m >= 2.
+    """The distance of two sets of features, [n,d] and [m,d], in float64; UserError unless n >= 2 and m >= 2.
 
     For n or m <= d the covariance is singular; the value then has an error of about 1e-7 of the traces.
     """

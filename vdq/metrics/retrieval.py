@@ -1,4 +1,4 @@
-"""Does a video show its own prompt rather than another of the set? Top-1 retrieval by CLIPSIM."""
+"""Top-1 retrieval by CLIPSIM: whether a video shows its own prompt rather than another of the set."""
 
 from collections.abc import Sequence
 from typing import Any

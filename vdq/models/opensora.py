@@ -139,7 +139,7 @@ class OpenSoraModel(STDiTModel):
     def encode(self, prompts: list[str]) -> Conditions:
         """T5 features of prepared prompts; the null caption is the denoiser's own."""
         y, mask = self.captions.features(prompts)
-        return Conditions(y, self.denoiser.y_embedder.y_embedding.to(y), mask)
+        return Conditions(y, self.denoiser.null_caption.to(y), mask)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, 4, T, H/8, W/8] to uint8 [B, T, H, W, 3] on the CPU, frame by frame; rounded in fp32."""
@@ -153,7 +153,7 @@ class OpenSoraModel(STDiTModel):
         return videos
 
     def pipeline_parts(self) -> dict[str, Any]:
-        """With the text encoder, 19 GB, unless it is random."""
+        """What STDiTModel says; the text encoder, 19 GB, is read unless it is random."""
         tokenizer, text_encoder = (None, None) if self.captions.random else self.captions.load()
         return {
             "vae": self.autoencoder,

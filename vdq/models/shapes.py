@@ -72,7 +72,7 @@ class ShapesModel(nn.Module, STDiTModel):
         tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
         tokens = tokens.to(self.text_encoder.device)
         y = self.text_encoder(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        return Conditions(y[:, None], self.denoiser.y_embedder.y_embedding, tokens.attention_mask)
+        return Conditions(y[:, None], self.denoiser.null_caption, tokens.attention_mask)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, 4, 16, 8, 8] to uint8 [B, 16, 64, 64, 3], frame by frame.

@@ -277,6 +277,11 @@ class STDiT(nn.Module):
         return (mask != 0).sum(1).repeat(len(x) // len(mask))
 
     @property
+    def null_caption(self) -> Tensor:
+        """The features [L, D] that stand for no caption."""
+        return self.y_embedder.y_embedding
+
+    @property
     def dimensions(self) -> dict[str, Any]:
         """The arguments that build a network of this structure."""
         block, y_embedding = self.blocks[0], self.y_embedder.y_embedding

@@ -25,8 +25,9 @@ def attention_groups(denoiser: nn.Module) -> list[AttentionGroup]:
 
 
 def token_orders(denoiser: STDiT) -> dict[str, TokenOrder]:
-    """The orders of the linears of every block but those that get captions. Temporal attention gets the frames of one position
-    after another, all others the positions of one frame after another.
+    """The orders of the linears of every block but those that get captions.
+
+    Temporal attention gets the frames of one position after another, all others the positions of one frame.
     """
     frames, positions = denoiser.pos_embed_temporal.shape[1], denoiser.pos_embed.shape[1]
     found = {}

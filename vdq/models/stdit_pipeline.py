@@ -139,7 +139,7 @@ class STDiTPipeline(DiffusionPipeline):
         if prompt is not None:
             prompt_embeds, prompt_attention_mask = self.encode_prompt([prompt] if isinstance(prompt, str) else prompt)
         if negative_prompt_embeds is None:
-            negative_prompt_embeds = self.transformer.y_embedder.y_embedding
+            negative_prompt_embeds = self.transformer.null_caption
         conditions = Conditions(prompt_embeds, negative_prompt_embeds, prompt_attention_mask)
         device = prompt_embeds.device
         self.scheduler.set_timesteps(num_inference_steps)

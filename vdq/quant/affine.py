@@ -1,6 +1,4 @@
-"""Uniform affine quantization: ranges, qparams, quantize, dequantize. Pure fp32 functions (spec/quantization.md
-2.1-2.4).
-"""
+"""Uniform affine quantization: ranges, qparams, quantize, dequantize. Pure fp32 functions."""
 
 from typing import NamedTuple
 
@@ -46,7 +44,7 @@ def tensor_range(x: Tensor, granularity: str = "per_tensor") -> tuple[Tensor, Te
     """Minimum and maximum of x as fp32, reduced dimensions kept with size 1.
 
     per_tensor: all of x. per_channel: each row of a weight [out, in]. per_token: the last dimension. token_shared:
-    ViDiT-Q's statistic of x [B, n, C], one range per token index over batch and channels jointly (section 2.4).
+    ViDiT-Q's statistic of x [B, n, C], one range per token index over batch and channels jointly.
     """
     if granularity not in _REDUCED:
         raise UserError(f"granularity={granularity} must be one of {', '.join(GRANULARITIES)}")
@@ -55,7 +53,7 @@ def tensor_range(x: Tensor, granularity: str = "per_tensor") -> tuple[Tensor, Te
 
 
 def qparams_from_range(lo: Tensor, hi: Tensor, *, bits: int, symmetric: bool = False, eps: float = EPS) -> QParams:
-    """Min-max qparams of the ranges [lo, hi], of any one shape (section 2.1).
+    """Min-max qparams of the ranges [lo, hi], of any one shape.
 
     With m = min(lo, 0) and M = max(hi, 0): D = (M - m) / (2^n - 1), z = round(-m / D); symmetric: D = max(-m, M) /
     (2^(n-1) - 1), z = 0. Each D is at least `eps` by itself: upstream replaces the whole tensor as soon as one D is
@@ -71,13 +69,13 @@ def qparams_from_range(lo: Tensor, hi: Tensor, *, bits: int, symmetric: bool = F
 
 
 def quantize(x: Tensor, qparams: QParams, *, bits: int, symmetric: bool = False) -> Tensor:
-    """Codes q = clamp(round(x / D) + z), integers held in fp32; half rounds to even (section 2.1)."""
+    """Codes q = clamp(round(x / D) + z), integers held in fp32; half rounds to even."""
     first, last = code_range(bits, symmetric)
     return torch.clamp(torch.round(x.float() / qparams.scale) + qparams.zero_point, first, last)
 
 
 def dequantize(q: Tensor, qparams: QParams) -> Tensor:
-    """(q - z) * D in fp32 (section 2.1)."""
+    """(q - z) * D in fp32."""
     return (q.float() - qparams.zero_point) * qparams.scale
 
 

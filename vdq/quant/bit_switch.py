@@ -1,6 +1,6 @@
 """delta-Guided Bit Switching of DVD-Quant (arXiv 2505.18663): high activation bits where the output changes fast.
 
-Second-hand (spec/dvd_quant_and_qvd.md 1.3): the criterion, eq. 11, and delta = 0.09 are [S]; edge rules are marked [I].
+Second-hand (tags as in vdq.methods): the criterion, eq. 11, and delta = 0.09 are [S]; edge rules are marked [I].
 """
 
 from __future__ import annotations

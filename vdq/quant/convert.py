@@ -32,7 +32,7 @@ class LayerBuilder(Protocol):
 def affine_weights(
     weight: Tensor, steps: Tensor, *, bits: int, symmetric: bool = False, inputs: Sequence[InputTransform] = ()
 ) -> AffineWeights:
-    """Min-max grids per output channel and weight set, of the weight after the transforms of the input (section 2.2):
+    """Min-max grids per output channel and weight set, of the weight after the transforms of the input:
     weight [out, in], steps long [N], the set of every step.
     """
     ranges = []

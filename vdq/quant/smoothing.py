@@ -1,4 +1,4 @@
-"""SmoothQuant's per-channel factors, aggregated over time ranges (spec/quantization.md 3; paper Eq. 2)."""
+"""SmoothQuant's per-channel factors, aggregated over time ranges (the paper's Eq. 2)."""
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ EMA_ORDERS = ("ascending_t", "descending_t")
 def aggregate_absmax(
     absmax: Tensor, ranges: TimeRanges, *, momentum: float = MOMENTUM, order: str = "ascending_t"
 ) -> Tensor:
-    """Running average of the activation maxima inside each time range: [num_steps, C] -> [num_ranges, C] fp32
-    (section 3.1).
+    """Running average of the activation maxima inside each time range: [num_steps, C] -> [num_ranges, C] fp32.
 
     A <- a for the first step of a range, then A <- momentum * A + (1 - momentum) * a. "ascending_t" (upstream) starts
     at the last sampling step, "descending_t" at the first. Raises UserError for another order or a momentum outside
@@ -43,7 +42,7 @@ def check_alpha(alpha: float) -> float:
 
 
 def smoothing_factors(act_absmax: Tensor, weight_absmax: Tensor, *, alpha: float) -> Tensor:
-    """s = A^alpha / w^(1 - alpha) for X / s and W * s, fp32 of act_absmax's shape (section 3.2, paper Eq. 2).
+    """s = A^alpha / w^(1 - alpha) for X / s and W * s, fp32 of act_absmax's shape (the paper's Eq. 2).
 
     act_absmax [K, C] and weight_absmax [C] = max_o |W[o, j]|, both per input channel. Where the quotient is not a
     number in 1e-20..1e20 (a channel that is zero in every activation or weight) s is 1 and the layer stays exact;

@@ -8,9 +8,9 @@ from torch import Tensor
 from vdq.quant import storage
 from vdq.quant.layer_quant import LayerQuant
 
-KIND = "vdq.quant_state"
+KIND, LAYOUT = "vdq.quant_state", 2  # of the file
 # To be raised when this package gives other parameters or another product; Method.version is the method's own.
-VERSION = 2
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class QuantState:
             "report": [asdict(row) for row in self.report],
             "metadata": self.metadata,
         }
-        storage.save(path, tensors, header, kind=KIND, version=VERSION)
+        storage.save(path, tensors, header, kind=KIND, layout=LAYOUT)
 
     @classmethod
     def load(cls, path: str | Path) -> "QuantState":
-        """Raises UserError when the file holds something else, or is of another version of this program."""
-        tensors, header = storage.load(path, kind=KIND, version=VERSION)
+        """Raises UserError when the file holds something else, or has another layout."""
+        tensors, header = storage.load(path, kind=KIND, layout=LAYOUT)
         named: dict[str, dict[str, Tensor]] = {fqn: {} for fqn in header["layers"]}
         for full_name, tensor in tensors.items():
             fqn, kind, name = full_name.rsplit(".", 2)

@@ -1,4 +1,4 @@
-"""Time ranges: runs of consecutive denoising steps that share quantization parameters (spec/quantization.md 5.4)."""
+"""Time ranges: runs of consecutive denoising steps that share quantization parameters."""
 
 import torch
 

@@ -1,6 +1,6 @@
 """Activation scales measured in the current tensor for each video and channel: DVD-Quant's ARQ (arXiv 2505.18663).
 
-Second-hand (spec/dvd_quant_and_qvd.md 1.2): s_j = max |X_j| of the current, rotated tensor and X ~ Q(X / s) s, eq. 10,
+Second-hand (tags as in vdq.methods): s_j = max |X_j| of the current, rotated tensor and X ~ Q(X / s) s, eq. 10,
 are [S], and so is that the authors' kernels share a scale among a block of channels. That one video and guidance half
 is the tensor is [I]: its result then does not depend on the batch. Q is symmetric, as s has no sign [I].
 """
@@ -16,7 +16,7 @@ def block_max(absmax: Tensor, block: int) -> Tensor:
 
 
 def absmax_scale(absmax: Tensor, bits: int | Tensor) -> Tensor:
-    """D = max|x| / (2^(n-1) - 1) of the symmetric quantizer (spec/quantization.md 2.1); bits broadcast to absmax."""
+    """D = max|x| / (2^(n-1) - 1) of the symmetric quantizer; bits broadcast to absmax."""
     return (absmax / (2 ** (bits - 1) - 1)).clamp(min=EPS)
 
 

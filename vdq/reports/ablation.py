@@ -1,4 +1,4 @@
-"""What each part of static_plus is worth: runs with other fields beside the recipe as its file has it."""
+"""The ablation table: what each part of static_plus is worth, from runs in which fields of the recipe differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vdq.reports.neighbours import numbers
 from vdq.reports.scores import over_seeds, videos_of
 from vdq.reports.text import MISSING, markdown
 from vdq.reports.uncertainty import CONFIDENCE, Noise, compare, with_marks
-from vdq.tracking.registry import processors_told, read_config
+from vdq.tracking.registry import processors_note, read_config
 
 RECIPE = "static_plus"
 # The parts, and the value with which each is off; a recipe with all of them off is called plain.
@@ -82,7 +82,7 @@ def variants(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
 
 
 def _effect(group: pd.DataFrame, base: pd.DataFrame, videos: dict[str, pd.DataFrame], noise: Noise) -> dict[str, Any]:
-    """Means and gains of a variant at one bit-width, and `scores`: by metric a value a prompt, the mean over seeds."""
+    """The means and gains of a variant at one bit-width, and in `scores` each prompt's mean over seeds by metric."""
     shared = set(group["seed"]) & set(base["seed"])
     row: dict[str, Any] = {"scores": {}}
     for metric in (value.name for value in VALUES):
@@ -98,7 +98,7 @@ def _effect(group: pd.DataFrame, base: pd.DataFrame, videos: dict[str, pd.DataFr
 
 
 def fields_of(run: pd.Series) -> dict[str, Any]:
-    """The recipe's fields of a run, from its folder; bits are none of them."""
+    """The recipe's fields that a run was made with, from its folder, without the bits."""
     fields = read_config(run["folder"])["quant"]
     return {name: value for name, value in fields.items() if name not in ("weight_bits", "act_bits")}
 
@@ -131,13 +131,13 @@ def write_ablation(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noise
     varied = sorted(set(seeds.loc[(seeds["method"] == RECIPE) & (seeds["changed"] != ""), "seed"]))
     facts = {"recipe": RECIPE, "prompts": prompts, "parts": parts, "model": ", ".join(sorted(set(seeds["model"])))}
     facts |= {"seeds": ", ".join(map(str, varied)), "confidence": CONFIDENCE, "measured": noise.words}
-    facts["processors"] = processors_told(seeds.loc[seeds["method"] == RECIPE, "processor"])
+    facts["processors"] = processors_note(seeds.loc[seeds["method"] == RECIPE, "processor"])
     write_text(folder / "ablation.md", TEXT.format(body=markdown(cells(table)), **facts) + "\n")
     write_text(folder / "ablation.csv", table.to_csv(index=False))
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant, a column for each metric and bit-width."""
+    """The table as text: one row a variant, a column for each metric and bit-width."""
     widths = sorted(set(table["bits"]), key=numbers, reverse=True)
     rows = []
     for changed in table["changed"].unique():

@@ -1,4 +1,4 @@
-"""The grid of alphas as tables and as a picture."""
+"""Chooses the smoothing strength alpha from a grid of runs, and shows the grid as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from vdq.reports.pictures import panels, save
 from vdq.reports.text import markdown
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# The methods that are searched; the file of any other in conf/quant names the one whose alpha it takes.
 RECIPES = ("asq", "tsq_tsw")
 WIDTHS = ("w8a8", "w6a6", "w4a8")
 SIGNIFICANCE = 0.05
-# Recipes that were not searched take the alpha of the one they are made of.
-HEIRS = {"asq": ("asq", "asq_tsw"), "tsq_tsw": ("tsq_2tr", "tsq_4tr", "tsq_10tr", "tsq_tsw")}
 
 
 def best(grid: pd.DataFrame, metric: str = "clipsim") -> dict[str, float]:
-    """Per recipe the alpha with the highest mean of the metric over the bit-widths; the smaller one of equals."""
+    """For each recipe the alpha with the highest mean of the metric over the bit-widths; the smaller one of equals."""
     means = _means(grid, metric).reset_index()
     ordered = means.sort_values(["quant", metric, "alpha"], ascending=[True, False, True])
     return ordered.groupby("quant")["alpha"].first().to_dict()
 
 
 def tied(grid: pd.DataFrame) -> dict[str, list[float]]:
-    """Per recipe the alphas whose CLIPSIM cannot be told from the best one's: a paired t-test over prompts, each
+    """For each recipe the alphas that CLIPSIM does not separate from the best: a paired t-test over prompts, each
     prompt's score being its mean over the bit-widths, finds no difference at 5 %. Column `scores` of the grid holds a
     list of CLIPSIM, one a prompt.
     """
@@ -45,18 +44,18 @@ def tied(grid: pd.DataFrame) -> dict[str, list[float]]:
 
 
 def choose(grid: pd.DataFrame) -> dict[str, float]:
-    """Per recipe the alpha with the highest PSNR among those that CLIPSIM cannot tell from its best."""
+    """For each recipe the alpha with the highest PSNR among those that CLIPSIM does not separate from its best."""
     means, ties = _means(grid, "psnr"), tied(grid)
     return {quant: means[quant][alphas].idxmax() for quant, alphas in ties.items()}
 
 
 def _means(grid: pd.DataFrame, metric: str) -> pd.Series:
-    """Over the bit-widths, by quant and alpha."""
+    """The mean of a metric over the bit-widths, by quant and alpha."""
     return grid.groupby(["quant", "alpha"])[metric].mean()
 
 
 def pivot(grid: pd.DataFrame, metric: str) -> str:
-    """Markdown: a row for each recipe and bit-width, a column for each alpha, the best in bold."""
+    """A Markdown table with a row for each recipe and bit-width and a column for each alpha; the best is bold."""
     table = grid.pivot_table(index=["quant", "bits"], columns="alpha", values=metric)
     shown = table.map(lambda value: f"{value:.4g}").astype(object)
     for row, column in table.idxmax(axis=1).items():

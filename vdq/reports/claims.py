@@ -24,7 +24,7 @@ PLUS, PLAIN, DYNAMIC = "static_plus", ("tsq_tsw", "asq"), ("dynamic", "dvd_quant
 
 
 class Margin(NamedTuple):
-    """By how much a part of a claim is met, ``values`` of every prompt: the claim wants their mean above zero."""
+    """By how much a part of a claim is met: ``values`` has a number a prompt, and their mean should be above zero."""
 
     metric: str
     bits: str
@@ -32,7 +32,7 @@ class Margin(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """``tables`` are those that the claim is about, ``asks`` tells its margins and the numbers it looked at."""
+    """A claim of the paper about some ``tables``; ``asks`` returns its margins and the numbers that it looked at."""
 
     name: str
     words: str
@@ -41,7 +41,7 @@ class Claim(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What this project wants of a recipe; ``asks`` as for a claim, but from the values of every seed."""
+    """What this project wants of a recipe; ``asks`` is as for a claim, but gets the scores of every seed."""
 
     name: str
     words: str
@@ -86,10 +86,10 @@ def seed_scores_of(table: pd.DataFrame) -> SeedScores:
 
 
 def verdict(claim: Claim | Goal, value: Scores | SeedScores, limit: Limit | None = None) -> tuple[str, str]:
-    """'holds', 'does not hold', 'within noise' or 'not testable', and the numbers.
+    """Answers a claim: 'holds', 'does not hold', 'within noise' or 'not testable', and the numbers.
 
     It holds if every margin is above zero by more than chance, and does not if one is below by more than chance;
-    ``limit`` tells what a margin has to exceed. Without it the means are asked alone, as of the paper's numbers, whose
+    ``limit`` is what a margin has to exceed. Without it the means are asked alone, as of the paper's numbers, whose
     scores nobody knows.
     """
     try:
@@ -104,7 +104,7 @@ def verdict(claim: Claim | Goal, value: Scores | SeedScores, limit: Limit | None
 
 
 def _beats(bits: str, value: Value, others: tuple[str, ...], least: float) -> Callable:
-    """By `least` or more, with every seed."""
+    """The recipe beats all others by `least` or more, with every seed."""
     metric = value.name
 
     def asks(values: SeedScores) -> tuple[list[Margin], str]:

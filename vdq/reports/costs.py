@@ -1,4 +1,4 @@
-"""What a recipe costs beside what its bit-widths say: columns and legend of the table of all recipes."""
+"""Columns and legend that say what a recipe costs beside its bit-widths: bytes, branches, operations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ do. The wider a model, the smaller both: `results/sizes_opensora.md` has those o
 
 
 def cost_columns(table: pd.DataFrame) -> dict[str, list[str]]:
-    """What is printed of a summary's costs, – where a run did not record it."""
+    """The columns of costs that are printed of a summary, with a dash where a run did not record one."""
     table = table.reindex(columns=[*table.columns, *(name for name in COSTS if name not in table)])
     return {
         "act bits": [number(value, ".2f") for value in table["mean_act_bits"]],

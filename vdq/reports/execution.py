@@ -1,4 +1,4 @@
-"""The paper's table 6: how long things take, real integers, simulated ones and other libraries kept apart."""
+"""The paper's table 6, execution time, with real integers, simulated ones and other libraries kept apart."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ next to each other."""
 
 
 def read_benchmarks(runs: Path, model: str) -> list[dict]:
-    """Files of `'stages=[benchmark]'` below a folder of runs, finished ones or not, oldest first: the sampler's of this
+    """Reads what `'stages=[benchmark]'` wrote below a folder of runs, oldest first: the sampler's of this
     model, and those of linears and blocks, which are no model's. Damaged ones are logged and left out.
     """
     found = []
@@ -90,7 +90,7 @@ def summary(benchmarks: list[dict]) -> str:
 
 
 def report(benchmarks: list[dict]) -> str:
-    """Cases, targets, peaks and what was left out."""
+    """Markdown of the cases, the targets, the peaks and what was left out."""
     rows = rows_of(benchmarks)
     parts = []
     for (title, device, threads, _, bits), case in rows.groupby(IDENTITY[:-1], sort=False):
@@ -154,7 +154,7 @@ def _flat(content: dict, case: dict, row: dict) -> dict:
 
 
 def _tables(case: pd.DataFrame) -> list[str]:
-    """A table a kind; those of integers and simulation apart."""
+    """One Markdown table for each kind of contender, so that integers and simulation stay apart."""
     found = []
     for kind, words in KINDS.items():
         rows = case[case["kind"] == kind]
@@ -164,7 +164,7 @@ def _tables(case: pd.DataFrame) -> list[str]:
 
 
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:
-    """What is printed; a column that no row fills is left out."""
+    """The rows as text; a column that no row fills is left out."""
     total = "seconds of all videos"
     if rows["videos"].notna().any():
         total = f"seconds of {rows['videos'].iloc[0]:.0f} videos"

@@ -1,28 +1,29 @@
-"""The paper's figure 3: ranges of activations over channels and steps, and of weights, before and after smoothing; and
-activation bits that were chosen while sampling.
+"""The paper's figure 3, ranges of activations and weights before and after smoothing, and a figure of activation bits
+that were chosen while sampling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-from vdq.quant.layers import projections
+from vdq.quant.layers import Projection
 from vdq.quant.smoothing import aggregate_absmax, smoothing_factors
 from vdq.quant.stats import Stats
 from vdq.quant.time_ranges import TimeRanges
 from vdq.reports.pictures import panels, save
 
 
-def ranges_figure(stats: Stats, denoiser: nn.Module, alpha: float, path: Path, fqn: str | None = None) -> None:
-    """Writes the PNG of one layer, by default the one whose input varies most over the steps."""
-    fqn = fqn or widest(stats)
+def ranges_figure(stats: Stats, layers: Sequence[Projection], alpha: float, path: Path) -> None:
+    """Writes the PNG of that one of the layers whose input varies most over the steps."""
+    fqn = _widest(stats, layers)
     absmax = stats.layers[fqn].absmax.cpu()  # [steps, channels]
-    parts = [p.weight.detach().float().abs().amax(0).cpu() for p in projections(denoiser) if p.input_fqn == fqn]
+    parts = [p.weight.detach().float().abs().amax(0).cpu() for p in layers if p.input_fqn == fqn]
     weight = torch.stack(parts).amax(0)  # [channels]
     save(_draw(fqn, absmax, weight, alpha), path)
 
@@ -47,14 +48,14 @@ def bits_figure(schedules: list[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def widest(stats: Stats) -> str:
+def _widest(stats: Stats, layers: Sequence[Projection]) -> str:
     """The layer input whose largest value changes by the largest factor from step to step."""
 
     def growth(fqn: str) -> float:
         largest = stats.layers[fqn].absmax.amax(1)
         return (largest.max() / largest.min().clamp(min=1e-6)).item()
 
-    return max((fqn for fqn in stats.layers if fqn.startswith("blocks.")), key=growth)
+    return max((p.input_fqn for p in layers), key=growth)
 
 
 def _draw(fqn: str, absmax: Tensor, weight: Tensor, alpha: float) -> Figure:

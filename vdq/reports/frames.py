@@ -12,7 +12,7 @@ FRAMES = 8
 
 
 class Figure(NamedTuple):
-    """``rows`` are labels with method and bits; ``prompt`` is the number of the prompt."""
+    """Which runs a figure shows: ``rows`` are labels with method and bits, ``prompt`` is the number of the prompt."""
 
     prompt: int
     rows: list[tuple[str, tuple[str, int, int]]]

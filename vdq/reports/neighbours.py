@@ -1,4 +1,4 @@
-"""Every recipe at several bit-widths and with several noises: one table, its goals and its picture."""
+"""The table of every recipe at several bit-widths and with several noises, with its goals and pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vdq.reports.quality_figures import cost_figure, quality_figure
 from vdq.reports.scores import key_of, over_seeds, per_video, videos_of
 from vdq.reports.text import MISSING, latex, latex_comment, markdown, number
 from vdq.reports.uncertainty import CONFIDENCE, Noise, mean_interval, share_interval, with_marks
-from vdq.tracking.registry import processor_of, processors_told
+from vdq.tracking.registry import processor_of, processors_note
 
 TITLE = "The neighbouring systems: every recipe, {prompts} prompts, {seeds} noises"
 VALUES = (CLIPSIM, CLIP_TEMP, TOP1, PSNR)
@@ -89,7 +89,7 @@ def summary(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
 
 
 def numbers(bits: str) -> tuple[int, int]:
-    """Weight and activation bits of such as w4a8, or of full."""
+    """Weight and activation bits of a name such as "w4a8"; 16 and 16 of "full"."""
     if bits == "full":
         return 16, 16
     return tuple(map(int, re.fullmatch(r"w(\d+)a(\d+)", bits).groups()))
@@ -113,8 +113,8 @@ def _row(runs: pd.DataFrame, videos: dict[str, pd.DataFrame]) -> dict:
 
 
 def _limits(value: Value, own: np.ndarray, runs: pd.DataFrame, videos: dict) -> tuple[float, float] | None:
-    """Of the interval: of the value where it compares with the reference already or is a share, else of the difference
-    to the references, if they are there.
+    """The limits of the interval: of the value where it compares with the reference or is a share, else of the
+    difference to the references, if they are there.
     """
     if value.share:
         return share_interval(own)
@@ -140,7 +140,7 @@ def write_neighbours(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noi
     noise = noise or Noise()
     table = summary(seeds, noise)
     title = TITLE.format(prompts=prompts, seeds=seeds["seed"].nunique())
-    facts = {"model": ", ".join(sorted(set(table["model"]))), "processors": processors_told(seeds["processor"])}
+    facts = {"model": ", ".join(sorted(set(table["model"]))), "processors": processors_note(seeds["processor"])}
     note = NOTE.format(confidence=CONFIDENCE, measured=noise.words, costs=costs.cost_note(table), **facts)
     body = markdown(cells(table, MARKDOWN))
     parts = [f"# {title}", body, note, GOALS_TITLE, markdown(goals(seeds, noise))]
@@ -153,7 +153,7 @@ def write_neighbours(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noi
 
 
 def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
-    """What is printed of a summary."""
+    """A summary as text, as it is printed."""
     shown = {"method": table["method"], "bits": table["bits"], "activations": table["kind"]}
     for value in VALUES:
         if value.name in table and table[value.name].notna().any():

@@ -1,4 +1,4 @@
-"""Filled tables of the paper as Markdown, CSV and LaTeX, with the check of its claims below."""
+"""Writes filled tables of the paper as Markdown, CSV and LaTeX, with the check of its claims below."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pandas as pd
 from vdq.files import write_text
 from vdq.reports.claims import CLAIMS, paper_scores_of, scores_of, verdict
 from vdq.reports.marks import LATEX, MARKDOWN, Marks, column
-from vdq.reports.paper_tables import PAPER_VALUES, TITLES, VALUES, YARDSTICK, limits
+from vdq.reports.paper_tables import OTHER_NOISE, PAPER_VALUES, TITLES, VALUES, limits
 from vdq.reports.text import latex, latex_comment, markdown
 from vdq.reports.uncertainty import CONFIDENCE, Noise
-from vdq.tracking.registry import processors_told
+from vdq.tracking.registry import processors_note
 
 COMMAND = "python run.py 'stages=[tabulate]'"
 TYPO = (
@@ -73,19 +73,21 @@ def _markdown(name: str, table: pd.DataFrame, noise: Noise, command: str) -> str
 
 
 def _legend(noise: Noise) -> str:
-    return LEGEND.format(confidence=CONFIDENCE, yardstick=YARDSTICK, measured=noise.words)
+    return LEGEND.format(confidence=CONFIDENCE, yardstick=OTHER_NOISE, measured=noise.words)
 
 
 def _setting(name: str, table: pd.DataFrame) -> str:
-    """What the runs were made with and on, and what follows for the paper's numbers; the yardstick has another seed."""
-    own = table[table["method"] != YARDSTICK]
+    """What the runs were made with and on, and what follows for the paper's numbers. The row of another noise, which
+    has another seed, does not count.
+    """
+    own = table[table["method"] != OTHER_NOISE]
     known = [column for column in MADE_WITH if column in own and own[column].notna().any()]
     made = [f"{column.replace('_scale', '')} {_listed(own[column])}" for column in known]
     if _compared(table):
         meaning = TYPO if name == "table3" else ""
     else:
         meaning = TESTBED if set(own.get("model", pd.Series(dtype=str)).dropna()) == {TESTBED_MODEL} else OTHER
-    processors = processors_told(table["processor"].dropna()) if "processor" in table else ""
+    processors = processors_note(table["processor"].dropna()) if "processor" in table else ""
     return f"Runs: {', '.join(made) or 'none'}. {processors} {meaning}"
 
 
@@ -99,7 +101,7 @@ def _latex(name: str, table: pd.DataFrame, noise: Noise, command: str) -> str:
 
 
 def cells(table: pd.DataFrame, marks: Marks) -> pd.DataFrame:
-    """What is printed: method, bits, the metrics that any run has, and the run."""
+    """The table as text: method, bits, the metrics that any run has, and the run."""
     shown = pd.DataFrame({"method": table["method"], "bits": [_bits(row) for _, row in table.iterrows()]})
     for value in VALUES:
         if value.name not in table or table[value.name].isna().all():

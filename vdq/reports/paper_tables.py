@@ -29,9 +29,10 @@ TITLES = {
 PAPER_VALUES = (CLIPSIM, CLIP_TEMP, VQA_A, VQA_T)
 VALUES = (*PAPER_VALUES, PSNR)  # the paper has no distance to full precision
 PROMPTS = {"table1": 48, "table2": 101, "table3": 48, "table4": 48, "table5": 101}
+MODEL = "opensora_v1_512"  # of the paper
 SAMPLER = {"steps": 20, "guidance_scale": 7.0}  # of the paper
 OURS = {"table1": ["asq_tsw"], "table2": ["asq_tsw"]}  # recipes of ours, beside the paper's methods
-YARDSTICK = "fp16, other noise"
+OTHER_NOISE = "fp16, other noise"
 
 Find = Callable[[str, str, int, int], pd.Series | None]  # data set, method, weight bits, activation bits -> run
 Limit = Callable[[str, str], float]  # metric, bits such as w8a8 -> what a difference of two means has to exceed
@@ -43,7 +44,7 @@ def paper_rows(name: str) -> pd.DataFrame:
 
 
 def wanted(name: str) -> pd.DataFrame:
-    """Rows that our table has: full precision first, its yardstick, the paper's rows, and recipes of ours."""
+    """The rows of our table: full precision, the same with another noise, the paper's rows, and recipes of ours."""
     rows = paper_rows(name)
     dataset = rows["dataset"].iloc[0]
     full = rows[rows["method"] == "fp16"]
@@ -51,7 +52,7 @@ def wanted(name: str) -> pd.DataFrame:
         full = paper_rows("table1" if dataset == "opensora" else "table2").query("method == 'fp16'")
     blank = {"dataset": dataset, "w_bits": "16", "a_bits": "16"}
     ours = [{**blank, "method": method, "w_bits": "8", "a_bits": "8"} for method in OURS.get(name, [])]
-    parts = [full, pd.DataFrame([{**blank, "method": YARDSTICK}]), rows[rows["method"] != "fp16"], pd.DataFrame(ours)]
+    parts = [full, pd.DataFrame([{**blank, "method": OTHER_NOISE}]), rows[rows["method"] != "fp16"], pd.DataFrame(ours)]
     return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
@@ -77,8 +78,8 @@ def fill(name: str, find: Find, noise: Noise | None = None) -> pd.DataFrame:
 
 
 def limits(table: pd.DataFrame, noise: Noise) -> Limit:
-    """The larger one of what another processor changes and of the yardstick's difference to full precision."""
-    full, other = (table[table["method"] == method].iloc[0] for method in ("fp16", YARDSTICK))
+    """What a difference has to exceed: what another processor changes, or what another noise does, if that is more."""
+    full, other = (table[table["method"] == method].iloc[0] for method in ("fp16", OTHER_NOISE))
 
     def limit(metric: str, bits: str) -> float:
         seed = abs(other.get(metric, np.nan) - full.get(metric, np.nan))
@@ -88,7 +89,7 @@ def limits(table: pd.DataFrame, noise: Noise) -> Limit:
 
 
 def _marked(table: pd.DataFrame, limit: Limit) -> pd.DataFrame:
-    """Marks among the quantized models of a bit-width."""
+    """The table with the marks of the best among the quantized models of each bit-width."""
     quantized = table["scores"].map(bool) & table["scores"].notna() & (table["w_bits"] != "average")
     rows = table[quantized & ~table["method"].str.startswith("fp16")]
 
@@ -121,23 +122,23 @@ def comparable(run: pd.Series, prompts: int) -> bool:
     """Whether the paper's numbers were made alike: its model, its metrics' networks, prompts, steps and guidance."""
     judged = {"ViT-B-32-quickgelu openai", "DOVER"} <= set(run["assets"])
     sampled = sampler_of(run) == SAMPLER and len(per_video(run["folder"])) == prompts
-    return run["model"] == "opensora_v1_512" and judged and sampled
+    return run["model"] == MODEL and judged and sampled
 
 
 def sampler_of(run: pd.Series) -> dict[str, float]:
-    """Steps and guidance of a run, as far as its folder tells them."""
+    """Steps and guidance of a run, as far as its folder has them."""
     sampler = read_config(run["folder"]).get("sampler") or {}
     return {name: sampler[name] for name in SAMPLER if name in sampler}
 
 
 def interval(metric: str, values: np.ndarray) -> dict[str, float]:
-    """Of the mean over prompts, as columns."""
+    """The interval of the mean over prompts, as columns `<metric>_low` and `<metric>_high`."""
     low, high = mean_interval(values)
     return {f"{metric}_low": low, f"{metric}_high": high}
 
 
 def _averaged(table: pd.DataFrame) -> pd.DataFrame:
-    """Fills rows of averages, of methods all of whose runs are there."""
+    """Fills the rows of averages of those methods all of whose runs are there."""
     for index in table.index[table["w_bits"] == "average"]:
         parts = table[(table["method"] == table.at[index, "method"]) & (table["w_bits"] != "average")]
         if "run" not in parts or parts["run"].isna().any():

@@ -1,8 +1,8 @@
-"""What another processor changes: ``python -m vdq.reports.processors RUNS OTHER_RUNS [FOLDER]``.
+"""Measures what another processor changes: ``python -m vdq.reports.processors RUNS OTHER_RUNS [FOLDER]``.
 
 Compares two folders of the same runs, made on two processors, video by video, and writes processors.csv and
 processors.md to FOLDER (results/shapes). Its tables of the paper are filled with the runs of either processor as well,
-and what they say otherwise is told. A processor can stand in for an older one: with ONEDNN_MAX_CPU_ISA=AVX
+and where these disagree is written down. A processor can stand in for an older one: with ONEDNN_MAX_CPU_ISA=AVX
 MKL_CBWR=COMPATIBLE in the environment, oneDNN and MKL leave its newer instructions alone and take about twice as long.
 """
 
@@ -99,7 +99,7 @@ def _finder(written: pd.DataFrame, registry: pd.DataFrame) -> Find:
 
 
 def _said(name: str, table: pd.DataFrame, noise: Noise) -> dict[str, str]:
-    """Every mark and every answer of a filled table."""
+    """Every mark of a filled table and every answer to its claims, by what they are about."""
     marks = {
         f"{row['method']} w{row['w_bits']}a{row['a_bits']} {value.label}": row[f"{value.name}_mark"] or "not marked"
         for value in VALUES
@@ -111,7 +111,7 @@ def _said(name: str, table: pd.DataFrame, noise: Noise) -> dict[str, str]:
 
 
 def report(table: pd.DataFrame, tables: dict[str, pd.DataFrame]) -> str:
-    """Markdown of `changes`, and of what `differing` found by table."""
+    """The Markdown file: `changes` as a table, then what `differing` found in each table of the paper."""
     rows = [
         {
             "metric": value_named(metric).label,

@@ -9,8 +9,8 @@ import pandas as pd
 from vdq.files import write_text
 from vdq.metrics.catalogue import values_of
 from vdq.reports.text import MISSING, markdown
-from vdq.tracking.registry import processor_of, processors_told
-from vdq.tracking.versions import versions_told
+from vdq.tracking.registry import processor_of, processors_note
+from vdq.tracking.versions import versions_note
 
 BEFORE = {"quant": "method", "bits": "bits", "kind": "activations", "backend": "integers by", "changed": "changed"}
 AFTER = {"size_mb": "MB", "size_mb_fp16": "MB of the model in fp16", "signature": "run"}
@@ -33,7 +33,7 @@ def comparison(table: pd.DataFrame) -> str:
     processors = pd.Series([processor_of(run) for _, run in table.iterrows()], index=table.index, dtype=object)
     if processors.nunique() > 1:
         shown["processor"] = processors
-    notes = filter(None, (processors_told(processors), versions_told(table)))
+    notes = filter(None, (processors_note(processors), versions_note(table)))
     return "\n\n".join((markdown(shown), *notes))
 
 

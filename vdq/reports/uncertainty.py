@@ -1,4 +1,4 @@
-"""How far a mean over prompts can be trusted, whether two can be told apart, and what another processor changes."""
+"""Statistics of means over prompts: intervals, whether two means differ, and what another processor changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = "processors.csv"
 
 
 class Noise:
-    """What another processor changes in the difference of two means; ``table`` as `processors.changes` makes it, None
+    """How much another processor changes the difference of two means; ``table`` as `processors.changes` makes it, None
     where that was not measured.
     """
 
@@ -27,12 +27,12 @@ class Noise:
 
     @classmethod
     def read(cls, folder: Path) -> Noise:
-        """From the file of ``folder`` that ``python -m vdq.reports.processors`` writes, if it is there."""
+        """Reads the file of ``folder`` that ``python -m vdq.reports.processors`` writes, if it is there."""
         path = folder / FILE
         return cls(pd.read_csv(path) if path.is_file() else None)
 
     def __call__(self, metric: str, bits: str, videos: int) -> float:
-        """Two standard deviations, of means over this many videos. Those of all bit-widths together where this one was
+        """Two standard deviations of means over this many videos: those of all bit-widths together where this one was
         not measured, 0 where the metric was not.
 
         A video's change from one processor to the other is the difference of two roundings. So is the part that
@@ -47,7 +47,7 @@ class Noise:
 
     @property
     def words(self) -> str:
-        """Whether it was measured, for legends."""
+        """A sentence for legends: whether it was measured, and on which processors."""
         if self.table is None:
             return "What another processor changes was not measured."
         pairs = self.table[["processor", "other_processor"]].drop_duplicates()
@@ -106,7 +106,7 @@ def share_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare(differences: np.ndarray, noise: float = 0.0, *, share: bool = False) -> int:
-    """1 if the mean of paired differences [n] is above zero by more than chance, -1 if below, 0 within noise.
+    """Whether paired differences [n] are more than chance: 1 if their mean is above zero, -1 if below, 0 within noise.
 
     More than chance: the 95 % interval leaves out zero (of a share's: the exact sign test over prompts, which is
     McNemar's for one video a prompt, rejects at 5 %), and the mean is larger than ``noise``.
@@ -124,7 +124,7 @@ def compare(differences: np.ndarray, noise: float = 0.0, *, share: bool = False)
 
 
 def ranked(values: Mapping[Hashable, np.ndarray], noise: float = 0.0, *, share: bool = False) -> dict[Hashable, str]:
-    """Marks of what has the highest mean: BEST if it beats every other by more than chance, else TIED for it and for
+    """Marks what has the highest mean: BEST if it beats every other by more than chance, else TIED for it and for
     all that it does not beat. ``values`` are [n] each, of the same prompts; nothing is marked among fewer than two.
     """
     if len(values) < 2:
@@ -143,7 +143,7 @@ def with_marks(
     limit: Callable[[str, pd.DataFrame], float],
 ) -> pd.DataFrame:
     """``table`` with `<metric>_mark` of those of its ``rows`` that are `ranked` with the others of the same ``by``; ''
-    elsewhere. Column `scores` holds a dictionary, by metric a value a prompt; ``limit`` tells the noise of a metric in
+    elsewhere. Column `scores` holds a dictionary, by metric a value a prompt; ``limit`` gives the noise of a metric in
     the rows of a group.
     """
     for metric in metrics:

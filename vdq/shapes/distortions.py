@@ -18,7 +18,9 @@ BLOCK = 8
 
 
 class Distortion(NamedTuple):
-    """``technical`` and ``aesthetic`` say how much of the severity each of the two qualities loses, 0..1."""
+    """A kind of damage. ``technical`` and ``aesthetic`` say how much of the severity each of the two qualities loses,
+    0..1.
+    """
 
     apply: Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
     technical: float

@@ -1,4 +1,4 @@
-"""FVD on the testbed: features of its small DOVER, and real clips, which it renders. Never to be compared with FVD."""
+"""FVD on the testbed: features of its small DOVER, and rendered real clips. Its values do not compare with FVD's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ShapesDetector(nn.Module):
 
     @torch.no_grad()
     def features(self, videos: Tensor) -> Tensor:
-        """uint8 [B,16,64,64,3] to float32 [B,96], one video at a time; ValueError for other videos."""
+        """uint8 [B,16,64,64,3] to float32 [B,96], one video at a time; UserError for other videos."""
         check_videos("videos", videos)
         if reason := self.refusal(*videos.shape[1:4]):
             raise UserError(reason)
@@ -71,7 +71,7 @@ class ShapesClips:
 
     @cached_property
     def signature(self) -> str:
-        """SHA-256 of the clips themselves."""
+        """The SHA-256 of the clips themselves."""
         total = hashlib.sha256()
         for index in range(len(self)):
             total.update(self[index].numpy().tobytes())

@@ -37,7 +37,7 @@ def departures(prompt: str, frames: np.ndarray) -> dict[str, str]:
 def measure(frames: np.ndarray) -> dict[str, str]:
     """The attributes of a `Scene` as uint8 frames [T, 64, 64, 3] show them.
 
-    All but the background are "none" where less than half of the frames show a shape. A shape between two is told as
+    All but the background are "none" where less than half of the frames show a shape. A shape between two is called
     "circle or square".
     """
     spread = frames.max(-1) - frames.min(-1)
@@ -65,7 +65,7 @@ def _color(pixels: np.ndarray) -> str:
 
 
 def _motion(masks: np.ndarray) -> str:
-    """From place and size of the coloured pixels [T, 64, 64] of every frame."""
+    """The motion that place and size of the coloured pixels [T, 64, 64] show over the frames."""
     place, area = _place(masks), masks.sum((1, 2))
     way, across = place[-1] - place[0], np.ptp(place, axis=0)
     if across.min() > MOVED:

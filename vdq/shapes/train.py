@@ -76,7 +76,7 @@ def train_denoiser(weights: Path, workdir: Path, **settings) -> None:
 
 
 def fit(name: str, module: pl.LightningModule, workdir: Path, *extra: pl.Callback) -> dict:
-    """Trains ``module`` for its ``hparams.steps``, or goes on from its last checkpoint; returns what the card tells
+    """Trains ``module`` for its ``hparams.steps``, or goes on from its last checkpoint; returns what the card says
     about it.
     """
     folder = workdir / name
@@ -129,7 +129,7 @@ def finish(
 
 
 def is_done(part: str, weights: Path, workdir: Path) -> bool:
-    """Whether the part has a card, and for the latents, which are too large to ship, the file as well."""
+    """Whether a part is complete: it has a card, and the latents, which are too large to ship, their file as well."""
     return (weights / f"{part}.json").exists() and (part != "latents" or (workdir / "latents.safetensors").exists())
 
 

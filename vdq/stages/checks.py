@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def check(experiment: Experiment, stages: list[str]) -> None:
     """Makes what these stages will need; raises UserError if something is wrong with it.
 
-    Cheap things first: what the configuration alone can tell is told before anything is loaded or fetched.
+    Cheap things first: what the configuration alone shows is refused before anything is loaded or fetched.
     """
     cfg = experiment.cfg
     if {"calibrate", "sample", "evaluate"} & set(stages):

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +22,7 @@ TYPES = {
     "seed": int,
     "batch_size": int | None,
     "tabulate": bool,
-    "yardstick": bool,
+    "reseeded": bool,
     "videos": str | None,
     "prompts": str | None,
     "reference": str | None,
@@ -154,8 +155,15 @@ def option(group: str, name: str) -> DictConfig:
 
 @cache
 def _option(group: str, name: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [f"{group}={name}"])[group]
+    running = GlobalHydra.instance().hydra  # of `python run.py`, beside which Hydra refuses to compose
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", [f"{group}={name}"])[group]
+    finally:
+        GlobalHydra.instance().clear()
+        if running is not None:
+            GlobalHydra.instance().initialize(running)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -14,11 +14,16 @@ def make(experiment: Experiment, wanted: Collection[str]) -> None:
     for stage in STAGES:
         if stage in wanted:
             module = importlib.import_module(f"vdq.stages.{stage}")  # Lightning takes seconds to import
-            for each in _with_yardstick(experiment, stage):
+            for each in _with_reseeded(experiment, stage):
                 module.run(each)
 
 
-def _with_yardstick(experiment: Experiment, stage: str) -> list[Experiment]:
+def _with_reseeded(experiment: Experiment, stage: str) -> list[Experiment]:
     """The experiment, before it full precision with other noise if that is wanted beside full precision."""
-    wanted = experiment.cfg.yardstick and not experiment.method.quantizes and stage in ("sample", "evaluate")
-    return [experiment.variant(fields={"seed": experiment.cfg.seed + 1}), experiment] if wanted else [experiment]
+    wanted = experiment.cfg.reseeded and not experiment.method.quantizes and stage in ("sample", "evaluate")
+    return [reseeded(experiment), experiment] if wanted else [experiment]
+
+
+def reseeded(experiment: Experiment) -> Experiment:
+    """The run with the noise of the next seed, which shows what chance alone does."""
+    return experiment.variant(fields={"seed": experiment.cfg.seed + 1})

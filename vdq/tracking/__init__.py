@@ -1,4 +1,4 @@
-"""Runs on disk and in trackers: the registry of finished runs, tables, W&B and CSV logging."""
+"""Runs on disk and in trackers: the registry of finished runs, and logging to W&B or CSV files."""
 
 from vdq.tracking.registry import runs
 

@@ -13,7 +13,7 @@ class CsvTracker:
     """Logs the configuration and the metrics of a finished run to ``<run folder>/csv``."""
 
     def check(self) -> None:
-        """Nothing can be wrong: the run folder is written by others as well."""
+        """Does nothing: the run folder is written by others as well, so nothing can be wrong here."""
 
     def log(
         self, folder: Path, config: dict, result: dict, metrics: dict, per_video: pd.DataFrame, report: pd.DataFrame

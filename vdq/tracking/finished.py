@@ -1,4 +1,4 @@
-"""Logging of finished runs, whose result does not depend on it."""
+"""Logs finished runs; whatever becomes of that, their result is there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_LOGGED = "not_logged.txt"  # in the folder of a finished run that could not 
 
 
 def log_finished(tracker: Any, folder: Path, *content: Any, **named: Any) -> None:
-    """tracker.log(folder, ...). Where that fails, a warning tells it and `wants_logging` is true of the folder."""
+    """Logs a finished run with its tracker. Where that fails there is a warning, and the folder `wants_logging`."""
     try:
         write_text(folder / NOT_LOGGED, "This run is finished. Logging it was begun and did not end.\n")
         tracker.log(folder, *content, **named)

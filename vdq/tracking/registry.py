@@ -82,7 +82,7 @@ def runs(root: str | Path = "runs") -> pd.DataFrame:
 
 
 def processor_of(run: pd.Series | dict) -> str:
-    """What sampled a run, and what scored it if that is another; results of earlier versions do not tell."""
+    """The processor that sampled a run, and the one that scored it if that is another; earlier results have neither."""
     sampled, scored = run.get("processor"), run.get("scored_on")
     told = [sampled] if isinstance(sampled, str) else []
     if isinstance(scored, str) and scored != sampled:
@@ -90,8 +90,8 @@ def processor_of(run: pd.Series | dict) -> str:
     return ", ".join(told) or "not recorded"
 
 
-def processors_told(processors: pd.Series) -> str:
-    """For notes below tables: the processor of all runs, or how many runs each has; nothing of no run."""
+def processors_note(processors: pd.Series) -> str:
+    """A note for below a table: the processor of all runs, or how many runs each has; empty for no run."""
     counts = processors.value_counts(sort=False)
     if counts.empty:
         return ""

@@ -1,4 +1,4 @@
-"""Which versions of the program's code made results, and whether results of several stand in one table."""
+"""Notes where results that different versions of the code made stand in one table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ import pandas as pd
 EARLIER = "an earlier version"  # of results that were made before versions were kept
 
 
-def versions_told(runs: pd.DataFrame) -> str:
-    """A sentence for notes below a table where its rows come from different versions of the same code; else nothing.
+def newest(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those that an earlier version of some code made, where a later one's are there as well."""
+    if "versions" not in runs:
+        return runs
+    made = [versions if isinstance(versions, dict) else {} for versions in runs["versions"]]
+    latest = {name: max(_numbers(made, name)) for one in made for name in one}
+    current = [all(latest[name] == number for name, number in one.items()) for one in made]
+    return runs[pd.Series(current, index=runs.index, dtype=bool)]
+
+
+def versions_note(runs: pd.DataFrame) -> str:
+    """A note for below a table whose rows come from different versions of the same code; else empty.
 
     runs: rows of `vdq.tracking.registry.runs`, whose `versions` are numbers by name.
     """

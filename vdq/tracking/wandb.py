@@ -27,8 +27,9 @@ class WandbTracker:
     quantization report, and the tables and pictures that its recipe left in the run folder, such as the bits of steps.
 
     Runs that can be compared have one group: prompt set, number of prompts and seed. Tags are recipe, bits and model.
-    Everything lies inside the run folder, also what waits to be uploaded. What tables hold is remembered by its
-    absolute path, so an offline run has its videos a second time as plain media, which can be moved with it.
+    Everything lies inside the run folder, also what waits to be uploaded. W&B writes the absolute paths of a table's
+    files into the record of an offline run, and `wandb sync` has no option that looks elsewhere. So an offline run has
+    its videos a second time as plain media, whose paths are relative: these can be moved with it, the tables cannot.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ def _video_table(per_video: pd.DataFrame) -> wandb.Table:
 
 
 def _media(per_video: pd.DataFrame) -> dict[str, list[wandb.Video]]:
-    """Videos with their prompts, by column."""
+    """The videos as plain media, with their prompts, by column."""
     captions = per_video.get("prompt", per_video["index"]).astype(str)
     return {
         f"{column}_files": [

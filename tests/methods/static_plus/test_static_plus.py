@@ -99,8 +99,8 @@ def test_bits_follow_the_error_of_steps(weight, stats):
     assert params.step_bits.sum() == 4 * STEPS and params.act_bits == params.step_bits.max()
     assert params.step_bits.tolist() == sorted(params.step_bits.tolist()) and params.step_bits[3] > params.step_bits[0]
     switched = converted(weight, stats, step_bits="switched", act_bits=6)
-    assert set(switched.step_bits.tolist()) == {5, 8} and switched.step_bits.double().mean() <= 6
-    assert converted(weight, stats, step_bits="spread", act_bits=8).step_bits is None  # all have 8
+    assert set(switched.act.step_bits.tolist()) == {5, 8} and switched.act.step_bits.double().mean() <= 6
+    assert converted(weight, stats, step_bits="spread", act_bits=8).act.step_bits is None  # all have 8
 
 
 def test_scales_are_of_the_transformed_inputs(weight, stats):
@@ -266,7 +266,8 @@ def test_table_tells_what_bits_follow_from(weight, stats):
     )
     table = tables["step_bits"]
     assert [row["timestep"] for row in table.rows] == [999, 600, 300, 0]
-    assert [row["act_bits"] for row in table.rows] == converted(weight, stats, step_bits="spread").step_bits.tolist()
+    bits = converted(weight, stats, step_bits="spread").act.step_bits
+    assert [row["act_bits"] for row in table.rows] == bits.tolist()
     assert table.summary.startswith("step 3 makes 96% of the error")  # 30 of 31.11
 
 
@@ -289,4 +290,4 @@ def test_bad_options_are_named(options, message):
 
 
 def test_rotation_fits_the_width(weight, stats):
-    assert converted(weight, stats, rotation_block=128).rotation == 32
+    assert converted(weight, stats, rotation_block=128).part("rotation").block == 32

@@ -125,7 +125,7 @@ def test_constants_and_assets() -> None:
     ("settings", "message"),
     [
         ({"num_offsets": 0}, "num_offsets is 0"),
-        ({"constants": "head"}, "constants is 'head'; one of evalcrafter, dover, shapes"),
+        ({"constants": "head"}, "constants is 'head'; one of evalcrafter, dover is allowed"),
     ],
 )
 def test_refuses_bad_settings(settings: dict, message: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vdq.metrics.dover import published
 from vdq.metrics.dover.convnext import ConvNeXt3D, ConvNeXtV23D
 from vdq.metrics.dover.model import Dover
-from vdq.metrics.dover.swin import SwinTransformer3D, _window_kinds
+from vdq.metrics.dover.swin import SwinTransformer3D, window_kinds
 from vdq.sources import sha256
 
 
@@ -131,10 +131,10 @@ def test_a_clip_is_scored_alike_alone_and_in_a_batch() -> None:
             torch.testing.assert_close(model(clips, branch), alone, atol=1e-6, rtol=0)
 
 
-def test_window_kinds_of_the_published_size_are_small_and_complete() -> None:
+def testwindow_kinds_of_the_published_size_are_small_and_complete() -> None:
     """Stage 1 of a 224 x 224 x 32 clip, shifted: every window is of one kind, whose labels give its gamma."""
     size, window, shift = (16, 56, 56), (8, 7, 7), (4, 3, 3)
-    kinds = _window_kinds(size, window, shift, True)
+    kinds = window_kinds(size, window, shift, True)
     assert sorted(row for kind in kinds for row in kind.rows.tolist()) == list(range(2 * 8 * 8))
     assert sum(kind.labels.nbytes + kind.rows.nbytes for kind in kinds) < 1e6
     last = next(kind for kind in kinds if 2 * 8 * 8 - 1 in kind.rows)

@@ -29,7 +29,7 @@ def random_video(frames: int, height: int, width: int) -> Tensor:
 
 
 def test_sixteen_frames_repeat_as_published() -> None:
-    """spec/metrics.md section 2.4: the aesthetic branch has frame 0 alone, the technical clips wrap around."""
+    """As in the published program, the aesthetic branch has frame 0 alone and the technical clips wrap around."""
     starts = views.draw_starts(AestheticView().frames, 16, generator())
     assert views.frame_indices(AestheticView().frames, 16, starts).tolist() == [0] * 32
     starts = views.draw_starts(TechnicalView().frames, 16, generator())

@@ -1,4 +1,4 @@
-"""What a user would otherwise run: other libraries' 8-bit linears, timed beside ours. All of them are optional."""
+"""Other libraries' 8-bit linears, timed beside ours; all of them are optional."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import Contender
 
 INSTALL = "pip install -e '.[peers]'"
-# W8A8 stays within 2 % on a linear; twice that, and half as much again for blocks, still tells a wrong result.
+# W8A8 stays within 2 % on a linear; twice that, and half as much again for blocks, still shows a wrong result.
 MAX_ERROR = 0.05
 
 
@@ -56,6 +56,6 @@ PEERS = {
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are there."""
+    """The versions of the packages that are installed."""
     needed = sorted({name for peer in PEERS.values() for name in peer.needs})
     return {name: version(name) for name in needed if find_spec(name) is not None}

@@ -31,7 +31,7 @@ PRODUCTS = ("MatMul", "Gemm")
 
 
 def onnxruntime_static(module: nn.Module, x: Tensor, machine: Machine, folder: Path) -> list[Contender]:
-    """Full precision, its own baseline, and QDQ."""
+    """ONNX Runtime in full precision, which is its own baseline, and on the QDQ model."""
     full, quantized = _exported(module, x, folder, weight_bits=BITS)
     run_full, _ = _session(full, x)
     run, operations = _session(quantized, x)
@@ -90,7 +90,7 @@ def _compiled(model: Path | bytes) -> Any:
 
 
 def _exported(module: nn.Module, x: Tensor, folder: Path, *, weight_bits: int) -> tuple[Path, Path]:
-    """Full precision and QDQ as files, made once."""
+    """The files of the full-precision and the QDQ model, which are made once."""
     full, prepared, quantized = (folder / f"{name}.onnx" for name in ("full", "prepared", f"qdq_{weight_bits}"))
     if not prepared.is_file():
         _export(module, x, full, prepared)
@@ -142,7 +142,7 @@ def _quantize(prepared: Path, quantized: Path, x: Tensor, *, weight_bits: int) -
 
 
 def _session(path: Path, x: Tensor) -> tuple[Callable[[int], Any], Counter[str]]:
-    """One call, and the operations of the graph that ONNX Runtime made of the model."""
+    """A call of the model, and how often the graph that ONNX Runtime made of it has each operation."""
     import onnx
 
     written = path.with_suffix(".optimized.onnx")

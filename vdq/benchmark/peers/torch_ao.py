@@ -25,7 +25,7 @@ def compiled(module: nn.Module, x: Tensor, machine: Machine, folder: Path) -> li
 
 
 def dynamic(module: nn.Module, x: Tensor, machine: Machine, folder: Path) -> list[Contender]:
-    """Symmetric s8 codes, a scale a token."""
+    """torchao with symmetric s8 codes and a scale for each token."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     quantized = copy.deepcopy(module)
@@ -34,7 +34,7 @@ def dynamic(module: nn.Module, x: Tensor, machine: Machine, folder: Path) -> lis
 
 
 def static(module: nn.Module, x: Tensor, machine: Machine, folder: Path) -> list[Contender]:
-    """Symmetric s8 codes, a scale a tensor, from x."""
+    """torchao with symmetric s8 codes and a scale for each tensor, taken from x."""
     from torchao.quantization import Int8StaticActivationInt8WeightConfig, PerRow, PerTensor, quantize_
 
     quantized = copy.deepcopy(module)
@@ -78,7 +78,7 @@ def _contender(name: str, computes: str, quantized: nn.Module, x: Tensor) -> Con
 
 
 def _compile(module: nn.Module, x: Tensor) -> Callable[[int], Tensor]:
-    """Compiled now, for this shape."""
+    """Compiles the module for the shape of x, now; returns its call."""
     torch._dynamo.reset()  # compiled code of others of the same class counts against a limit
     call = torch.compile(module, dynamic=False)
     call(x)

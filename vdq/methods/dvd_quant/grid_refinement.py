@@ -1,6 +1,6 @@
 """Bounded-init Grid Refinement of DVD-Quant (arXiv 2505.18663): weight grids fitted to the weights alone.
 
-What is known of it is second-hand (spec/dvd_quant_and_qvd.md 1.1): the objective, the alternating updates and the
+What is known of it is second-hand (tags as in vdq.methods): the objective, the alternating updates and the
 narrowing initial bounds are [S]; what was left open or printed wrongly is decided here and marked [I].
 """
 
@@ -19,7 +19,7 @@ MAX_UPDATES = 100
 CHUNK = 2**22  # fp64 numbers in memory at a time
 
 
-class Codes(NamedTuple):
+class CodeSums(NamedTuple):
     """Sums over a row under each of I grids, all fp64 [rows, I]: of the codes, their squares, and codes * weights."""
 
     total: Tensor
@@ -72,7 +72,7 @@ def check_refinement(num_bounds: int, tolerance: float, max_updates: int = MAX_U
 
 def _refined(
     weight: Tensor,
-    summing: Callable[[Tensor, int], Callable[[QParams], Codes]],
+    summing: Callable[[Tensor, int], Callable[[QParams], CodeSums]],
     *,
     bits: int,
     num_bounds: int,
@@ -124,7 +124,7 @@ def _bins_are_cheaper(in_features: int, bits: int) -> bool:
     return 8 * 2**bits <= in_features
 
 
-def _binned(weight: Tensor, bits: int) -> Callable[[QParams], Codes]:
+def _binned(weight: Tensor, bits: int) -> Callable[[QParams], CodeSums]:
     """From sorted rows, in which the elements of one code are neighbours."""
     last = code_range(bits)[1]
     ordered = weight.double().sort(1).values
@@ -132,22 +132,22 @@ def _binned(weight: Tensor, bits: int) -> Callable[[QParams], Codes]:
     count, total = weight.shape[1], before[:, -1:, None]
     upper = torch.arange(1, last + 1, device=weight.device, dtype=torch.float64)  # code k starts at (k - z - 1/2) D
 
-    def sums(grid: QParams) -> Codes:
+    def sums(grid: QParams) -> CodeSums:
         edges = (upper - grid.zero_point[..., None] - 0.5) * grid.scale[..., None]  # [rows, I, last]
         places = torch.searchsorted(ordered, edges.flatten(1))
         above = (count - places).view(edges.shape).double()  # elements of code k or more
         weights = total - before.gather(1, places).view(edges.shape)  # and their sum
-        return Codes(above.sum(2), (above * (2 * upper - 1)).sum(2), weights.sum(2))
+        return CodeSums(above.sum(2), (above * (2 * upper - 1)).sum(2), weights.sum(2))
 
     return sums
 
 
-def _elementwise(weight: Tensor, bits: int) -> Callable[[QParams], Codes]:
+def _elementwise(weight: Tensor, bits: int) -> Callable[[QParams], CodeSums]:
     first, last = code_range(bits)
     elements = weight.double()[:, None]  # [rows, 1, in]
 
-    def sums(grid: QParams) -> Codes:
+    def sums(grid: QParams) -> CodeSums:
         codes = torch.round(elements / grid.scale[..., None]).add_(grid.zero_point[..., None]).clamp_(first, last)
-        return Codes(codes.sum(2), codes.square().sum(2), (codes * elements).sum(2))
+        return CodeSums(codes.sum(2), codes.square().sum(2), (codes * elements).sum(2))
 
     return sums

@@ -1,7 +1,7 @@
 """DVD-Quant (arXiv 2505.18663): data-free, 4-bit weights, activations of 4 bits and at some steps of 8.
 
 No code was published and the paper was read second-hand: what is confirmed [C], second-hand [S] and inferred [I] is
-told apart in spec/dvd_quant_and_qvd.md 1. The three parts and that nothing is calibrated are [C], from the abstract.
+told apart by these tags (vdq.methods). The three parts and that nothing is calibrated are [C], from the abstract.
 """
 
 import torch

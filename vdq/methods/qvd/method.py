@@ -5,7 +5,7 @@ bias; the thresholded factor, off by default; symmetric weights per output chann
 both static. Inferred [I]: all formulas that choose, aggregation over all steps, min-max ranges in place of the port's
 Lp search, for which statistics have no data, one range for all frames where the port has one a frame, and which
 features of STDiT are temporal, with the 8 bits that the port gives its first and last layer. QVD was made for U-Nets
-with motion modules; no result of it on a DiT is known (spec/dvd_quant_and_qvd.md 2 and 3.2).
+with motion modules; no result of it on a DiT is known. Tags are those of vdq.methods.
 """
 
 from dataclasses import replace

@@ -2,7 +2,7 @@
 
 Confirmed [C for a port of QVD]: the centre of a channel's range is subtracted and given back by the bias, and a factor
 for channels above a threshold is a switch that is off. Inferred [I]: statistics of all steps where the port takes the
-first step's, the error that chooses the threshold, the formula of coverage (spec/dvd_quant_and_qvd.md 2.2).
+first step's, the error that chooses the threshold, the formula of coverage (tags as in vdq.methods).
 """
 
 import torch

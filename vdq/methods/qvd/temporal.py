@@ -2,7 +2,7 @@
 
 Confirmed [C]: temporal features are skewed, and HTDQ keeps quantized ones of different steps distinguishable. The
 base-2 logarithm and its mixture with a uniform grid are those of a port of QVD [C for the port]; the other families,
-the allocation of codes and both formulas of discriminability are inferred [I] (spec/dvd_quant_and_qvd.md 2.1).
+the allocation of codes and both formulas of discriminability are inferred [I] (tags as in vdq.methods).
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from vdq.quant.affine import check_bits, dequantize, qparams_from_range
 from vdq.quant.codebook import Codebook
 
 UNIFORM, LOG2, MIXED, COMPANDED = FAMILIES = ("uniform", "log2", "mixed", "companded")
-CLIP_RATIOS = [k / 20 for k in range(20, 0, -1)]
+CLAMP_RATIOS = [k / 20 for k in range(20, 0, -1)]
 EDGES = [k / 100 for k in range(1, 100)]
 POWERS = [1.25, 1.5, 2.0, 2.5, 3.0, 4.0]
 MAX_EXPONENT = 60  # of log2: smaller levels are zero to anything that is added to the largest
@@ -66,7 +66,7 @@ def candidates(features: Tensor, bits: int) -> Iterator[Candidate]:
     """Static quantizers with at most 2^bits levels, one for all steps and channels."""
     lo, hi = features.min().float(), features.max().float()
     peak = torch.maximum(hi, -lo).clamp(min=torch.finfo(torch.float32).tiny)
-    for ratio in CLIP_RATIOS:
+    for ratio in CLAMP_RATIOS:
         yield Candidate(UNIFORM, ratio, uniform(ratio * lo, ratio * hi, bits))
     yield Candidate(LOG2, None, log2(peak, bits))
     for edge in EDGES:

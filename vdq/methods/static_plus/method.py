@@ -1,4 +1,4 @@
-"""Static substitutes for what neighbouring systems measure at run time (spec/dvd_quant_and_qvd.md 3.3), as switches."""
+"""Static substitutes for what neighbouring systems measure at run time, as switches."""
 
 from __future__ import annotations
 
@@ -135,11 +135,11 @@ class StaticPlusMethod(SmoothedMethod):
 
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
         folds = attention_folds(denoiser, self.rotation_block or DENSE) if self.fold_rotation else []
-        if self.fold_rotation and not folds:
-            raise UserError(
-                f"fold_rotation=true does nothing: {type(denoiser).__name__} has no attention whose layers are known"
-            )
         options = {fqn: {"fold": fold} for group in folds if group.keys() <= chosen for fqn, fold in group.items()}
+        if self.fold_rotation and not options:
+            raise UserError(
+                f"fold_rotation=true does nothing: no attention of {type(denoiser).__name__} is quantized as a whole"
+            )
         groups = token_groups(denoiser, self.token_groups) if self.token_groups else {}
         for fqn, tokens in groups.items():
             options[fqn] = options.get(fqn, {}) | {"tokens": tokens}

@@ -15,7 +15,7 @@ MIN_BITS, MAX_BITS = 2, 8  # of codes that integer kernels multiply
 def spread_bits(step_error: Tensor, mean_bits: int, *, low: int = MIN_BITS, high: int = MAX_BITS) -> Tensor:
     """Bits long [N] with mean `mean_bits` that minimize sum_t e_t 4^-b_t, low <= b_t <= high: step_error [N] is e_t.
 
-    A bit more divides the squared rounding error by four (spec/quantization.md 2.1), so the bit that gains most is
+    A bit more divides the squared rounding error by four, so the bit that gains most is
     given first, again and again; for a sum of convex terms that is the optimum. With mean_bits >= high every step has
     mean_bits. Raises UserError for a mean below low.
     """
@@ -48,7 +48,7 @@ def frozen_switch(step_change: Tensor, mean_bits: int, *, high: int = MAX_BITS) 
 
 
 def switched_bits(step_change: Tensor, *, low: int, high: int, delta: float) -> Tensor:
-    """delta-GBS (spec/dvd_quant_and_qvd.md 1.3) for known changes: long [N]; the first step is high, a later one when
+    """delta-GBS (vdq.quant.bit_switch) for known changes: long [N]; the first step is high, a later one when
     the changes before it, since the last high step, have reached delta.
     """
     bits, total = [high], 0.0

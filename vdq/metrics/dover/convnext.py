@@ -1,4 +1,4 @@
-"""ConvNeXt and ConvNeXt V2 with a time axis, backbones of DOVER and DOVER-Mobile (spec/metrics.md section 2.6).
+"""ConvNeXt and ConvNeXt V2 with a time axis, backbones of DOVER and DOVER-Mobile.
 
 Image networks whose kernels were given a length in time: 1 or 3 frames, by the block's place in its stage. Channels
 come last between the layers, so that a convolution runs on the memory format it is fastest in and norms and linear

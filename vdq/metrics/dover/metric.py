@@ -2,11 +2,11 @@
 
 Which fragments and frames DOVER sees is random. Upstream draws them unseeded, so its VQA-t is not repeatable; here a
 draw depends on the metric's seed, the video's index, the draw's number and the branch. Of a video of 16 frames the
-aesthetic branch sees the first frame alone (quirk D2 in spec/metrics.md).
+aesthetic branch sees the first frame alone, as in the published program: see `views.AestheticView`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from vdq.errors import UserError
 from vdq.metrics.base import UNNUMBERED, VideoMetric
 from vdq.metrics.catalogue import VQA_A, VQA_T
 from vdq.metrics.dover.model import Dover
-from vdq.metrics.dover.scores import CONSTANTS, percentage
+from vdq.metrics.dover.scores import CONSTANTS, Spread, percentage
 from vdq.metrics.dover.views import AestheticView, TechnicalView, aesthetic_clips, technical_clips
 
 
@@ -31,7 +31,8 @@ class DoverMetric(VideoMetric):
             averages those of its clips, and the mean becomes one percentage: with more draws a video's value settles.
         seed: of the draws. A value depends neither on the order of the videos, nor on batches or processes; videos
             without an index all get the same draws.
-        constants: which collection of videos the percentages refer to, a key of `scores.CONSTANTS`.
+        constants: mean and deviation of raw scores that the percentages refer to: a key of `scores.CONSTANTS`, or by
+            branch those of another collection of videos.
     """
 
     values = (VQA_A, VQA_T)
@@ -44,13 +45,13 @@ class DoverMetric(VideoMetric):
         aesthetic: AestheticView | None = None,
         num_offsets: int = 1,
         seed: int = 0,
-        constants: str = "evalcrafter",
+        constants: str | Mapping[str, Spread] = "evalcrafter",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if num_offsets < 1:
             raise UserError(f"num_offsets is {num_offsets}; an integer >= 1 is allowed")
-        if constants not in CONSTANTS:
+        if not isinstance(constants, Mapping) and constants not in CONSTANTS:
             raise UserError(f"constants is {constants!r}; one of {', '.join(CONSTANTS)} is allowed")
         self.model = model
         self.technical, self.aesthetic = technical or TechnicalView(), aesthetic or AestheticView()

@@ -1,6 +1,6 @@
 """DOVER and DOVER-Mobile: two backbones with a regression head each, and their published weights.
 
-State-dict keys and their order equal those of the published files (spec/metrics.md sections 2.6 and 2.8).
+State-dict keys and their order equal those of the published files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The published weights, as a configuration names them (spec/metrics.md section 2.8)."""
+"""DOVER with its published weights, from a local file or downloaded once."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ DOVER_MOBILE = Download(field=FIELD, url=f"{RELEASES}/v0.5.0/DOVER-Mobile.pth", 
 def dover(weights: str | None = None, cache: str = "runs/cache") -> Dover:
     """DOVER with the weights of a local file, or the published ones, downloaded into `cache` once.
 
-    Raises ValueError when the file cannot be found, fetched or read, or holds other tensors.
+    Raises UserError when the file cannot be found, fetched or read, or holds other tensors.
     """
     return _load(build_dover(), DOVER, weights, Path(cache))
 

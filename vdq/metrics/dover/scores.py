@@ -1,4 +1,4 @@
-"""From a branch's raw score to a percentage (spec/metrics.md section 2.7).
+"""Turns a branch's raw score into a percentage.
 
     VQA = 100 * sigmoid((raw - mean) / std)
 
@@ -6,6 +6,7 @@ Mean and standard deviation are those of the raw scores of some collection of vi
 constants cannot be compared. The scale is steep: at the middle, 0.001 of the raw technical score is 1.9 points.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,14 +22,12 @@ class Spread(NamedTuple):
 CONSTANTS: dict[str, dict[str, Spread]] = {
     # 700 prompts' generated videos (EvalCrafter, arXiv 2310.11440); the paper's VQA-a and VQA-t.
     "evalcrafter": {"aesthetic": Spread(0.1253, 0.0318), "technical": Spread(-0.0758, 0.0129)},
-    # LIVE-VQC. DOVER's program has them on the other branch since a change of names (quirk D1); here they are right.
+    # LIVE-VQC. DOVER's program has them on the other branch since a change of names; here they are right.
     "dover": {"aesthetic": Spread(0.1107, 0.07355), "technical": Spread(-0.08285, 0.03774)},
-    # The testbed's small DOVER, whose raw scores are qualities 0..1.
-    "shapes": {"aesthetic": Spread(0.5, 0.15), "technical": Spread(0.5, 0.15)},
 }
 
 
-def percentage(raw: float, branch: str, constants: str = "evalcrafter") -> float:
-    """VQA of a raw score, 0..100; `branch` is "aesthetic" or "technical", `constants` a key of CONSTANTS."""
-    mean, std = CONSTANTS[constants][branch]
+def percentage(raw: float, branch: str, constants: str | Mapping[str, Spread] = "evalcrafter") -> float:
+    """VQA of a branch's raw score, 0..100; `constants` is a key of CONSTANTS or has both branches itself."""
+    mean, std = (CONSTANTS[constants] if isinstance(constants, str) else constants)[branch]
     return 100 * torch.sigmoid(torch.tensor((raw - mean) / std, dtype=torch.float64)).item()

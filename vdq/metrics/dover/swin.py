@@ -1,4 +1,4 @@
-"""Video Swin transformer with a gated relative position bias, DOVER's technical branch (spec/metrics.md section 2.6).
+"""Video Swin transformer with a gated relative position bias, DOVER's technical branch.
 
 The input is a mosaic of fragments cut from one video, so two neighbouring tokens may come from far apart. Each pair of
 tokens therefore mixes two position biases by its distance in fragments, gamma:
@@ -128,7 +128,7 @@ class SwinBlock(nn.Module):
         x = _pad_to_multiple(x, window)
         padded = tuple(x.shape[1:4])
         windows = _to_windows(x.roll(back, (1, 2, 3)), window)
-        windows = self.attn(windows, _window_kinds(padded, window, shift, self.attn.gated))
+        windows = self.attn(windows, window_kinds(padded, window, shift, self.attn.gated))
         x = _from_windows(windows, padded, window).roll(shift, (1, 2, 3))
         return x[:, : size[0], : size[1], : size[2]]
 
@@ -231,7 +231,7 @@ def _bias(near: Tensor, slope: Tensor | None, labels: Tensor, dtype: torch.dtype
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept must serve a training as well, whoever asked first
-def _window_kinds(size: Size, window: Size, shift: Size, gated: bool) -> tuple[WindowKind, ...]:
+def window_kinds(size: Size, window: Size, shift: Size, gated: bool) -> tuple[WindowKind, ...]:
     """The kinds of windows of a padded grid of `size` tokens.
 
     Some hundred kilobytes for a 224 x 224 x 32 clip and all layers: gamma itself, N x N for each window, is made from

@@ -1,4 +1,4 @@
-"""What the two branches see of a video (spec/metrics.md sections 2.2 to 2.5).
+"""What the two branches see of a video.
 
 The technical branch gets clips of many frames, each a mosaic of fragments cut out at full resolution; the aesthetic
 branch gets frames from all over the video, squashed to a small square. Where frames and fragments start is drawn by
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from vdq.errors import UserError
 
 MEAN = (123.675, 116.28, 103.53)  # of ImageNet, on the scale 0..255
 STD = (58.395, 57.12, 57.375)
@@ -43,7 +45,7 @@ class TechnicalView:
     fragments of `fragment_h` x `fragment_w` pixels, which stay in place for `aligned` frames.
 
     The defaults are the published ones. A video smaller than the mosaic is enlarged; `stale_grid` then cuts fragments
-    where they would lie in the small video, an error of upstream's (quirk D3). Raises ValueError on numbers below 1 and
+    where they would lie in the small video, an error of the published program. Raises UserError on numbers below 1 and
     where `aligned` does not divide the frames.
     """
 
@@ -61,7 +63,7 @@ class TechnicalView:
         _check_positive(self)
         frames = self.clips * self.clip_frames
         if frames % self.aligned:
-            raise ValueError(f"aligned is {self.aligned}; a divisor of clips * clip_frames = {frames} is allowed")
+            raise UserError(f"aligned is {self.aligned}; a divisor of clips * clip_frames = {frames} is allowed")
 
     @property
     def frames(self) -> FrameSampling:
@@ -83,8 +85,8 @@ class AestheticView:
     from `time_fragments` segments of the video.
 
     The defaults are the published ones: one frame from each of 32 segments. Of a video of fewer than 32 frames, all 32
-    are its first (quirk D2). Raises ValueError on numbers below 1 and where `time_fragments` does not divide
-    `clip_frames`.
+    are its first, an error of the published program. Raises UserError on numbers below 1 and where `time_fragments`
+    does not divide `clip_frames`.
     """
 
     clips: int = 1
@@ -97,7 +99,7 @@ class AestheticView:
     def __post_init__(self) -> None:
         _check_positive(self)
         if self.clip_frames % self.time_fragments:
-            raise ValueError(
+            raise UserError(
                 f"time_fragments is {self.time_fragments}; a divisor of clip_frames = {self.clip_frames} is allowed"
             )
 
@@ -226,4 +228,4 @@ def _positions(offsets: Tensor) -> list[tuple[int, int, int]]:
 def _check_positive(parameters: Any) -> None:
     for name, value in asdict(parameters).items():
         if type(value) is not bool and (type(value) is not int or value < 1):
-            raise ValueError(f"{name} is {value!r}; an integer >= 1 is allowed")
+            raise UserError(f"{name} is {value!r}; an integer >= 1 is allowed")

@@ -19,7 +19,7 @@ STEP_TABLES = "tables of steps"
 
 class Runtime(NamedTuple):
     """What layers of one model share while they run: `rows` says how the rows of a batch lie in a layer's input (a
-    SampleRows), `switch` how many bits each video has, where parts are of such a kind.
+    BatchLayout), `switch` how many bits each video has, where parts are of such a kind.
     """
 
     clock: StepClock

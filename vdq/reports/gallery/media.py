@@ -45,9 +45,9 @@ def shrink(frames: np.ndarray, edge: int) -> np.ndarray:
 
 
 def video_sheet(frames: np.ndarray, quality: int) -> Sheet:
-    """The sheet of uint8 [T,H,W,3]."""
+    """Encodes a video, uint8 [T,H,W,3], as a sheet."""
     sheet = _tile(frames)
-    content, decoded = _encode(sheet, quality)
+    content, decoded = encode(sheet, quality)
     return Sheet(content, _squared_error(decoded, sheet))
 
 
@@ -59,12 +59,12 @@ def difference_sheet(frames: np.ndarray, reference: np.ndarray, edge: int, quali
     """
     absolute = np.abs(frames.astype(np.int16) - reference).astype(np.uint8)
     sheet = _tile(shrink(absolute, edge)).astype(np.float64)
-    content, decoded = _encode(np.sqrt(255 * sheet).round().astype(np.uint8), quality)
+    content, decoded = encode(np.sqrt(255 * sheet).round().astype(np.uint8), quality)
     return Sheet(content, _squared_error(decoded.astype(np.float64) ** 2 / 255, sheet))
 
 
 def frames_per_second(path: Path) -> float:
-    """Of the video file of a sample."""
+    """The frame rate of the video file of a sample. Raises UserError for a file without one."""
     try:
         with av.open(str(path)) as container:
             return float(container.streams.video[0].average_rate)
@@ -82,8 +82,11 @@ def _tile(frames: np.ndarray) -> np.ndarray:
     return full.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
-def _encode(image: np.ndarray, quality: int) -> tuple[bytes, np.ndarray]:
-    """AVIF of uint8 [H,W,3], and what it decodes to. One thread, so that equal frames give equal files."""
+def encode(image: np.ndarray, quality: int) -> tuple[bytes, np.ndarray]:
+    """Encodes an image, uint8 [H,W,3], as AVIF; returns the file and what it decodes to.
+
+    One thread, so that equal frames give equal files.
+    """
     file = io.BytesIO()
     Image.fromarray(image).save(file, "AVIF", quality=quality, subsampling="4:4:4", speed=SPEED, max_threads=1)
     return file.getvalue(), np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGB"))

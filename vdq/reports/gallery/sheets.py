@@ -1,5 +1,5 @@
-"""Which frames a gallery's sprite sheets were made from: encoding is what a gallery costs, so those sheets of an older
-gallery that still fit are taken over.
+"""Remembers which frames a gallery's sprite sheets were made from, so that those of an older gallery that still fit are
+taken over: encoding is what a gallery costs.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ class DenoiserTraining(pl.LightningModule):
         return self.latents[video].float(), words(training_scene(video), index), 0
 
     def _videos(self) -> list[int]:
-        """Those that may be shown in this epoch, some of them several times."""
+        """The videos that may be shown in this epoch, some of them several times."""
         step = self.current_epoch * self.hparams.epoch_steps
         if step < self.hparams.first_motions_steps:
             return self.first
@@ -105,7 +105,7 @@ class DenoiserTraining(pl.LightningModule):
         frame = random.Random(f"frame {index}").randrange(latents.shape[1])
         return latents[:, frame : frame + 1], text, frame
 
-    def _denoise(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor, frame: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor, frame: Tensor) -> Tensor:
         """The network on whole videos or, with the same weights, on single frames of number ``frame`` [B]."""
         if x.shape[2] > 1:
             return self.net(x, timestep, y, mask)
@@ -119,9 +119,9 @@ class DenoiserTraining(pl.LightningModule):
         timestep = torch.randint(0, 1000, (len(x0),), device=x0.device)
         noise = torch.randn_like(x0)
         x = self.schedule.q_sample(x0, timestep, noise)
-        eps, v = self._denoise(x, timestep, y, mask, frame).chunk(2, dim=1)
+        eps, v = self.denoise(x, timestep, y, mask, frame).chunk(2, dim=1)
         error = (self._weight(timestep) * F.mse_loss(eps, noise, reduction="none")).mean()
-        bound = self._bound(x0, x, timestep, eps.detach(), v).mean()
+        bound = self.variance_bound(x0, x, timestep, eps.detach(), v).mean()
         self.log_dict({"loss": error + bound, "error": error, "bound": bound}, prog_bar=True)
         return error + bound
 
@@ -142,7 +142,7 @@ class DenoiserTraining(pl.LightningModule):
         null = torch.rand(len(texts), 1, 1, device=self.device) < NULL_SHARE
         return torch.where(null, self.net.y_embedder.y_embedding, y)[:, None], tokens.attention_mask
 
-    def _bound(self, x0: Tensor, x: Tensor, timestep: Tensor, eps: Tensor, v: Tensor) -> Tensor:
+    def variance_bound(self, x0: Tensor, x: Tensor, timestep: Tensor, eps: Tensor, v: Tensor) -> Tensor:
         """Divergence in bits between the true and the model's posterior, per element; step 0 is its likelihood of
         x0.
         """
