@@ -47,10 +47,8 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     scores = "evaluate" in stages and (cfg.videos is not None or not random)
     if scores:
         experiment.tracker.check()
-    check_folder("paths.runs", cfg.paths.runs)
-    if "tabulate" in stages or cfg.tabulate:
-        check_folder("paths.results", cfg.paths.results)
-        check_folder("paths.gallery", cfg.paths.gallery)
+    for name in cfg.paths if "tabulate" in stages or cfg.tabulate else ["runs"]:
+        check_folder(f"paths.{name}", cfg.paths[name])
     for group in ("model", "dataset", "metrics"):
         _check_caches(group, cfg[group])
     if cfg.videos is None:
