@@ -216,7 +216,8 @@ class StaticPlusMethod(SmoothedMethod):
         """step_bits: of every step, what was measured of it and the bits that follow, for inputs that change."""
         layer = next(iter(stats.layers.values()))
         measured = (layer.samples.step_error, layer.samples.step_change, self._step_bits(layer.samples))
-        columns = zip(timesteps.tolist(), *(values.tolist() for values in measured), strict=True)
+        times = [int(t) if t.is_integer() else t for t in timesteps.double().tolist()]  # 999, as samplers say it
+        columns = zip(times, *(values.tolist() for values in measured), strict=True)
         names = ("timestep", "step_error", "step_change", "act_bits")
         rows = [{"step": step} | dict(zip(names, row, strict=True)) for step, row in enumerate(columns)]
         worst = int(measured[0].argmax())
