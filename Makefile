@@ -37,7 +37,7 @@ docs: $(INSTALLED) ## Build the site in docs/ into site/; a broken link fails
 
 SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 
-# Only runs that lack are computed. The alphas come first: the other experiments use those that are chosen. Without the
+# Only missing runs are computed. The alphas come first: the other experiments use those that are chosen. Without the
 # last file of their choice, they are chosen again.
 CHOSEN := results/shapes/search_alpha.md
 EXPERIMENTS := testbed table1 table2 table3 table4 table5 figure1 figure2 figure4
@@ -56,7 +56,7 @@ tables: $(INSTALLED) results/sizes_opensora.md ## Compute the testbed's tables a
 	$(BIN)/python -m vdq.shapes.card results/shapes/weights.md
 	$(BIN)/python -m vdq.reports.readme
 
-neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take static_plus apart (about an hour)
+neighbours: $(INSTALLED) ## Compare every method with three noises, and take static_plus apart (about an hour)
 	$(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) neighbours ablation
 	$(BIN)/python run.py 'stages=[tabulate]' quant=tsq_tsw bits=w6a8
 	$(BIN)/python -m vdq.reports.readme
@@ -64,7 +64,7 @@ neighbours: $(INSTALLED) ## Compare every recipe with three noises, and take sta
 results/sizes_opensora.md: vdq/commands/sizes.py vdq/quant/report.py vdq/quant/operations.py | $(INSTALLED)
 	$(BIN)/python -m vdq.commands.sizes $@
 
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+$(INSTALLED): pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import nn
@@ -76,14 +77,25 @@ TOGETHER = {
     "model=opensora_v1_512 model.image_size=500": ("model.image_size=500", "a list"),
     "model=opensora_v1_512 model.image_size=[500,500]": ("model.image_size=[500, 500]", "multiples of 16"),
     "model=opensora_v1_512 model.weights.denoiser=/nope": ("model.weights.denoiser=/nope", "existing local file"),
+    "model=opensora_v1_512 model.denoiser.num_heads=7": ("model.denoiser", "num_heads=7"),
+    "model=opensora_v1_512 dataset=shapes trainer.devices=nan": ("trainer.devices=nan", "an integer"),
+    "dataset=opensora trainer.precision=half": ("trainer", "half"),
+    "dataset=opensora dataset.calibration_prompts=/nope": ("/nope", "cannot be read"),
+    "dataset=opensora metrics.dover.weights=/nope": ("metrics.dover.weights=/nope",),
+    "metrics=paper metrics.dover.num_offsets=0": ("metrics.dover", "num_offsets is 0"),
+    "metrics=paper metrics.clip_standard.encoder.preprocessing=x": ("preprocessing=x", "evalcrafter, standard"),
+    "metrics=fvd_ucf101 metrics.fvd.real.root=/nope": ("root=/nope does not exist",),
 }
 
 
 @pytest.mark.parametrize("overrides", TOGETHER)
 def test_what_the_configuration_tells_is_told_before_anything_is_fetched(overrides, monkeypatch):
-    fetched = [f"vdq.models.opensora.find_{kind}" for kind in ("file", "folder")] + ["vdq.metrics.open_clip.find_file"]
-    for name in fetched:
-        monkeypatch.setattr(name, lambda *_: pytest.fail("something was fetched"))
+    def fetch(*_, local_files_only=False, **__):
+        assert local_files_only, "something was fetched"
+        raise LocalEntryNotFoundError("not here")
+
+    for name in ("hf_hub_download", "snapshot_download", "download_url_to_file"):
+        monkeypatch.setattr(f"vdq.sources.{name}", fetch)
     with pytest.raises(Exception) as raised, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         run(compose("config", overrides=["logger=csv", *overrides.split()]))
     sentence = one_sentence(raised.value)
@@ -152,6 +164,13 @@ def test_trainer_that_cannot_be_made_is_named(trainer):
 def test_types_are_checked_where_they_are_plain():
     hints = {"steps": int, "scale": float, "name": str | None, "tags": list[str], "absent": int, "net": object}
     check_types("group.", {"steps": 3, "scale": 2, "name": None, "tags": ["a"], "net": 5}, hints)
+    check_types("group.", {"weights": {"a": "x"}, "folder": "x"}, {"weights": dict[str, str | None], "folder": Path})
+    wrong = {"weights": ({"a": [1]}, dict[str, str | None]), "tags": (["x", 5], list[str]), "folder": (1.5, Path)}
+    for name, (value, hint) in wrong.items():
+        with pytest.raises(ValueError, match=rf"^group.{name}[.a1]*=\S+ must be (text|a list)"):
+            check_types("group.", {name: value}, {name: hint})
+    with pytest.raises(ValueError, match="^group.steps=1e*0* must be at most 9223372036854775807"):
+        check_types("group.", {"steps": 10**40}, hints)
     for name, value in {"steps": True, "scale": "2", "name": 1, "tags": 5}.items():
         with pytest.raises(ValueError, match=f"^group.{name}={value} must be "):
             check_types("group.", {name: value}, hints)

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from vdq.commands import without_effect
+from vdq.stages.experiment import Experiment
+
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ("python", "make", "hf", "wandb", "pip", "pytest", "vdq")
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/**/*.md", "notebooks/README.md"]
 TEXTS = [*PAGES, "conf/**/*.yaml", "sweeps/*", "vdq/**/*.py", "results/**/*.md"]
 RUN = ("python run.py ", "vdq ")
+ELSEWHERE = re.compile("opensora|ucf101|artefact|runs/shapes_weights")  # files that are not in a clone
 QUICK = [
     "python run.py --help",
     "python run.py --info searchpath",
@@ -81,11 +85,22 @@ def test_no_comment_stands_in_a_block_of_commands(pattern):
     assert [line for line in lines if "#" in line] == []
 
 
-@pytest.mark.parametrize("command", [c for c in found(PAGES) if c.startswith(RUN) and "--config-dir" not in c])
+RUNS = [c for c in found(PAGES) if c.startswith(RUN) and "--config-dir" not in c]
+
+
+@pytest.mark.parametrize("command", RUNS)
 def test_every_run_composes(command):
     """Hydra itself refuses a group, an option or a field that is not there."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         assert compose("config", overrides(command)).stages
+
+
+@pytest.mark.parametrize("command", [c for c in RUNS if "-m" not in c.split() and not ELSEWHERE.search(c)])
+def test_no_option_of_a_run_is_without_effect(command):
+    given = overrides(command)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", given)
+    without_effect.check(Experiment(cfg), {text.lstrip("+~").partition("=")[0]: text for text in given})
 
 
 @pytest.mark.parametrize("command", [c for c in found(TEXTS) if re.match(r"python -m vdq\b", c)])

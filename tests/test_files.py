@@ -2,10 +2,11 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from vdq.files import complete_folder_or_nothing, complete_or_nothing, write_json, write_text
+from vdq.files import check_folder, complete_folder_or_nothing, complete_or_nothing, write_json, write_text
 
 
 def test_file_appears_only_when_it_is_complete(tmp_path):
@@ -76,3 +77,29 @@ def test_abandoned_folders_are_removed_after_a_day(tmp_path):
     with complete_folder_or_nothing(tmp_path / "folder"):
         pass
     assert not old.exists() and young.exists()
+
+
+def test_folders_that_cannot_be_written_are_refused_and_nothing_is_left(tmp_path):
+    check_folder("paths.runs", tmp_path / "new" / "runs")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "runs", tmp_path / (300 * "x"), "/proc/x", "/dev/null"):
+        with pytest.raises(ValueError, match="^paths.runs=.* must be a folder that can be written: "):
+            check_folder("paths.runs", path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path, rename = tmp_path / "folder", os.rename
+    path.mkdir()
+    (path / "old").touch()
+
+    def refused(source, target):
+        if Path(source) != path and (Path(source) / "new").exists():
+            raise PermissionError("not now")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(PermissionError), complete_folder_or_nothing(path) as partial:
+        (partial / "new").touch()
+    assert (path / "old").exists() and list(tmp_path.iterdir()) == [path]

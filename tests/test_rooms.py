@@ -24,8 +24,9 @@ class Missing(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Missing())
 room = importlib.import_module(sys.argv[1])
+others = ("vdq.benchmark.peers.", "vdq.diffusion.schedulers")  # what is there for the sake of other libraries
 for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
-    if not module.name.startswith("vdq.benchmark.peers."):  # which exist to time other libraries
+    if not module.name.startswith(others):
         importlib.import_module(module.name)
 """
 

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -45,6 +46,8 @@ def one_sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         name = error.filename or "a file"
         return f"{name} cannot be written: {error.strerror}; with more space the same command goes on"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename} is no name of a file or folder: {error.strerror}"
     if isinstance(error, (HydraException, OmegaConfBaseException, UserError)):
         return _first_line(error)
     return None
@@ -121,6 +124,10 @@ def _instantiation(error: InstantiationException) -> str | None:
     field = (re.search(r"full_key: (\S+)", str(error)) or ("", ""))[1]
     if isinstance(cause, TypeError) and (argument := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
         return f"{field}.{argument[1]} is not a field of {field}; `--cfg job` shows those that are"
+    if cause is None:  # what shall be made is no description of an object
+        return _first_line(error)
+    if isinstance(cause, OSError):
+        return one_sentence(cause)
     ours = "Error in call to target 'vdq." in str(error)
     if not isinstance(cause, UserError if ours else ValueError):
         return None
@@ -139,7 +146,7 @@ def check_types(prefix: str, values: Mapping[str, Any], hints: Mapping[str, Any]
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
     hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    types = tuple(list if (kind := get_origin(each) or each) in LISTS else kind for each in hints)
+    types = tuple(_plain_type(get_origin(each) or each) for each in hints)
     if not PLAIN.keys() >= set(types):
         return
     if type(value) not in {*types, *([int] if float in types else [])}:
@@ -152,6 +159,11 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         members = value.items() if isinstance(value, dict) else enumerate(value)
         for key, member in members:
             _check_type(f"{name}.{key}", member, inner[-1])
+
+
+def _plain_type(hint: Any) -> Any:
+    """What a configuration has in its place."""
+    return list if hint in LISTS else str if hint is Path else hint
 
 
 def _allowed(value: str, options: list[str]) -> str:

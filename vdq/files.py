@@ -42,7 +42,12 @@ def complete_folder_or_nothing(path: Path) -> Iterator[Path]:
         yield partial
         if path.exists():
             os.rename(path, replaced)
-        os.rename(partial, path)
+        try:
+            os.rename(partial, path)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, path)
+            raise
 
 
 @contextmanager

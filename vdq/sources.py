@@ -244,11 +244,14 @@ def _read_record(record: Path) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, computed now."""
+    """Hexadecimal SHA-256 of a file, computed now. Raises UserError if it cannot be read."""
     size, found = path.stat().st_size, hashlib.sha256()
     bar = tqdm(total=size, desc=f"sha256 of {path.name}", unit="B", unit_scale=True, disable=size <= LARGE)
-    with path.open("rb") as file, bar:
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-            bar.update(len(chunk))
+    try:
+        with path.open("rb") as file, bar:
+            while chunk := file.read(CHUNK):
+                found.update(chunk)
+                bar.update(len(chunk))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     return found.hexdigest()

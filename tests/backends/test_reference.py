@@ -59,7 +59,7 @@ def test_the_simulation_agrees_within_float_rounding(bits, dynamic, layer, oracl
     for step in range(4):
         spec.clock.set(step)
         # The size of the terms of a sum: rounding is relative to it, not to what is left of them.
-        size = np.abs(simulated.fake_quantize_input(x).numpy()) @ np.abs(simulated.weights().numpy()).T
+        size = np.abs(simulated.act(x).numpy()) @ np.abs(simulated.weights().numpy()).T
         assert np.all(np.abs(simulated(x).numpy() - integer(x).numpy()) <= 1e-6 * (size + 1))
 
 

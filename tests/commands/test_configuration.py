@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import yaml
+
 from vdq.commands.configuration import reference
 
 ROOT = Path(__file__).parents[2]

@@ -51,6 +51,14 @@ def test_without_network_the_sentence_names_field_address_and_what_is_allowed(up
         opensora(str(tmp_path), prompts=str(texts))
 
 
+def test_files_of_ones_own_are_read_before_anything_is_fetched(upstream, tmp_path, monkeypatch):
+    monkeypatch.setattr("vdq.data.published.find_download", lambda *_: pytest.fail("something was fetched"))
+    with pytest.raises(ValueError, match="nowhere.txt cannot be read"):
+        opensora(str(tmp_path), calibration_prompts="nowhere.txt")
+    with pytest.raises(ValueError, match="num_prompts=0 must be null or at least 1"):
+        opensora(str(tmp_path), num_prompts=0)
+
+
 def test_files_of_ones_own(upstream, tmp_path, texts):
     chosen = ucf101(str(tmp_path), prompts=str(texts), calibration_prompts=str(texts), num_prompts=2)
     assert (chosen.name, chosen.calibration, chosen.evaluation) == ("mine", ["one", "two", "three"], ["one", "two"])

@@ -99,7 +99,7 @@ def test_nothing_to_score_is_an_error_and_leaves_no_result(videos, tmp_path):
         "skip_bad=true",
     )
     assert done.returncode == 1 and "no video that can be scored" in done.stderr
-    assert not list(tmp_path.glob("*/result.json"))
+    assert not list(tmp_path.glob("videos_*"))
 
 
 def test_a_runs_own_videos_with_prompts_from_a_table(finished, tmp_path, caplog):

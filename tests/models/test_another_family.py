@@ -321,9 +321,10 @@ def test_parameters_follow_the_steps(program):
     assert per_step > one
 
 
-def test_two_experts_are_calibrated_at_their_own_steps(program, tmp_path):
+@pytest.mark.parametrize("recipe", ["tsq_tsw", "static_plus"])
+def test_two_experts_are_calibrated_at_their_own_steps(tmp_path, recipe):
     experts = Program(tmp_path / "runs", "ExpertsModel")
-    folder = experts.run("quant=tsq_tsw", "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
+    folder = experts.run(f"quant={recipe}", "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
     ran = json.loads((folder / "sampling.json").read_text())
     assert ran["quantized_layers"] == 40 and ran["quantized_calls"] == 20 * STEPS * 2
     stats = Stats.load(next((experts.runs / "cache").glob("stats_*.safetensors")))
@@ -331,7 +332,7 @@ def test_two_experts_are_calibrated_at_their_own_steps(program, tmp_path):
     assert high.rows.tolist() == low.rows.tolist() == [20] * STEPS
     assert torch.equal(high.max, high.max[:1].expand_as(high.max))  # its one step stands for those it never works at
     assert torch.equal(low.max[0], low.max[1]) and not torch.equal(low.max[1], low.max[2])
-    own, exact = experts.latents("quant=tsq_tsw"), experts.latents("quant=fp16")
+    own, exact = experts.latents(f"quant={recipe}"), experts.latents("quant=fp16")
     assert np.isfinite(psnr(own, exact)) and psnr(own, exact) > 20
     model = packed.load(folder / "export" / "packed", model=ExpertsModel())
     prompts = Experiment(experts.config()).prompts.evaluation

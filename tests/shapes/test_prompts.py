@@ -5,9 +5,10 @@ import logging
 import pytest
 from hydra import compose, initialize_config_dir
 
-from vdq.data import shapes
 from vdq.installation import CONF
 from vdq.models.shapes import ShapesModel
+from vdq.shapes import prompts as prompt_sets
+from vdq.stages.compute import encode
 from vdq.stages.experiment import Experiment
 
 STRANGE = "A photograph of a cat sits on a small red chair."
@@ -27,18 +28,18 @@ def test_unknown_words_and_cut_prompts_are_told(model):
     assert model.remarks(["red " * 22 + "circle"]) == []
 
 
-@pytest.mark.parametrize("prompts", [shapes.sentences, shapes.labels, shapes.tuning])
+@pytest.mark.parametrize("prompts", [prompt_sets.sentences, prompt_sets.labels, prompt_sets.tuning])
 def test_its_own_prompts_have_nothing_to_tell(model, prompts):
     found = prompts()
     assert model.remarks([*found.calibration, *found.evaluation]) == []
 
 
 def test_sets_have_no_prompt_in_common():
-    sets = [shapes.sentences().evaluation, shapes.tuning().evaluation, shapes.sentences().calibration]
+    sets = [prompt_sets.sentences().evaluation, prompt_sets.tuning().evaluation, prompt_sets.sentences().calibration]
     assert len(set().union(*sets)) == sum(map(len, sets)) == 48 + 192 + 10
 
 
-@pytest.mark.parametrize("prompts", [shapes.sentences, shapes.labels, shapes.tuning])
+@pytest.mark.parametrize("prompts", [prompt_sets.sentences, prompt_sets.labels, prompt_sets.tuning])
 def test_files_take_the_place_of_its_own_prompts(tmp_path, prompts):
     (tmp_path / "mine.txt").write_text("a red circle\na blue star\n")
     found = prompts(prompts=str(tmp_path / "mine.txt"), num_prompts=1)
@@ -52,5 +53,5 @@ def test_a_run_tells_it_before_sampling(tmp_path, caplog):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["logger=csv", f"dataset.prompts={tmp_path / 'mine.txt'}", f"paths.runs={tmp_path}"])
     with caplog.at_level(logging.WARNING, logger="vdq"):
-        Experiment(cfg).encode()
+        encode(Experiment(cfg))
     assert "prompts: 1 of 11 prompts have words that the testbed does not know" in caplog.text

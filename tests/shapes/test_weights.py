@@ -75,3 +75,10 @@ def test_full_precision_samples_show_their_prompts():
 def test_a_missing_folder_is_named():
     with pytest.raises(ValueError, match="model.weights=nowhere has no file latents.json"):
         ShapesModel("nowhere")
+
+
+def test_a_file_that_is_no_judge_is_named(tmp_path):
+    (tmp_path / "clip.safetensors").write_bytes(bytes(100))
+    for path in (tmp_path / "clip.safetensors", WEIGHTS / "denoiser.safetensors"):
+        with pytest.raises(ValueError, match=f"^metrics.clip.encoder.weights={path} holds no weights of shapes-clip"):
+            ShapesClip(path)

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.commands import tabulate
 from vdq.commands.run import run
 from vdq.quant.operations import Operations
 from vdq.quant.state import LayerReport, QuantState
+from vdq.stages.configuration import option
 from vdq.stages.experiment import Experiment
 from vdq.stages.pipeline import STAGES
 from vdq.stages.quantize import report_table
@@ -119,3 +121,11 @@ def test_report_is_one_row_a_layer():
 def test_tables_are_built_without_what_only_computing_needs():
     code = "import sys, vdq.commands.tabulate; sys.exit(bool({'pytorch_lightning', 'torchmetrics'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0  # they take seconds to import
+
+
+def test_options_can_be_composed_while_hydra_runs_the_program():
+    """As beside `python run.py`, where Hydra itself refuses a second composition."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        running = GlobalHydra.instance().hydra
+        assert option("benchmark", "all").rounds > 1
+        assert GlobalHydra.instance().hydra is running

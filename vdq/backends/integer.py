@@ -70,20 +70,50 @@ def integer_weight_bytes(model: nn.Module) -> int:
 class IntegerLinear(nn.Module):
     """Base of layers that multiply integers: y = D_x D_w acc + bias with acc = sum_i (qx_i - zx) (qw_i - zw).
 
-    No constant is a parameter or a buffer, so casts of the model do not reach them: the layer computes in fp32 and
-    returns the dtype of its input. The step is read on the host (`clock.step`): a traced graph is that of one step. NaN
-    has no code: what becomes of it is not defined.
+    NaN has no code: what becomes of it is not defined.
     """
 
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
         self.fqn, self.clock, self.quant, self.token_rows = layer.fqn, layer.clock, layer.quant, layer.rows
         self.out_features, self.in_features = layer.weight.shape
+        self.variants = layer.quant.variants()
+
+    def accumulators(self, x: Tensor) -> Tensor:
+        """acc, integers [n, out], of the inputs x [..., in]: what every integer backend must agree on."""
+        raise NotImplementedError
+
+    @property
+    def variant(self) -> int:
+        """Which function of its input the layer is at the clock's step (LayerQuant.variants)."""
+        return self.variants[self.clock.step]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the integer weights of all sets that are held."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"weight_sets={self.quant.weight.num_sets}, weight_bytes={self.weight_bytes}"
+        )
+
+
+class HostIntegerLinear(IntegerLinear):
+    """Base of those that compute on the CPU. The step is read on the host (`clock.step`): a traced graph is that of one
+    step.
+
+    No constant is a parameter or a buffer, so casts of the model do not reach them: the layer computes in fp32 and
+    returns the dtype of its input.
+    """
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__(layer)
         self.bias = None if layer.bias is None else layer.bias.detach().float().clone()
-        self.smoothing: Tensor | None = next((part.factors for part in layer.quant.inputs), None)  # [Kw, in]
+        self.smoothing = smoothing_factors(layer.quant)
         self.ranges: list[int] = layer.quant.weight.steps.tolist()
         self.step_bits = layer.quant.act.bits_of_steps or [layer.quant.act.bits] * layer.quant.num_steps
-        self.variants = layer.quant.variants()
 
     # Rounding has no gradient.
     @torch.no_grad()
@@ -95,20 +125,14 @@ class IntegerLinear(nn.Module):
         """x [..., in] -> [n, out] fp32, n tokens."""
         raise NotImplementedError
 
-    def accumulators(self, x: Tensor) -> Tensor:
-        """acc, integers [n, out], of the inputs x [..., in]: what every integer backend must agree on."""
-        raise NotImplementedError
-
     def token_qparams(self, smoothed: Tensor) -> QParams:
         """Qparams of X / s [..., in] fp32, one pair a token, each [n, 1]: those of its group if static, else of a range
         at run time.
         """
         act = self.quant.act
         if isinstance(act, TokenGroupActs):
-            videos = len(video_rows(smoothed, len(act.group)))
-            return QParams(
-                *(values[self.clock.step][act.group].repeat(videos)[:, None] for values in act.step_qparams())
-            )
+            videos, step = len(video_rows(smoothed, len(act.group))), self.clock.step
+            return QParams(*(values[step][act.group].repeat(videos)[:, None] for values in act.step_qparams()))
         tokens = self.token_rows.unfold(smoothed) if isinstance(act, TokenSharedActs) else smoothed
         lo, hi = (bound.expand(*tokens.shape[:-1], 1).reshape(-1, 1) for bound in tensor_range(tokens, act.kind))
         return qparams_from_range(lo, hi, bits=self.act_bits, symmetric=act.symmetric)
@@ -120,27 +144,16 @@ class IntegerLinear(nn.Module):
 
     @property
     def range_(self) -> int:
-        """The weight range of the clock's step."""
+        """The weight set of the clock's step."""
         return self.ranges[self.clock.step]
 
-    @property
-    def variant(self) -> int:
-        """Which function of its input the layer is at the clock's step (LayerQuant.variants)."""
-        return self.variants[self.clock.step]
-
-    @property
-    def weight_bytes(self) -> int:
-        """Memory of the integer weights of all ranges that are held."""
-        raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"weight_sets={self.quant.weight.num_sets}, weight_bytes={self.weight_bytes}"
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IntegerLinear":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HostIntegerLinear":
         device = fn(torch.empty(0)).device.type
         if device != "cpu":
             raise UserError(f"layer {self.fqn} computes integers on the CPU and cannot move to {device}")
         return super()._apply(fn, recurse)
+
+
+def smoothing_factors(quant: LayerQuant) -> Tensor | None:
+    """Factors [Kw, in] of a layer that smooths and does nothing else to its input, or None."""
+    return next((part.factors for part in quant.inputs), None)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vdq.backends.base import Backend
-from vdq.backends.integer import AROUND, BITS, PARTS, IntegerLinear, one_grid, unsupported
+from vdq.backends.integer import AROUND, BITS, PARTS, HostIntegerLinear, one_grid, unsupported
 from vdq.quant.affine import QParams, quantize
 from vdq.quant.linear import LayerSpec
 
@@ -24,7 +24,7 @@ class ReferenceBackend(Backend):
         return ReferenceLinear(layer)
 
 
-class ReferenceLinear(IntegerLinear):
+class ReferenceLinear(HostIntegerLinear):
     """Holds the codes of every weight range as int32 [out, in]."""
 
     def __init__(self, layer: LayerSpec) -> None:

@@ -27,6 +27,7 @@ from vdq.metrics.dover.model import build_dover, build_dover_mobile
 from vdq.metrics.fidelity import FidelityMetric
 from vdq.metrics.lpips import LpipsMetric
 from vdq.metrics.open_clip import ARCHITECTURE, OpenClip
+from vdq.reports.text import markdown
 
 SHAPE = (1, 16, 512, 512, 3)  # a video of Open-Sora 1.0
 ROUNDS = 3
@@ -49,7 +50,7 @@ def main() -> None:
         for name, make, inputs in metrics(Path(folder), videos, reference):
             rows.append({"metric": name, "seconds": f"{seconds(make(), inputs):.2f}"})
             print(rows[-1])
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    table = markdown(pd.DataFrame(rows))
     frames, height, width = SHAPE[1:4]
     write_text(
         path,

@@ -35,6 +35,7 @@ from vdq.methods.static import StaticMethod
 from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.linear import LayerSpec
 from vdq.quant.stats import LayerStats
+from vdq.reports.text import markdown
 
 SHAPES = ((1152, 1152), (1152, 4608), (4608, 1152))  # of STDiT-XL/2: C -> C, C -> 4C, 4C -> C
 MODEL = "layer.onnx"
@@ -155,7 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="of which medians are taken (%(default)s)")
     asked = parser.parse_args()
     with torch.inference_mode():
-        rows = table(asked.tokens, asked.rounds).to_markdown(index=False, disable_numparse=True)
+        rows = markdown(table(asked.tokens, asked.rounds))
     facts = {
         "cpu": f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})",
         "saturate": "saturate" if exact_entries() else "are exact",

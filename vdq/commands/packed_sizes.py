@@ -30,6 +30,7 @@ from vdq.quant.layers import projections
 from vdq.quant.report import MEGABYTE, model_size
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
+from vdq.reports.text import markdown
 from vdq.stages.experiment import Experiment
 
 TEXT = """# Size of quantized STDiT-XL/2 on disk
@@ -115,7 +116,7 @@ def main() -> None:
     logging.disable(logging.INFO)
     rows = table(asked.recipes, asked.bits, asked.set)
     settings = f" with {' '.join(asked.set)}" if asked.set else ""
-    write_text(asked.file, TEXT.format(settings=settings, table=rows.to_markdown(index=False, disable_numparse=True)))
+    write_text(asked.file, TEXT.format(settings=settings, table=markdown(rows)))
 
 
 if __name__ == "__main__":

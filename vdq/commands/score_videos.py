@@ -45,12 +45,12 @@ def run(experiment: Experiment) -> Path:
     clips, excluded = listed.clips, listed.excluded
     signature = signature_of(_content(clips, excluded, Path(cfg.paths.runs) / "cache"))
     folder = Path(cfg.paths.runs) / f"videos_{Path(cfg.videos).resolve().name}_{signature}"
-    with FileLock(_made(folder) / ".lock"):
-        result = None if "evaluate" in forced(cfg) else read_result(folder)
-        if result and result["metrics"] == experiment.identity.metrics_signature:
-            log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
-        else:
-            result = _evaluate(experiment, clips, excluded, folder, signature)
+    if (result := _done(experiment, folder)) is None:
+        metrics, good, excluded = _scorable(experiment, clips, excluded)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            result = _done(experiment, folder)  # by another process, while this one waited
+            result = result or _evaluate(experiment, metrics, good, excluded, folder, signature)
     print(f"\n{comparison(pd.DataFrame([result]))}\n\n{folder}")
     _report(result["excluded"], cfg.videos, cfg.skip_bad)
     return folder
@@ -76,15 +76,21 @@ def _content(clips: list[Clip], excluded: dict[str, str], cache: Path) -> list:
     return [*rows, excluded, READER]
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _done(experiment: Experiment, folder: Path) -> dict | None:
+    """The result, if it is there of the same metrics and not to be made again."""
+    result = None if "evaluate" in forced(experiment.cfg) else read_result(folder)
+    if result and result["metrics"] == experiment.identity.metrics_signature:
+        log.info("evaluate: %s: done on %s (force=true repeats it)", folder, result["finished"])
+        return result
+    return None
 
 
-def _evaluate(
-    experiment: Experiment, clips: list[Clip], excluded: dict[str, str], folder: Path, signature: str
-) -> dict:
-    (folder / RESULT).unlink(missing_ok=True)
+def _scorable(
+    experiment: Experiment, clips: list[Clip], excluded: dict[str, str]
+) -> tuple[dict[str, VideoMetric], list[Clip], dict[str, str]]:
+    """The metrics that can be taken, the clips of which, and all others with the reason. Raises UserError if there is
+    no metric or no clip.
+    """
     data = ClipDataset(clips) if clips else None
     metrics = usable(experiment.metrics, data.inputs) if data else {}
     if data and not metrics:
@@ -95,9 +101,21 @@ def _evaluate(
     if not good:
         _report(excluded, experiment.cfg.videos, skip_bad=True)
         raise UserError(f"videos={experiment.cfg.videos} has no video that can be scored; the reasons are above")
-    task = Evaluation(metrics=metrics, data=ClipDataset(good), folder=folder, batch_size=1)
+    return metrics, good, excluded
+
+
+def _evaluate(
+    experiment: Experiment,
+    metrics: dict[str, VideoMetric],
+    clips: list[Clip],
+    excluded: dict[str, str],
+    folder: Path,
+    signature: str,
+) -> dict:
+    (folder / RESULT).unlink(missing_ok=True)
+    task = Evaluation(metrics=metrics, data=ClipDataset(clips), folder=folder, batch_size=1)
     experiment.trainer(precision="32-true").test(task, verbose=False)
-    return _finish(experiment, good, excluded, folder, signature)
+    return _finish(experiment, clips, excluded, folder, signature)
 
 
 def _reason(clip: Clip, metrics: dict[str, VideoMetric]) -> str | None:

@@ -23,6 +23,7 @@ from vdq.quant.layers import Projection, projections
 from vdq.quant.search import InputRecorder, output_error
 from vdq.quant.stats import Stats
 from vdq.reports.alpha import GRID, RECIPES, WIDTHS, pivot
+from vdq.reports.text import markdown
 from vdq.stages import calibrate
 from vdq.stages.compute import load_denoiser
 from vdq.stages.experiment import Experiment
@@ -115,4 +116,4 @@ def _agreement(table: pd.DataFrame, sampled: pd.DataFrame) -> str:
         for (quant, bits), group in both.groupby(["quant", "bits"])
         if len(group) > 2
     ]
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return markdown(pd.DataFrame(rows))

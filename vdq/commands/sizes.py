@@ -19,6 +19,7 @@ from vdq.quant.parts import Smoothing
 from vdq.quant.report import MEGABYTE, ModelSize, model_size
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats
+from vdq.reports.text import markdown
 from vdq.stages.experiment import Experiment
 
 WEIGHT_BITS = {8: "w8a8", 6: "w6a8", 4: "w4a8"}
@@ -131,7 +132,7 @@ def main() -> None:
     structure = planned("fp16", "w8a8")[0].model.structure
     size = model_size(structure, QuantState({}, 1))
     parameters = sum(tensor.numel() for tensor in structure.parameters()) / MEGABYTE
-    shown = (frame.to_markdown(index=False, disable_numparse=True) for frame in (sizes, costs, memory().astype(str)))
+    shown = map(markdown, (sizes, costs, memory().astype(str)))
     facts = {"fp32": size.original, "fp16": size.half, "parameters": parameters, "buffers": size.half / 2 - parameters}
     write_text(path, TEXT.format(**dict(zip(("sizes", "costs", "kept"), shown, strict=True)), **facts))
 

@@ -39,10 +39,13 @@ class Comparison(Callback):
         self.started = self.job_started = time.time()
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check_folders({"hydra.run.dir": config.hydra.run.dir})
+        folder, inner = Path(config.hydra.run.dir), config.hydra.output_subdir or ""
+        _check_folders({"hydra.run.dir": folder, "hydra.output_subdir": folder / inner})
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        _check_folders({"paths.runs": self.runs, "hydra.sweep.dir": config.hydra.sweep.dir})
+        sweep = config.hydra.sweep
+        folder, inner = Path(sweep.dir), "" if OmegaConf.is_interpolation(sweep, "subdir") else sweep.subdir
+        _check_folders({"paths.runs": self.runs, "hydra.sweep.dir": folder, "hydra.sweep.subdir": folder / inner})
         self.total = _count(config)
         self.started = time.time()
 
@@ -107,11 +110,11 @@ class Comparison(Callback):
             print(f"\n{comparison(pd.concat([references, swept]))}")
 
 
-def _check_folders(folders: dict[str, Any]) -> None:
+def _check_folders(folders: dict[str, Path]) -> None:
     """Ends the program with a sentence where Hydra could not write; it would turn any Exception into a warning."""
     try:
         for field, path in folders.items():
-            check_folder(field, str(path))
+            check_folder(field, path)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vdq.data.prompts import PromptSet, load_prompts
+from vdq.errors import UserError
 from vdq.sources import Download, find_download
 
 COMMIT = "44126bdf8dd9d625078b7e0eacba60cd1b7015ae"
@@ -48,10 +49,17 @@ def ucf101(
 def _prompt_set(
     name: str, file: File, cache: str, prompts: str | None, calibration_prompts: str | None, num_prompts: int | None
 ) -> PromptSet:
-    evaluation = load_prompts(prompts or _downloaded(file, "prompts", Path(cache)))
-    calibration = load_prompts(calibration_prompts or _downloaded(CALIBRATION, "calibration_prompts", Path(cache)))
+    if num_prompts is not None and num_prompts < 1:
+        raise UserError(f"dataset.num_prompts={num_prompts} must be null or at least 1")
+    fields = {"prompts": (prompts, file), "calibration_prompts": (calibration_prompts, CALIBRATION)}
+    own = {field: load_prompts(path) for field, (path, _) in fields.items() if path}  # before anything is fetched
+    texts = {
+        field: own[field] if path else load_prompts(_downloaded(published, field, Path(cache)))
+        for field, (path, published) in fields.items()
+    }
     name = Path(prompts).stem if prompts else name
-    return PromptSet(name=name, calibration=calibration, evaluation=evaluation).first(num_prompts)
+    found = PromptSet(name=name, calibration=texts["calibration_prompts"], evaluation=texts["prompts"])
+    return found.first(num_prompts)
 
 
 def _downloaded(file: File, field: str, cache: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 from vdq.errors import UserError
 from vdq.export.base import Exporter, QuantizedRun
-from vdq.files import complete_folder_or_nothing, write_json
+from vdq.files import check_folder, complete_folder_or_nothing, write_json
 from vdq.sources import digest
 from vdq.tracking.manifest import git_commit
 
@@ -23,11 +23,8 @@ MANIFEST = "manifest.json"
 
 
 def write(exporter: Exporter, run: QuantizedRun, path: Path) -> dict[str, Any]:
-    """Makes the folder, or replaces it, and returns its manifest. Raises UserError if what is there is neither an
-    artefact nor an empty folder.
-    """
-    if path.exists() and not is_artefact(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"export.path={path} exists and is no artefact of this program, it is not replaced")
+    """Makes the folder, or replaces it, and returns its manifest. Raises UserError as `check_place`."""
+    check_place(path)
     with complete_folder_or_nothing(path) as folder:
         contents = exporter.write(run, folder)
         manifest = {
@@ -43,6 +40,13 @@ def write(exporter: Exporter, run: QuantizedRun, path: Path) -> dict[str, Any]:
         }
         write_json(folder / MANIFEST, manifest | {"sha256": _own_digest(manifest)})
     return manifest
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError if what is there is neither an artefact nor an empty folder, or if no folder can be made."""
+    if path.exists() and not is_artefact(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"export.path={path} exists and is no artefact of this program, it is not replaced")
+    check_folder("export.path", path)
 
 
 def read(path: str | Path, kind: str, layout: int) -> dict[str, Any]:

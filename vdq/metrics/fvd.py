@@ -78,8 +78,8 @@ class I3dDetector(nn.Module):
     def __init__(self, cache: str, weights: str | None = None) -> None:
         super().__init__()
         path = find_download(I3D, weights, Path(cache))
-        self.sha256 = sha256(path, Path(cache))
         self.net = _load(path)
+        self.sha256 = sha256(path, Path(cache))  # later, so that a wrong file leaves nothing in the cache
 
     def refusal(self, frames: int, height: int, width: int) -> str | None:
         return too_short(frames)

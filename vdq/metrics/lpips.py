@@ -62,13 +62,13 @@ class LpipsMetric(VideoMetric):
             return
         if not self.path.is_file():
             raise UserError(f"{FIELD}={weights} must be an existing file, or null for {self.path}")
-        self.sha256 = sha256(self.path, Path(cache))
+        self.net = _load(self.path)
+        self.sha256 = sha256(self.path, Path(cache))  # later, so that a wrong file leaves nothing in the cache
         if weights is None and not self.sha256.startswith(SHA256_PREFIX):
             raise UserError(
                 f"{self.path} is not the published file (its SHA-256 starts with {self.sha256[:8]}, not "
                 f"{SHA256_PREFIX}); remove it and fetch it with `{FETCH}`"
             )
-        self.net = _load(self.path)
 
     @property
     def assets(self) -> dict[str, str]:

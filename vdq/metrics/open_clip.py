@@ -54,12 +54,12 @@ class OpenClip(nn.Module):
         if preprocessing not in PREPROCESSINGS:
             raise UserError(f"preprocessing={preprocessing} is not known; allowed: {', '.join(PREPROCESSINGS)}")
         path = find_file(Source(FIELD, weights, revision, 0.6))
-        self.sha256 = sha256(path, Path(cache))
+        self.net = _load(path)
+        self.sha256 = sha256(path, Path(cache))  # later, so that a wrong file leaves nothing in the cache
         self.name = PUBLISHED if self.sha256 in FILES else f"{ARCHITECTURE} {path.name}"
         if self.name != PUBLISHED:
             log.warning("%s=%s is not OpenAI's published file (SHA-256 %s)", FIELD, weights, self.sha256)
         self.preprocessing = preprocessing
-        self.net = _load(path)
         self.tokenizer = open_clip.get_tokenizer(ARCHITECTURE)
         self.transform = open_clip.image_transform(
             SIDE, is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD

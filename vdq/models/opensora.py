@@ -30,6 +30,7 @@ DOWNSAMPLING = 8  # of the autoencoder, per side
 SCALING_FACTOR = 0.18215
 GIGABYTES = {"denoiser": 3.0, "autoencoder": 0.3, "text_encoder": 19.0}  # of the published files
 POSITIVE = ("hidden_size", "depth", "num_heads", "caption_channels", "model_max_length", "in_channels")
+LARGEST = 1 << 20
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -69,12 +70,14 @@ class OpenSoraModel(STDiTModel):
             raise UserError(f"model.image_size={list(image_size)} must be two multiples of {multiple}: height, width")
         if num_frames < 1 or decode_frames < 1:
             raise UserError(f"model.num_frames={num_frames} and model.decode_frames={decode_frames} must be >= 1")
+        if fps < 1:
+            raise UserError(f"model.fps={fps} must be at least 1")
         for name, value in {"space_scale": space_scale, "time_scale": time_scale}.items():
             if value <= 0:
                 raise UserError(f"model.{name}={value} must be above 0")
         for name, value in (denoiser or {}).items():
-            if name in POSITIVE and (type(value) is not int or value < 1):
-                raise UserError(f"model.denoiser.{name}={value} must be an integer of at least 1")
+            if name in POSITIVE and (type(value) is not int or not 1 <= value <= LARGEST):
+                raise UserError(f"model.denoiser.{name}={value} must be an integer in 1..{LARGEST}")
         if decode_dtype not in DTYPES:
             raise UserError(f"model.decode_dtype={decode_dtype} must be one of {', '.join(DTYPES)}")
         height, width = (side // DOWNSAMPLING for side in image_size)
@@ -95,7 +98,10 @@ class OpenSoraModel(STDiTModel):
         for part, source in self._sources.items():
             if not self._given(part):
                 (named_file if part == "denoiser" else named_folder)(source)
-        structure = self.structure
+        try:
+            structure = self.structure
+        except ValueError as error:
+            raise UserError(f"model.denoiser: {error}") from error
         self.captions = CaptionEncoder(
             source=self._sources["text_encoder"],
             dtype=text_dtype,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
@@ -106,7 +107,12 @@ class ShapesModel(nn.Module, STDiTModel):
         return total.hexdigest()
 
     def _load(self, net: nn.Module, name: str) -> nn.Module:
-        load_model(net, self._file(f"{name}.safetensors"))
+        path = self._file(f"{name}.safetensors")
+        try:
+            load_model(net, path)
+        except (SafetensorError, RuntimeError, OSError) as error:  # no such file, other tensors, not readable
+            reason = str(error).splitlines()[0]
+            raise UserError(f"model.weights={self.weights}: {path.name} holds no {name} of it ({reason})") from error
         return net.eval().requires_grad_(False)
 
     def _file(self, name: str) -> Path:

@@ -95,12 +95,15 @@ class LayerQuant:
 
     @classmethod
     def restored(cls, description: list[dict[str, Any]], tensors: dict[str, Tensor]) -> LayerQuant:
-        """Inverse of `description` and `tensors`."""
-        named: dict[str, dict[str, Tensor]] = {facts["kind"]: {} for facts in description}
+        """Inverse of `description` and `tensors`. Raises ValueError where they do not belong together."""
+        named: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in tensors.items():
             kind, _, name = full_name.partition(".")
-            named[kind][name] = tensor
-        return cls.composed(Part.restored(facts, named[facts["kind"]]) for facts in description)
+            named.setdefault(kind, {})[name] = tensor
+        parts = [Part.restored(facts, named.pop(facts["kind"], {})) for facts in description]
+        if named:
+            raise ValueError(f"{min(named)} has tensors and is no part of the layer")
+        return cls.composed(parts)
 
     @classmethod
     def composed(cls, parts: Iterable[Part]) -> LayerQuant:

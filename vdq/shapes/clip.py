@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from vdq.errors import UserError
 from vdq.models.shapes_tokenizer import build_tokenizer
 from vdq.shapes.nets import build_clip
 from vdq.shapes.render import SIDE
+from vdq.sources import digest
 
 WEIGHTS = Path(__file__).parent / "weights" / "clip.safetensors"
 
@@ -31,10 +32,16 @@ class ShapesClip(nn.Module):
             raise UserError(
                 f"metrics.clip.encoder.weights={path} is not a file; train it with `python -m vdq.shapes.train clip`"
             )
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.sha256 = digest(path)
         self.tokenizer = build_tokenizer()
         self.net = build_clip(len(self.tokenizer)).eval().requires_grad_(False)
-        load_model(self.net, path)
+        try:
+            load_model(self.net, path)
+        except (SafetensorError, RuntimeError) as error:  # no such file, other tensors
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"metrics.clip.encoder.weights={path} holds no weights of {self.name} ({reason})"
+            ) from error
 
     @torch.inference_mode()
     def encode_images(self, frames: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ with DOVER's.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from vdq.errors import UserError
@@ -12,6 +11,7 @@ from vdq.metrics.dover.metric import DoverMetric
 from vdq.metrics.dover.model import BRANCHES, Dover
 from vdq.metrics.dover.scores import Spread
 from vdq.shapes.nets import AESTHETIC, TECHNICAL, build_dover
+from vdq.sources import digest
 
 CONSTANTS = dict.fromkeys(BRANCHES, Spread(0.5, 0.15))  # its raw scores are qualities 0..1
 WEIGHTS = Path(__file__).parent / "weights" / "dover.safetensors"
@@ -34,5 +34,5 @@ def dover(weights: str | None = None) -> Dover:
     if not path.is_file():
         raise UserError(f"metrics.dover.weights={path} is no file; train it with `python -m vdq.shapes.train_dover`")
     model = build_dover().load_published(path).eval().requires_grad_(False)
-    model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    model.sha256 = digest(path)
     return model

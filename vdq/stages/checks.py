@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.errors import UserError
+from vdq.export import artefact
 from vdq.files import check_folder
 from vdq.models.base import RANDOM
 from vdq.stages.configuration import options
@@ -33,6 +35,8 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     _ = experiment.identity.artefact
     if "export" in stages:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
+        if experiment.exporter.path is not None:
+            artefact.check_place(Path(experiment.exporter.path))
     else:
         _check_bits(experiment)
     experiment.backend.check_parts(experiment.method.parts())
@@ -43,10 +47,8 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     scores = "evaluate" in stages and (cfg.videos is not None or not random)
     if scores:
         experiment.tracker.check()
-    check_folder("paths.runs", cfg.paths.runs)
-    if "tabulate" in stages or cfg.tabulate:
-        check_folder("paths.results", cfg.paths.results)
-        check_folder("paths.gallery", cfg.paths.gallery)
+    for name in cfg.paths if "tabulate" in stages or cfg.tabulate else ["runs"]:
+        check_folder(f"paths.{name}", cfg.paths[name])
     for group in ("model", "dataset", "metrics"):
         _check_caches(group, cfg[group])
     if cfg.videos is None:

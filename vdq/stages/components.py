@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from vdq.backends.base import Backend
 from vdq.benchmark.plan import Plan
+from vdq.cli import check_types
 from vdq.data.prompts import PromptSet
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
@@ -28,6 +29,11 @@ if TYPE_CHECKING:  # Lightning and torchmetrics take seconds to import, and only
     import pytorch_lightning as pl
 
     from vdq.metrics.base import VideoMetric
+
+
+# What Lightning's own hints say in other words, or allow beyond what a configuration can hold.
+TRAINER = {"accelerator": str, "devices": int | str | list[int], "precision": int | str, "strategy": str}
+MOST_DEVICES = 1024
 
 
 class Components:
@@ -116,10 +122,14 @@ class Components:
         """A Trainer that only moves, runs and distributes: progress, logging and files are the stages' own."""
         from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+        check_types("trainer.", plain(self.cfg.trainer), TRAINER)
+        if isinstance(devices := self.cfg.trainer.get("devices"), int) and devices > MOST_DEVICES:
+            raise UserError(f"trainer.devices={devices} must be at most {MOST_DEVICES}")
         off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         try:
             return instantiate(self.cfg.trainer, **dict.fromkeys(off, False), **overrides)
         except InstantiationException as error:
-            if isinstance(error.__cause__, MisconfigurationException):  # such as a GPU that is not there
-                raise UserError(f"trainer: {error.__cause__}") from error
+            cause = error.__cause__  # such as a GPU that is not there
+            if isinstance(cause, (MisconfigurationException, TypeError)) and "unexpected keyword" not in str(cause):
+                raise UserError(f"trainer: {str(cause).splitlines()[0]}") from error
             raise

@@ -45,8 +45,9 @@ def check(cfg: DictConfig) -> None:
         if not 0 <= value <= 1:
             raise UserError(f"alpha.{name}={value} must be in 0..1")
     for group in NAMED:
-        if not re.fullmatch(r"\w[\w.+-]*", str(cfg[group].name)):
-            raise UserError(f"{group}.name={cfg[group].name} must be a name for folders: letters, digits and _ . + -")
+        name = cfg[group].get("name")
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+            raise UserError(f"{group}.name={name} must be a name for folders: letters, digits and _ . + -")
     if cfg.batch_size is not None and cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} must be null or at least 1")
     if not isinstance(cfg.force, bool) and not (OmegaConf.is_list(cfg.force) and set(cfg.force) <= set(STAGES)):

@@ -75,8 +75,8 @@ def test_nothing_is_calibrated(denoiser):
 def test_parameters_of_a_layer(denoiser):
     """W4 codes of the weight rotated in blocks that fit, on a grid that is no worse than min-max."""
     layer = convert(denoiser, rotation_block=64, scale_block=16).layers["blocks.0.mlp.fc2"]
-    assert (layer.weight_bits, layer.act_bits, layer.high_bits, layer.delta) == (4, 4, 8, 0.09)
-    assert (layer.rotation, layer.act_block, layer.symmetric_acts) == (64, 16, True)
+    assert (layer.weight.bits, layer.act.bits, layer.act.high_bits, layer.act.delta) == (4, 4, 8, 0.09)
+    assert (layer.part("rotation").block, layer.act.block) == (64, 16)
     weight = denoiser.blocks[0].mlp.fc2.weight.double().numpy()  # [32, 128]
     rotated = weight @ np.kron(np.eye(2), hadamard(64) / 8)
 

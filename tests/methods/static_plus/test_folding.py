@@ -9,6 +9,7 @@ from torch import nn
 from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.backends.fused_block import FusedBlock
 from vdq.diffusion.clock import StepClock
+from vdq.errors import UserError
 from vdq.methods import StaticPlusMethod
 from vdq.methods.static_plus.folding import attention_folds
 from vdq.models.stdit import STDiT
@@ -139,3 +140,9 @@ def test_layers_that_are_not_all_quantized_are_not_folded(net, stats):
     )
     folded = {fqn for fqn, q in state.layers.items() if q.part("folded_rotation") or q.part("rotated_output")}
     assert not any(fqn.startswith("blocks.0.attn.") for fqn in folded) and "blocks.1.attn.proj" in folded
+
+
+def test_folding_that_would_do_nothing_is_refused(net, stats):
+    method = StaticPlusMethod(**OFF, fold_rotation=True)
+    with pytest.raises(UserError, match="^fold_rotation=true does nothing: no attention of STDiT is quantized as"):
+        method.convert(net, stats, num_steps=STEPS, quantizable=lambda fqn: ".mlp." in fqn and quantizable(fqn))

@@ -9,7 +9,7 @@ from torch import Tensor
 from vdq.backends.cpu.native import Passes
 from vdq.backends.cpu.passes import MIDDLE, Codes, Grid, Source, write_codes
 from vdq.backends.cpu.weights import KeptSets, PrefetchedSets, WeightSet
-from vdq.backends.integer import BITS, IntegerLinear
+from vdq.backends.integer import BITS, HostIntegerLinear
 from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
 from vdq.quant.parts import TokenGroupActs, TokenSharedActs
@@ -17,7 +17,7 @@ from vdq.quant.parts import TokenGroupActs, TokenSharedActs
 T = TypeVar("T")
 
 
-class Int8Linear(IntegerLinear):
+class Int8Linear(HostIntegerLinear):
     """Inputs become unsigned bytes p = q - first code, so that zero points are 0..255 whatever the format."""
 
     def __init__(self, layer: LayerSpec, sets: KeptSets | PrefetchedSets, passes: Passes) -> None:

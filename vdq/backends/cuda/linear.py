@@ -1,19 +1,20 @@
 """One quantized linear layer on the device, called with numbers or with codes that were made for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdq.backends.cuda.kernels import INTERPRETED
 from vdq.backends.cuda.ops import int8_linear, quantize_tokens
 from vdq.backends.cuda.weights import KeptSets, StreamedSets, integer_weights
-from vdq.backends.integer import IntegerLinear
+from vdq.backends.integer import IntegerLinear, smoothing_factors
 from vdq.errors import UserError
 from vdq.quant.affine import code_range
 from vdq.quant.linear import LayerSpec
 from vdq.quant.parts import TokenSharedActs
+from vdq.quant.parts.base import ExactBuffers
 
 
 class Codes(NamedTuple):
@@ -28,7 +29,7 @@ class Codes(NamedTuple):
     dtype: torch.dtype
 
 
-class Int8CudaLinear(IntegerLinear):
+class Int8CudaLinear(IntegerLinear, ExactBuffers):
     """The step is read on the device: `divisor` [steps, in] (scale * s; s if dynamic, or nothing) and its reciprocal
     `factor`, `zero` and `x_scale` [steps] (static), `w_scale`, `w_total`, `w_offset` [ranges, out] are tables, fp32 and
     int32 whatever the model's dtype. `source` is the place, in the list of layers that share an input, of the first one
@@ -43,9 +44,10 @@ class Int8CudaLinear(IntegerLinear):
         weights, w_total, w_offset = integer_weights(layer, device)
         self.sets = sets(layer, weights)
         self.symmetric, self.bits = self.quant.act.symmetric, self.quant.act.bits
+        smoothing = smoothing_factors(layer.quant)
         tables = {
-            "bias": self.__dict__.pop("bias"),  # not a buffer of the layers that stay on the CPU
-            "divisor": None if self.smoothing is None else self.smoothing[self.quant.weight.steps],
+            "bias": None if layer.bias is None else layer.bias.detach().float().clone(),
+            "divisor": None if smoothing is None else smoothing[self.quant.weight.steps],
             "zero": None,
             "x_scale": None,
             "weight_ranges": self.quant.weight.steps.int(),
@@ -61,6 +63,7 @@ class Int8CudaLinear(IntegerLinear):
             tables["zero"] = (zero_point - first).int() - 2 ** (self.bits - 1)
             tables["x_scale"] = scale
         tables["factor"] = None if tables["divisor"] is None else tables["divisor"].reciprocal()
+        self.exact = tuple(tables)
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
@@ -131,14 +134,6 @@ class Int8CudaLinear(IntegerLinear):
     @property
     def weight_bytes(self) -> int:
         return self.sets.nbytes
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8CudaLinear":
-        kept = dict(self._buffers)
-        nn.Module._apply(self, fn, recurse)
-        for name, buffer in kept.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
 
 
 def quantize(

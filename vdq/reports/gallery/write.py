@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import pandas as pd
 
 from vdq.data.samples import read_sample, video_path
 from vdq.errors import UserError
+from vdq.files import complete_folder_or_nothing
 from vdq.reports.gallery import markdown, media
 from vdq.reports.gallery.page import MARK, RUN_FIELDS, content_of, html_page
 from vdq.reports.gallery.sheets import Sheets
@@ -60,7 +58,9 @@ def write_gallery(
     scores = {row.signature: _scores(Path(row.folder)) for row in runs.itertuples()}
     chosen = _chosen(scores, reference.signature, prompts)
     sections = {name: markdown.to_html(text) for name, text in _markdown(tables).items()}
-    with _whole_folder(folder) as partial:
+    if folder.exists() and not _is_gallery(folder):
+        raise UserError(f"folder {folder} holds something else; an older gallery or no folder is allowed")
+    with complete_folder_or_nothing(folder) as partial:
         sheets = Sheets(partial, folder)
         facts = _write_media(runs, chosen, sheets, edge, quality, difference_quality)
         sheets.finish()
@@ -126,28 +126,6 @@ def _markdown(tables: Mapping[str, str] | Sequence[Path]) -> dict[str, str]:
         else:
             texts[path.stem] = f"{first}\n{rest}"
     return texts
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside ``folder`` that takes its place when the block ends without an error."""
-    if folder.exists() and not _is_gallery(folder):
-        raise UserError(f"folder {folder} holds something else; an older gallery or no folder is allowed")
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("part", "old"))
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(old)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_gallery(folder: Path) -> bool:
