@@ -126,12 +126,13 @@ class StaticPlusMethod(SmoothedMethod):
             "correction": self.shift is not None or self.correct_bias,
             "rotation": bool(self.rotation_block),
             "low_rank": bool(self.low_rank),
-            "stored_codes": bool(self.low_rank) or self.rounding == "gptq",
+            "affine": self._codes_follow,
+            "stored_codes": not self._codes_follow,
             "step_bits": self.step_bits is not None and self.act_bits < MAX_BITS,
             "token_groups": self.token_groups is not None,
         }
         made = {kind for kind, wanted in optional.items() if wanted}
-        return self.smoothing_parts() | {"affine", "static"} | made
+        return self.smoothing_parts() | {"static"} | made  # text has no groups of tokens
 
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
         folds = attention_folds(denoiser, self.rotation_block or DENSE) if self.fold_rotation else []
@@ -271,8 +272,14 @@ class StaticPlusMethod(SmoothedMethod):
         weights = AffineWeights(
             bits=self.weight_bits, scale=grid.scale[None], zero_point=grid.zero_point[None], steps=steps
         )
-        follow = self.rounding == "nearest" and not self.low_rank
-        return weights if follow or codes.is_meta else weights.stored(pack_codes([codes], bits=self.weight_bits))
+        if self._codes_follow or codes.is_meta:
+            return weights
+        return weights.stored(pack_codes([codes], bits=self.weight_bits))
+
+    @property
+    def _codes_follow(self) -> bool:
+        """Whether the codes of weights follow from rounding them to their grids."""
+        return self.rounding == "nearest" and not self.low_rank
 
 
 def _acts(act: QParams, bits: Tensor, seen: SeenInput, tokens: TokenGroups | None, steps: Tensor) -> StaticActs:
