@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vdq.models.stdit import Captions, STDiTBlock, _attend
+from vdq.models.stdit import Captions, STDiTBlock, attend
 from vdq.quant.parts import TokenGroupActs, TokenSharedActs
 
 Codes = Any
@@ -62,7 +62,7 @@ class BlockOps(ABC):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, keep: Tensor | None = None) -> Tensor:
         """Attention as in vdq.models.stdit, not quantized: q [G, n, C], k and v [G, m, C] -> [G, n, C]."""
-        return _attend(q, k, v, num_heads, keep)
+        return attend(q, k, v, num_heads, keep)
 
 
 class FusedBlock(nn.Module):

@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x)
-        return self.proj(_attend(q, k, v, self.num_heads))
+        return self.proj(attend(q, k, v, self.num_heads))
 
 
 class CrossAttention(nn.Module):
@@ -91,7 +91,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, captions: Captions) -> Tensor:
         k, v = captions.keys_values(self.kv_linear)
-        return self.proj(_attend(self.q_linear(x), k, v, self.num_heads, captions.keep))
+        return self.proj(attend(self.q_linear(x), k, v, self.num_heads, captions.keep))
 
 
 class MLP(nn.Module):
@@ -401,7 +401,7 @@ def _by_chunks(module: nn.Module, rows: Tensor) -> Tensor:
     return torch.cat([module(chunk) for chunk in filled.split(TIMESTEP_ROWS)])[:count]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, keep: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, keep: Tensor | None = None) -> Tensor:
     """q [G, n, C], k and v [G, m, C], head-major -> [G, n, C]; scores scaled by head_dim**-0.5."""
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2).flatten(2)
