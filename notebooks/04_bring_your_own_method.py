@@ -18,7 +18,6 @@
 
 # %%
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -30,7 +29,6 @@ from omegaconf import OmegaConf
 from vdq.commands.run import run
 from vdq.methods.static import StaticMethod
 from vdq.metrics.catalogue import value_named
-from vdq.quant.affine import QParams
 from vdq.reports.tables import comparison
 from vdq.stages.configuration import CONF
 from vdq.tracking.registry import read_result
@@ -51,8 +49,7 @@ SHARES = (1.0, 0.8, 0.6, 0.4)
 #
 # ASQ gives each activation the range from the smallest to the largest value that calibration saw. A few large values
 # then decide how coarse the codes are. Here only a share of that range is kept: values outside are clamped, all others
-# get finer codes. With the same zero point z, the range of scale D runs from -z D to (2^n - 1 - z) D, so the scale is
-# all there is to change.
+# get finer codes. The hook `act` makes the activation quantizer from the range of every step; all else is ASQ's.
 
 
 # %%
@@ -65,9 +62,8 @@ class ClampedMethod(StaticMethod):
             raise ValueError(f"share={share} must be above 0 and at most 1")
         self.share = share
 
-    def layer(self, weight, stats, num_steps):
-        params = super().layer(weight, stats, num_steps)
-        return replace(params, act=QParams(params.act.scale * self.share, params.act.zero_point))
+    def act(self, lo, hi, *, steps):
+        return super().act(lo * self.share, hi * self.share, steps=steps)
 
 
 # %% [markdown]

@@ -43,6 +43,8 @@ def one_sentence(error: Exception) -> str | None:
         return _unknown_key(key[1], error.__cause__)
     if isinstance(error, InstantiationException):
         return _instantiation(error)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return "a config group takes the name of one of its options, which null is not; leave the argument out"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         name = error.filename or "a file"
         return f"{name} cannot be written: {error.strerror}; with more space the same command goes on"

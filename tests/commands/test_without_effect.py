@@ -47,7 +47,7 @@ ACCEPTED = (
     "stages=[export] export=packed quant=asq_tsw bits=w4a8 force=true",
     "stages=[evaluate] videos=x prompts=y metrics=fidelity force=true",
     "force=[calibrate,evaluate] quant=asq",
-    "force=false tabulate=false export=null",
+    "force=false tabulate=false batch_size=null",
     "quant=dvd_quant quant.delta=0.2 bits=w4a4",
 )
 

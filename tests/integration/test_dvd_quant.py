@@ -59,7 +59,7 @@ def test_a_batch_changes_no_schedule(testbed):
 
 
 def test_integer_backends_and_static_exports_refuse(testbed):
-    with pytest.raises(ValueError, match="^backend=int8_cpu does not run the part bit_switch; it runs affine"):
+    with pytest.raises(ValueError, match="^backend=int8_cpu does not run the part per_video; it runs affine"):
         testbed.run("quant=dvd_quant", "backend=int8_cpu", "stages=[sample]")
     with pytest.raises(ValueError, match="onnx_qdq cannot export DVDQuantMethod: its ranges are measured at run time"):
         testbed.run("quant=dvd_quant", "stages=[export]", "export=onnx_qdq")

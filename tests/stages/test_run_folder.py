@@ -47,6 +47,16 @@ def test_a_forced_stage_is_made_again_with_what_follows(files, stage, left):
     assert there(files.runs / "cache") == (set() if stage == "calibrate" else CACHE)
 
 
+@pytest.mark.parametrize("stage", ["calibrate", "quantize", "sample"])
+def test_an_export_goes_with_the_state_that_it_was_made_of_and_logs_stay(files, stage):
+    for name in ("export/packed/manifest.json", "wandb/offline-run/run.wandb"):
+        (files.path / name).parent.mkdir(parents=True)
+        (files.path / name).touch()
+    files.forget([stage])
+    assert (files.path / "export").exists() == (stage == "sample")
+    assert (files.path / "wandb/offline-run/run.wandb").exists()
+
+
 def test_statistics_are_made_again_once_for_the_runs_of_a_sweep(files):
     files.forget(["calibrate"])
     files.stats.touch()

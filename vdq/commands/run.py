@@ -41,7 +41,7 @@ def _run(cfg: DictConfig) -> str:
     check(experiment, cfg.stages)
     if cfg.videos is not None:
         return importlib.import_module("vdq.commands.score_videos").run(experiment).name
-    experiment.files.forget(forced(cfg))
+    pipeline.forget(experiment, forced(cfg))
     pipeline.make(experiment, cfg.stages)
     for name in cfg.stages:
         if name in COMMANDS:

@@ -42,7 +42,7 @@ def check(experiment: Experiment, options: dict[str, str]) -> None:
     """Raises UserError for an option that does nothing; options: as `explicit` returns them. What is switched off may
     always be.
     """
-    wanted = {name: text for name, text in options.items() if text.partition("=")[2] not in ("false", "null")}
+    wanted = {name: text for name, text in options.items() if text.partition("=")[2].lower() not in ("false", "null")}
     for idle, reason in _idle(experiment) if wanted else ():
         for name, text in wanted.items():
             if name == idle or name.startswith(f"{idle}."):

@@ -100,7 +100,10 @@ class LayerQuant:
         for full_name, tensor in tensors.items():
             kind, _, name = full_name.partition(".")
             named.setdefault(kind, {})[name] = tensor
-        parts = [Part.restored(facts, named.pop(facts["kind"], {})) for facts in description]
+        try:
+            parts = [Part.restored(facts, named.pop(facts["kind"], {})) for facts in description]
+        except TypeError as error:  # a part is made of more tensors or numbers than are there
+            raise ValueError(f"a part of the layer is incomplete: {error}") from error
         if named:
             raise ValueError(f"{min(named)} has tensors and is no part of the layer")
         return cls.composed(parts)

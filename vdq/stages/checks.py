@@ -37,7 +37,7 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
         if experiment.exporter.path is not None:
             artefact.check_place(Path(experiment.exporter.path))
-    else:
+    if set(stages) != {"export"}:  # an exporter has limits of its own
         _check_bits(experiment)
     experiment.backend.check_parts(experiment.method.parts())
     if "benchmark" in stages:

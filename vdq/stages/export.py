@@ -23,7 +23,7 @@ def run(experiment: Experiment) -> None:
     exporter, folder = experiment.exporter, experiment.folder
     path = Path(exporter.path or folder / "export" / exporter.name)
     with experiment.files.lock():
-        if "export" not in forced(experiment.cfg) and path.exists():
+        if path.exists() and not {"calibrate", "quantize", "export"} & set(forced(experiment.cfg)):
             _check_same(experiment, path)
             log.info("export: found, %s", path)
             return

@@ -18,6 +18,12 @@ def make(experiment: Experiment, wanted: Collection[str]) -> None:
                 module.run(each)
 
 
+def forget(experiment: Experiment, stages: list[str]) -> None:
+    """Removes what these stages made, so that `make` makes it again."""
+    for each in _with_reseeded(experiment, "sample"):
+        each.files.forget(stages)
+
+
 def _with_reseeded(experiment: Experiment, stage: str) -> list[Experiment]:
     """The experiment, before it full precision with other noise if that is wanted beside full precision."""
     wanted = experiment.cfg.reseeded and not experiment.method.quantizes and stage in ("sample", "evaluate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from vdq.tracking.registry import RESULT, read_result
 log = logging.getLogger(__name__)
 SAMPLED_FOLDERS = {"samples", "videos", "schedules"}
 SAMPLED_FILES = {"sampling.json", "act_bits.png"}
+LOGGED = "wandb"
 FORGOTTEN: set[Path] = set()  # statistics that this process was to make again
 
 
@@ -62,6 +64,8 @@ class RunFolder:
         if not self.path.is_dir() or not set(stages) - {"export"}:
             return
         with self.lock():
+            if {"calibrate", "quantize"} & set(stages):
+                shutil.rmtree(self.path / "export", ignore_errors=True)
             for path in self.path.glob("**/*"):
                 if path.is_file() and path.name != ".lock" and self._is_of(path, stages):
                     path.unlink()
@@ -74,7 +78,9 @@ class RunFolder:
             FORGOTTEN.add(path)
 
     def _is_of(self, path: Path, stages: list[str]) -> bool:
-        """Whether a file was made in one of these stages or after it."""
+        """Whether a file was made in one of these stages or after it; what was logged is a record and stays."""
+        if LOGGED in path.relative_to(self.path).parts:
+            return False
         if {"calibrate", "quantize"} & set(stages):
             return True
         made_by_sampling = path.parent.name in SAMPLED_FOLDERS or path.name in SAMPLED_FILES
