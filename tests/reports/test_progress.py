@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def config(folder: Path, task: list[str], number: int | str = "???", sweeper: str = BASIC) -> DictConfig:
     hydra = {
         "job": {"num": number},
-        "sweep": {"dir": str(folder / "sweep")},
+        "sweep": {"dir": str(folder / "sweep"), "subdir": "${hydra.job.num}"},
         "sweeper": {"_target_": sweeper, "params": {"bits": "w8a8,w4a4"}},
         "overrides": {"task": task},
     }
