@@ -38,7 +38,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_stopped_while_sampling(testbed, finished, sampled, assert_same_latents, number):
-    bed = replace(testbed, settings=(*testbed.settings[1:], f"dataset.num_prompts={PROMPTS}", "batch_size=1"))
+    bed = replace(testbed, settings=("sampler.steps=2", "logger=csv", f"dataset.num_prompts={PROMPTS}", "batch_size=1"))
     command = ("quant=fp16", "stages=[sample,evaluate]")
     folder = bed.experiment(*command).folder
     process = bed.start(*command)
