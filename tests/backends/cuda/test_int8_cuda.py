@@ -1,6 +1,6 @@
 """Triton's kernels against numpy's integers, torch in fp64 and the reference backend.
 
-Where there is a GPU, `pytest tests/backends/test_int8_cuda.py` is the whole check; elsewhere
+Where there is a GPU, `pytest tests/backends/cuda/test_int8_cuda.py` is the whole check; elsewhere
 test_int8_cuda_anywhere.py runs this file in Triton's interpreter.
 """
 
