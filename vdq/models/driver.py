@@ -8,9 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
-
-BRANCHES = (CONDITIONAL, UNCONDITIONAL)
+from vdq.diffusion.clock import BRANCHES, StepClock
 
 
 @contextmanager

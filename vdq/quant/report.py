@@ -100,6 +100,7 @@ def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float:
     """Width of the widest step's range over that of the narrowest, both extended to contain 0, after those transforms
     of the input that tell it (shift and smoothing; a rotation does not).
     """
+    stats = stats.calls if quant.per_branch else stats
     lo, hi = stats.min, stats.max
     for transform in quant.inputs:
         if (after := transform.extremes(lo, hi)) is None:
@@ -133,6 +134,7 @@ def _quantized(
         act_groups=quant.act.num_groups,
         rotation=rotation.block if rotation else 0,
         bits_per_weight=bits_per_weight,
+        per_branch=quant.per_branch,
     )
 
 
