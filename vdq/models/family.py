@@ -46,8 +46,8 @@ class TimestepTable(NamedTuple):
 class Family:
     """Facts of a family, whose linears are named by fqn as projections are: parts of a fused linear one by one.
 
-    name: for messages. denoisers: import paths of their classes, such as vdq.models.stdit.STDiT. quantizable: patterns (of fnmatch) of the linears that
-    may be quantized; the others stay in full precision. packed: patterns of the linear modules that get the tokens of
+    name: for messages. denoisers: import paths of their classes, such as vdq.models.stdit.STDiT. quantizable: patterns
+    (of fnmatch) of the linears that may be quantized; the others stay in full precision. packed: patterns of the linear modules that get the tokens of
     all prompts of a batch in one row. calls_a_step: 1 where guidance is one call of the denoiser, 2 where the
     conditional and then the unconditional branch have one each.
 
@@ -92,7 +92,8 @@ def register(family: Family) -> Family:
 
 def family_of(denoiser: nn.Module) -> Family | None:
     """The family of a denoiser by its class or one that it extends; None if it has none."""
-    import vdq.models.stdit_family  # noqa: F401  (registers it; others are registered where their models are)
+    import vdq.models.pipelines.families  # (they register; others are registered where their models are)
+    import vdq.models.stdit_family  # noqa: F401
 
     paths = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(denoiser).__mro__)
     return next((_FAMILIES[path] for path in paths if path in _FAMILIES), None)
