@@ -35,8 +35,7 @@ class VideoModel(ABC):
     `denoiser` and `structure` are an nn.ModuleDict by these names, so that the fqn of a layer begins with its
     denoiser's. latent_shape is (c, T, H, W), or None where the model draws its noise in a shape of its own; fps is
     the frame rate of the decoded videos in frames per second. random says that weights are random: of such a model no
-    metric is taken. batch_size is how many prompts are sampled
-    together unless the user says otherwise.
+    metric is taken. batch_size is how many prompts are sampled together unless the user says otherwise.
     """
 
     family: Family
