@@ -47,7 +47,7 @@ class Published:
     def random(self) -> bool:
         return self.source.value == RANDOM
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """What tells its weights from others; read from no network."""
         return RANDOM if self.random else identity(self.source, self.cache)
