@@ -87,7 +87,7 @@ class Velocity(nn.Module):
         return self.unembed(x).transpose(1, 2).reshape(hidden_states.shape)
 
 
-FAMILY = Family(name="toy", denoisers=("Velocity",), quantizable=("layers.*",), calls_a_step=2)
+FAMILY = Family(name="toy", denoisers=(f"{__name__}.Velocity",), quantizable=("layers.*",), calls_a_step=2)
 
 
 class ToyModel(VideoModel):
