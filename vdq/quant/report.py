@@ -96,9 +96,9 @@ def weight_error(weight: Tensor, quant: LayerQuant) -> float:
     return math.hypot(*errors) / norm if norm > 0 else 0.0
 
 
-def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float:
+def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float | None:
     """Width of the widest step's range over that of the narrowest, both extended to contain 0, after those transforms
-    of the input that tell it (shift and smoothing; a rotation does not).
+    of the input that tell it (shift and smoothing; a rotation does not). None where a step's range has no width.
     """
     lo, hi = stats.min, stats.max
     for transform in quant.inputs:
@@ -106,7 +106,9 @@ def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float:
             break
         lo, hi = after
     width = hi.amax(-1).clamp(min=0) - lo.amin(-1).clamp(max=0)
-    return float(width.max() / width.min()) if width.max() > 0 else 1.0
+    if width.max() == 0:
+        return 1.0
+    return float(width.max() / width.min()) if width.min() > 0 else None
 
 
 def mean_act_bits(state: QuantState) -> float | None:
