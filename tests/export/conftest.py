@@ -1,4 +1,4 @@
-"""A quantized run of every recipe on a denoiser so small that sampling it takes a moment."""
+"""A quantized run of every method on a denoiser so small that sampling it takes a moment."""
 
 from collections.abc import Callable
 from functools import cache
@@ -21,9 +21,9 @@ from vdq.quant.search import InputRecorder
 from vdq.stages.experiment import Experiment
 
 CONF = Path(__file__).parents[2] / "conf"
-RECIPES = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem != "fp16")
+METHODS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem != "fp16")
 LATENT = (4, 2, 4, 4)
-STEPS = 4  # ten for the recipe of ten ranges
+STEPS = 4  # ten for the method of ten ranges
 
 
 class TinyModel(STDiTModel):
@@ -116,5 +116,5 @@ def expected_latents() -> Callable[[QuantizedRun], Tensor]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "recipe" in metafunc.fixturenames:
-        metafunc.parametrize("recipe", RECIPES)
+    if "method_name" in metafunc.fixturenames:
+        metafunc.parametrize("method_name", METHODS)

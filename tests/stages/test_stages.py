@@ -56,11 +56,11 @@ def test_a_run_is_finished_by_default():
         (("quant=fp16",), ""),
     ],
 )
-def test_difference_from_the_recipe_is_named(overrides, changed):
+def test_difference_from_the_method_is_named(overrides, changed):
     assert Experiment(config(*overrides)).identity.changed == changed
 
 
-def test_runs_made_before_a_recipes_file_changed_are_told_apart(tmp_path):
+def test_runs_made_before_a_methods_file_changed_are_told_apart(tmp_path):
     made = OmegaConf.to_container(config("quant=static_plus", "bits=w4a4"), resolve=True)
     rows = []
     for name, fields in {"same": {}, "other": {"low_rank": 4}, "earlier": None}.items():
@@ -82,7 +82,7 @@ def test_results_of_models_and_of_trials_do_not_meet():
     assert config("debug=quick").paths.results == "runs/quick_results"
 
 
-def test_reference_is_the_full_precision_recipe_with_all_else_equal():
+def test_reference_is_the_full_precision_method_with_all_else_equal():
     experiment = Experiment(config("quant=asq", "dataset.num_prompts=3", "seed=7", "sampler.steps=10"))
     experiment.__dict__["model"] = "shared"
     reference = experiment.reference

@@ -1,4 +1,4 @@
-"""What is recorded for recipes that judge by the output of layers."""
+"""What is recorded for methods that judge by the output of layers."""
 
 import pytest
 import torch

@@ -47,7 +47,7 @@ FULL_PRECISION = "all else in full precision"
 
 
 class PackedExporter(Exporter):
-    """Any recipe that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
+    """Any method that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
     measured at run time as before.
     """
 
@@ -55,7 +55,7 @@ class PackedExporter(Exporter):
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
-            raise UserError("export=packed stores integer weights, quant=fp16 has none; other recipes are allowed")
+            raise UserError("export=packed stores integer weights, quant=fp16 has none; other methods are allowed")
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         before = list(run.denoiser.state_dict().values())

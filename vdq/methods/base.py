@@ -1,4 +1,4 @@
-"""The contract of a quantization recipe: statistics and weights in, the parts of every layer out."""
+"""The contract of a quantization method: statistics and weights in, the parts of every layer out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -24,14 +24,14 @@ RANGE, ABSMAX, SAMPLES = "range", "absmax", "samples"
 
 
 class Table(NamedTuple):
-    """What a recipe tells beside the report of layers: rows for a file, and a sentence for the log."""
+    """What a method tells beside the report of layers: rows for a file, and a sentence for the log."""
 
     rows: list[dict[str, Any]]
     summary: str
 
 
 class Method(ABC):
-    """A recipe. Its options are checked when it is built, the number of steps by `check`, before any model exists.
+    """A method. Its options are checked when it is built, the number of steps by `check`, before any model exists.
     `quantizes` is False only for full precision, `static` where activation ranges are measured at run time.
     """
 
@@ -50,7 +50,7 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, num_steps: int) -> None:
-        """Raise ValueError when the recipe does not fit this number of denoising steps."""
+        """Raise ValueError when the method does not fit this number of denoising steps."""
 
     @abstractmethod
     def parts(self) -> frozenset[str]:
@@ -69,19 +69,19 @@ class Method(ABC):
     def layers(
         self, weights: dict[str, Tensor], stats: LayerStats | None, num_steps: int, options: dict[str, dict[str, Any]]
     ) -> dict[str, LayerQuant]:
-        """Parameters of the layers of one input, by fqn: `layer` of each, with its options. A recipe whose layers can
+        """Parameters of the layers of one input, by fqn: `layer` of each, with its options. A method whose layers can
         share work on their input does it here.
         """
         return {fqn: self.layer(w, stats, num_steps, **options.get(fqn, {})) for fqn, w in weights.items()}
 
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
-        """Further arguments of `layer` by fqn, for recipes in which layers depend on each other; chosen: the fqns of
+        """Further arguments of `layer` by fqn, for methods in which layers depend on each other; chosen: the fqns of
         all layers that are quantized.
         """
         return {}
 
     def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LayerQuant]:
-        """Parameters of linears of temporal features (VideoModel), by fqn; none unless a recipe has its own for them.
+        """Parameters of linears of temporal features (VideoModel), by fqn; none unless a method has its own for them.
         timesteps: long [N], those of the schedule.
         """
         return {}
@@ -89,7 +89,7 @@ class Method(ABC):
     def tables(
         self, denoiser: nn.Module, stats: Stats | None, state: QuantState, timesteps: Tensor
     ) -> dict[str, Table]:
-        """What else the recipe has to tell of the state that it made, by the name of a file."""
+        """What else the method has to tell of the state that it made, by the name of a file."""
         return {}
 
     def convert(
@@ -149,7 +149,7 @@ def check_weight(p: Projection) -> None:
 
 
 class SmoothedMethod(Method):
-    """Shared by recipes with bit-widths and optional smoothing factors, one set per time range (`alpha` None: off)."""
+    """Shared by methods with bit-widths and optional smoothing factors, one set per time range (`alpha` None: off)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one recipe."""
+"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one method."""
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class StaticMethod(SmoothedMethod):
 
     def act(self, lo: Tensor, hi: Tensor, *, steps: Tensor) -> ActQuantizer:
         """The activation quantizer for ranges [lo, hi] of the smoothed input, two [K]; steps: long
-        [N], the range of every step. A recipe with another quantizer overrides this.
+        [N], the range of every step. A method with another quantizer overrides this.
         """
         scale, zero_point = qparams_from_range(lo, hi, bits=self.act_bits, symmetric=self.symmetric_acts)
         form = {"bits": self.act_bits, "symmetric": self.symmetric_acts}

@@ -46,10 +46,10 @@ class TimestepTable(NamedTuple):
 class Family:
     """Facts of a family, whose linears are named by fqn as projections are: parts of a fused linear one by one.
 
-    name: for messages. denoisers: import paths of their classes, such as vdq.models.stdit.STDiT. quantizable: patterns (of fnmatch) of the linears that
-    may be quantized; the others stay in full precision. packed: patterns of the linear modules that get the tokens of
-    all prompts of a batch in one row. calls_a_step: 1 where guidance is one call of the denoiser, 2 where the
-    conditional and then the unconditional branch have one each.
+    name: for messages. denoisers: import paths of their classes, such as vdq.models.stdit.STDiT. quantizable: patterns
+    (of fnmatch) of the linears that may be quantized; the others stay in full precision. packed: patterns of the linear
+    modules that get the tokens of all prompts of a batch in one row. calls_a_step: 1 where guidance is one call of the
+    denoiser, 2 where the conditional and then the unconditional branch have one each.
 
     Of a denoiser, whose weights are not read: attention_groups, for outputs that are handed on rotated. token_orders of
     the linears that get tokens of videos. temporal_features: inputs of the linears that see nothing but the timestep,

@@ -1,4 +1,4 @@
-"""What is recorded of a calibration beside the statistics, for recipes that judge by the output of layers: some inputs
+"""What is recorded of a calibration beside the statistics, for methods that judge by the output of layers: some inputs
 of every layer, and how much every denoising step counts.
 """
 

@@ -1,10 +1,10 @@
-"""Calibration statistics: per layer input, denoising step and input channel. One set serves every recipe, alpha and
+"""Calibration statistics: per layer input, denoising step and input channel. One set serves every method, alpha and
 bit-width.
 
 A deviation from upstream: the inputs are those of the unquantized model, and extremes are taken over all prompts.
-Upstream measures ranges of a recipe with its quantized weights and while the activation quantizers of the layers before
+Upstream measures ranges of a method with its quantized weights and while the activation quantizers of the layers before
 run on the parameters of the batch at hand; as shipped, the range of the last batch then replaces those of all others.
-Its ranges therefore depend on the recipe, the batches and their order, ours on the model and the prompts alone.
+Its ranges therefore depend on the method, the batches and their order, ours on the model and the prompts alone.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class LayerStats:
     min, max: fp32 extremes. abs_sum: fp64 sum over rows (dim 0) of the row's maximum |X|, with the number of rows in
     `rows` [num_steps] long, so that parts of a batch join exactly. packed: the input holds the tokens of all prompts
     in one row, as the model declares; then `rows` is 1 and abs_sum the maximum over all calls. samples: recorded
-    inputs, where a recipe wants them (Stats.with_samples).
+    inputs, where a method wants them (Stats.with_samples).
     """
 
     min: Tensor

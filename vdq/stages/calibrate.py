@@ -1,5 +1,5 @@
-"""prompts -> Stats: one full-precision pass over the calibration prompts serves every recipe, alpha, bit-width and
-time range. Recipes that judge by the output of layers take a second pass -> Samples, which serves them all as well.
+"""prompts -> Stats: one full-precision pass over the calibration prompts serves every method, alpha, bit-width and
+time range. Methods that judge by the output of layers take a second pass -> Samples, which serves them all as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(experiment: Experiment) -> None:
 
 
 def load(experiment: Experiment) -> Stats | None:
-    """What the recipe needs, made if it is not there or damaged; None for a data-free recipe."""
+    """What the method needs, made if it is not there or damaged; None for a data-free method."""
     if not experiment.identity.calibrates:
         return None
     if not intact(Stats.load, experiment.files.stats) or (

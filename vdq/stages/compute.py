@@ -42,7 +42,7 @@ def load_denoiser(experiment: Experiment) -> nn.Module:
 def predict(experiment: Experiment, task: Generation) -> None:
     """Runs a task on the configured devices.
 
-    A Trainer of half precision converts weights in place, so it gets copies: recipes start from the originals. A
+    A Trainer of half precision converts weights in place, so it gets copies: methods start from the originals. A
     quantized denoiser is a copy already.
     """
     trainer = experiment.trainer()

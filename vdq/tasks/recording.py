@@ -1,4 +1,4 @@
-"""A second calibration pass, for recipes that judge by the output of layers."""
+"""A second calibration pass, for methods that judge by the output of layers."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ class StaticPlusMethod(SmoothedMethod):
         return {"step_bits": Table(rows, f"step {worst} makes {share:.0%} of the error of quantized activations")}
 
     def _of_equal_size(self) -> StaticPlusMethod:
-        """A recipe whose parameters have the same sizes and need no values."""
+        """A method whose parameters have the same sizes and need no values."""
         kept = ("weight_bits", "act_bits", "alpha", "momentum", "ema_order", "shift", "rotation_block", "correct_bias")
         kept += ("fold_rotation", "low_rank", "token_groups")
         off = {"step_bits": None, "clamp_acts": False, "weight_grid": "minmax", "rounding": "nearest"}
