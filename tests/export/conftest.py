@@ -16,7 +16,7 @@ from vdq.models.guidance import Conditions
 from vdq.models.stdit import STDiT
 from vdq.models.stdit_model import STDiTModel
 from vdq.quant import Observer, Stats, apply
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.search import InputRecorder
 from vdq.stages.experiment import Experiment
 
@@ -70,8 +70,8 @@ def calibrated(steps: int) -> Stats:
     with Observer(MODEL.denoiser, clock, MODEL.quantizable) as observer, recorder:
         MODEL.sample(MODEL.denoiser, MODEL.encode(["a", "b"]), PromptNoise(1, [0, 1], LATENT), clock, plain.sampler)
     counted = torch.logspace(-2, 0, steps), torch.full((steps,), 0.1)
-    samples = Samples.recorded(recorder.inputs, recorder.places, *counted, "")
-    return observer.stats(num_prompts=2).with_samples(samples)
+    recorded = RecordedInputs.of_steps(recorder.inputs, recorder.places, *counted, "")
+    return observer.stats(num_prompts=2).with_inputs(recorded)
 
 
 @cache

@@ -35,7 +35,7 @@ from vdq.quant import (
     quantized_layers,
 )
 from vdq.quant.codebook import Codebook
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.search import InputRecorder
 
 STEPS = 20
@@ -97,8 +97,8 @@ def calibrated(denoiser: STDiT, captions: torch.Tensor | None = None) -> Stats:
             x, timestep, y = inputs(step)
             denoiser(x, timestep, y if captions is None else captions)
     error, change = torch.logspace(-3, 0, STEPS), torch.linspace(0, 0.2, STEPS)
-    samples = Samples.recorded(recorder.inputs, recorder.places, error, change, "")
-    return observer.stats(num_prompts=2).with_samples(samples)
+    recorded = RecordedInputs.of_steps(recorder.inputs, recorder.places, error, change, "")
+    return observer.stats(num_prompts=2).with_inputs(recorded)
 
 
 @pytest.fixture(scope="module")

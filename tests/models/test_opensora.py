@@ -13,7 +13,7 @@ from vdq.diffusion.samplers import DDIMSampler
 from vdq.methods.dynamic import DynamicMethod
 from vdq.methods.static import StaticMethod
 from vdq.models.opensora import OpenSoraModel
-from vdq.quant.calls import CallCounter
+from vdq.quant.call_counter import CallCounter
 from vdq.quant.convert import apply
 from vdq.quant.layers import projections
 from vdq.quant.observers import Observer

@@ -22,7 +22,7 @@ from vdq.diffusion.schedule import Schedule
 from vdq.methods.base import Method
 from vdq.quant.convert import apply
 from vdq.quant.observers import Observer
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.search import InputRecorder
 from vdq.quant.state import QuantState
 from vdq.quant.stats import Stats
@@ -71,8 +71,8 @@ class RandomBlock:
                 done()
         self.net.to("cpu")
         counted = torch.ones(steps), torch.zeros(steps)  # all steps are alike
-        samples = Samples.recorded(recorder.inputs, recorder.places, *counted, "")
-        return observer.stats(num_prompts=1).with_samples(samples)
+        recorded = RecordedInputs.of_steps(recorder.inputs, recorder.places, *counted, "")
+        return observer.stats(num_prompts=1).with_inputs(recorded)
 
     def state(self, method: Method, stats: Stats) -> QuantState:
         return method.convert(

@@ -32,13 +32,13 @@ from vdq.export.rebuild import rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
 from vdq.models.base import VideoModel
-from vdq.quant.coded import stand_in
 from vdq.quant.convert import apply
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections, split
 from vdq.quant.linear import check_shapes
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import QuantState
+from vdq.quant.weight_codes import stand_in
 
 KIND, VERSION = "packed", 2
 GROUPS = ("model", "sampler", "quant", "backend")

@@ -20,7 +20,7 @@ from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import TimeRanges
 
-RANGE, ABSMAX, SAMPLES = "range", "absmax", "samples"
+RANGE, ABSMAX, INPUTS = "range", "absmax", "inputs"
 
 
 class Table(NamedTuple):
@@ -44,8 +44,8 @@ class Method(ABC):
 
     @abstractmethod
     def needs(self, fqn: str) -> frozenset[str]:
-        """What is wanted of a layer's calibration: "range" (minimum, maximum), "absmax", "samples" (recorded inputs,
-        vdq.quant.samples); empty means data-free.
+        """What is wanted of a layer's calibration: "range" (minimum, maximum), "absmax", "inputs" (recorded ones,
+        vdq.quant.recorded_inputs); empty means data-free.
         """
 
     @abstractmethod
@@ -137,7 +137,7 @@ class Method(ABC):
         if stats.num_steps != num_steps:
             raise UserError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
         found = stats.layers[fqn]
-        if SAMPLES in wanted and found.samples is None:
+        if INPUTS in wanted and found.recorded is None:
             raise UserError(f"{type(self).__name__} needs recorded inputs of layer {fqn}")
         return found
 

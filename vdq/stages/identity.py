@@ -21,9 +21,8 @@ from vdq.data import samples
 from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.installation import CONF
-from vdq.methods.base import SAMPLES
-from vdq.quant import samples as recorded
-from vdq.quant import state, stats
+from vdq.methods.base import INPUTS
+from vdq.quant import recorded_inputs, state, stats
 from vdq.stages.components import Components
 from vdq.stages.configuration import plain
 
@@ -71,7 +70,7 @@ class Identity:
     @property
     def records(self) -> bool:
         """Whether the method wants recorded inputs of layers as well."""
-        return SAMPLES in self._of.needs
+        return INPUTS in self._of.needs
 
     @cached_property
     def stats_signature(self) -> str:
@@ -81,7 +80,7 @@ class Identity:
     @cached_property
     def recorded_signature(self) -> str:
         """Of the recorded inputs."""
-        return signature_of({"stats": self.stats_signature, "version": recorded.VERSION})
+        return signature_of({"stats": self.stats_signature, "version": recorded_inputs.VERSION})
 
     @cached_property
     def signature(self) -> str:
@@ -117,7 +116,7 @@ class Identity:
         if self.calibrates:
             found["statistics"] = stats.VERSION
         if self.records:
-            found["recorded inputs"] = recorded.VERSION
+            found["recorded inputs"] = recorded_inputs.VERSION
         return found
 
     @property

@@ -26,7 +26,7 @@ from vdq.files import write_json
 from vdq.models.base import VideoModel
 from vdq.peak_memory import PeakMemory
 from vdq.processes import end_with_parent
-from vdq.quant.calls import CallCounter
+from vdq.quant.call_counter import CallCounter
 from vdq.quant.convert import quantized_layers
 
 EXECUTION = "sampling.json"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vdq.quant.affine import QParams, dequantize, quantize
 from vdq.quant.bit_packing import packed_bytes
-from vdq.quant.coded import pack_codes, unpack_codes
 from vdq.quant.parts.base import WeightQuantizer
+from vdq.quant.weight_codes import pack_codes, unpack_codes
 
 CODES_LABEL = "integer weights"
 
