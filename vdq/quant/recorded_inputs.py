@@ -42,9 +42,7 @@ class LayerInputs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RecordedInputs:
-    """Recorded inputs of every layer of a model: `inputs` and `places` by the fqn of the module that receives them, as in
-    vdq.quant.stats.Stats.
-    """
+    """What was recorded of all layers: `inputs` and `places` by the fqn of the module that gets them, as in Stats."""
 
     inputs: dict[str, Tensor]
     places: dict[str, Tensor]
