@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -64,6 +65,11 @@ def test_run_of_an_artefact_is_a_run_of_its_own_with_the_same_videos(exported, f
     ours, theirs = (json.loads((path / "result.json").read_text()) for path in (run, folder.parents[1]))
     assert ours["psnr"] == theirs["psnr"] and ours["size_mb"] == theirs["size_mb"]
     assert ours["changed"] == f"artefact={folder}" and theirs["changed"] == ""
+    report, whole = (pd.read_csv(path / "report.csv").set_index("fqn") for path in (run, folder.parents[1]))
+    unknown = ["weight_error", "act_range_spread"]  # weights and statistics are no part of an artefact
+    assert report[unknown].isna().all(None) and not whole.loc[whole["kind"] == "static", unknown].isna().any(None)
+    pd.testing.assert_frame_equal(report.drop(columns=[*unknown, "reason"]), whole.drop(columns=[*unknown, "reason"]))
+    assert (report["reason"].isna() == whole["reason"].isna()).all()
 
 
 @pytest.mark.parametrize(
