@@ -31,8 +31,10 @@ class Table(NamedTuple):
 
 
 class Method(ABC):
-    """A method. Its options are checked when it is built, the number of steps by `check`, before any model exists.
-    `quantizes` is False only for full precision, `static` where activation ranges are measured at run time.
+    """A way to quantize: it decides the parts of every layer from weights and statistics.
+
+    Its options are checked when it is built, the number of steps by `check`, before any model exists. `quantizes` is
+    False for full precision alone, `static` is False where activation ranges are measured at run time.
     """
 
     weight_bits: int
@@ -50,7 +52,7 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, num_steps: int) -> None:
-        """Raise ValueError when the method does not fit this number of denoising steps."""
+        """Raises UserError when the method does not fit this number of denoising steps."""
 
     @abstractmethod
     def parts(self) -> frozenset[str]:
@@ -143,7 +145,7 @@ class Method(ABC):
 
 
 def check_weight(p: Projection) -> None:
-    """Raise ValueError when a weight is not finite."""
+    """Raises UserError when a weight is not finite."""
     if not bool(torch.isfinite(p.weight).all()):
         raise UserError(f"layer {p.fqn} has NaN or infinite weights")
 

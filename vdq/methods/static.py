@@ -18,7 +18,7 @@ class StaticMethod(SmoothedMethod):
     weight_bits, act_bits: 2..16. num_time_ranges: K, a divisor of the step count, or "per_step"; number of smoothing
     factor sets, and of activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq.
     2 in 0..1, None for no smoothing (the weights then have one set whatever K). momentum, ema_order: aggregation of
-    activation maxima over the steps of a range. Raises ValueError for a value outside these.
+    activation maxima over the steps of a range. Raises UserError for a value outside these.
 
     Paper's names: CW + TW is K = 1 without alpha, TSW "per_step" without alpha, ASQ K = 1, TSQ + K TR any K, TSQ +
     TSW "per_step".

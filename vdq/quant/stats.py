@@ -139,7 +139,7 @@ class Stats:
 
 
 def check_complete(layers: Iterable[tuple[str, LayerStats]]) -> None:
-    """Raise ValueError naming the first layer and step that saw no input."""
+    """Raises UserError naming the first layer and step that saw no input."""
     for fqn, layer in layers:
         missing = (layer.rows == 0).nonzero().flatten()
         if len(missing):

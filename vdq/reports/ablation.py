@@ -53,7 +53,7 @@ def variants(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
     means of VALUES over seeds, `<metric>_gain` over the whole method (mean over the seeds of both), whether that is
     `<metric>_beyond_noise`, `<metric>_mark` of the best of a bit-width, `seeds` and `runs`. The whole method comes
     first, with the bit-widths and seeds that variants have, the plain one and what is made of it last. Runs of other
-    fields than the whole method has are of an earlier version and left out. ValueError without the whole one.
+    fields than the whole method has are of an earlier version and left out. Raises UserError without the whole one.
     """
     rows = seeds[seeds["method"] == METHOD]
     unchanged = rows[rows["changed"] == ""]
