@@ -16,7 +16,7 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 
 | | |
 |---|---|
-| recipe | `quant={quant}` {settings} |
+| method | `quant={quant}` {settings} |
 {parts}
 | sampler | `{sampler}`, {steps} steps: the tables fit no other |
 | run | `{run}`, signature `{signature}` |

@@ -32,13 +32,13 @@ from vdq.export.rebuild import rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
 from vdq.models.base import VideoModel
-from vdq.quant.coded import stand_in
 from vdq.quant.convert import apply
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections, split
 from vdq.quant.linear import check_shapes
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import QuantState
+from vdq.quant.weight_codes import stand_in
 
 KIND, VERSION = "packed", 2
 GROUPS = ("model", "sampler", "quant", "backend")
@@ -47,7 +47,7 @@ FULL_PRECISION = "all else in full precision"
 
 
 class PackedExporter(Exporter):
-    """Any recipe that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
+    """Any method that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
     measured at run time as before.
     """
 
@@ -55,7 +55,7 @@ class PackedExporter(Exporter):
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
-            raise UserError("export=packed stores integer weights, quant=fp16 has none; other recipes are allowed")
+            raise UserError("export=packed stores integer weights, quant=fp16 has none; other methods are allowed")
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         before = list(run.denoiser.state_dict().values())

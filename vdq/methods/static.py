@@ -1,4 +1,4 @@
-"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one recipe."""
+"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one method."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class StaticMethod(SmoothedMethod):
     weight_bits, act_bits: 2..16. num_time_ranges: K, a divisor of the step count, or "per_step"; number of smoothing
     factor sets, and of activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq.
     2 in 0..1, None for no smoothing (the weights then have one set whatever K). momentum, ema_order: aggregation of
-    activation maxima over the steps of a range. Raises ValueError for a value outside these.
+    activation maxima over the steps of a range. Raises UserError for a value outside these.
 
     Paper's names: CW + TW is K = 1 without alpha, TSW "per_step" without alpha, ASQ K = 1, TSQ + K TR any K, TSQ +
     TSW "per_step".
@@ -75,7 +75,7 @@ class StaticMethod(SmoothedMethod):
 
     def act(self, lo: Tensor, hi: Tensor, *, steps: Tensor) -> ActQuantizer:
         """The activation quantizer for ranges [lo, hi] of the smoothed input, two [K]; steps: long
-        [N], the range of every step. A recipe with another quantizer overrides this.
+        [N], the range of every step. A method with another quantizer overrides this.
         """
         scale, zero_point = qparams_from_range(lo, hi, bits=self.act_bits, symmetric=self.symmetric_acts)
         form = {"bits": self.act_bits, "symmetric": self.symmetric_acts}

@@ -124,7 +124,9 @@ class LayerQuant:
         moved: dict[int, Tensor] = {}
 
         def move(tensor: Tensor) -> Tensor:
-            return moved.setdefault(id(tensor), tensor.to(device))
+            if id(tensor) not in moved:
+                moved[id(tensor)] = tensor.to(device)
+            return moved[id(tensor)]
 
         return LayerQuant.composed(part.to(move) for part in self.parts)
 

@@ -69,7 +69,9 @@ def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
 def layer_reports(
     denoiser: nn.Module, layers: dict[str, LayerQuant], stats: Stats | None, *, reason: str
 ) -> tuple[LayerReport, ...]:
-    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left."""
+    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left. The
+    weights of a denoiser on the meta device have no error.
+    """
     rows, inside, shared = [], set(), SharedTensors()
     for p in projections(denoiser):
         inside.add(p.input_fqn)
@@ -129,7 +131,7 @@ def _quantized(
         act_bits=quant.act.bits,
         weight_ranges=quant.weight.num_sets,
         act_ranges=quant.act.num_ranges,
-        weight_error=weight_error(weight, quant),
+        weight_error=None if weight.is_meta else weight_error(weight, quant),
         act_range_spread=act_range_spread(stats, quant) if stats else None,
         mean_act_bits=quant.act.mean_bits,
         act_groups=quant.act.num_groups,

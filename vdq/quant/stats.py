@@ -1,10 +1,10 @@
-"""Calibration statistics: per layer input, denoising step and input channel. One set serves every recipe, alpha and
+"""Calibration statistics: per layer input, denoising step and input channel. One set serves every method, alpha and
 bit-width.
 
 A deviation from upstream: the inputs are those of the unquantized model, and extremes are taken over all prompts.
-Upstream measures ranges of a recipe with its quantized weights and while the activation quantizers of the layers before
+Upstream measures ranges of a method with its quantized weights and while the activation quantizers of the layers before
 run on the parameters of the batch at hand; as shipped, the range of the last batch then replaces those of all others.
-Its ranges therefore depend on the recipe, the batches and their order, ours on the model and the prompts alone.
+Its ranges therefore depend on the method, the batches and their order, ours on the model and the prompts alone.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vdq.errors import UserError
 from vdq.quant import storage
-from vdq.quant.samples import LayerSamples, Samples
+from vdq.quant.recorded_inputs import LayerInputs, RecordedInputs
 
 KIND = "vdq.stats"
 VERSION = 1  # to be raised when the same calls of the denoiser would give other statistics
@@ -30,15 +30,15 @@ class LayerStats:
 
     min, max: fp32 extremes. abs_sum: fp64 sum over rows (dim 0) of the row's maximum |X|, with the number of rows in
     `rows` [num_steps] long, so that parts of a batch join exactly. packed: the input holds the tokens of all prompts
-    in one row, as the model declares; then `rows` is 1 and abs_sum the maximum over all calls. samples: recorded
-    inputs, where a recipe wants them (Stats.with_samples).
+    in one row, as the model declares; then `rows` is 1 and abs_sum the maximum over all calls. recorded: some
+    of the inputs themselves, where a method wants them (Stats.with_inputs).
     """
 
     min: Tensor
     max: Tensor
     abs_sum: Tensor
     rows: Tensor
-    samples: LayerSamples | None = None
+    recorded: LayerInputs | None = None
     packed: bool = False
 
     @classmethod
@@ -55,8 +55,8 @@ class LayerStats:
         )
 
     def with_zeros(self) -> "LayerStats":
-        """The same with recorded inputs that are zero (LayerSamples.zeros)."""
-        return replace(self, samples=LayerSamples.zeros(*self.min.shape, self.min.device))
+        """The same with recorded inputs that are zero (LayerInputs.zeros)."""
+        return replace(self, recorded=LayerInputs.zeros(*self.min.shape, self.min.device))
 
     @property
     def absmax(self) -> Tensor:
@@ -84,8 +84,8 @@ class LayerStats:
         return replace(self, **{name: getattr(self, name)[steps] for name in _TENSORS})
 
     def to(self, device: torch.device | str) -> "LayerStats":
-        samples = self.samples and LayerSamples(*(tensor.to(device) for tensor in self.samples))
-        return replace(self, samples=samples, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        recorded = self.recorded and LayerInputs(*(tensor.to(device) for tensor in self.recorded))
+        return replace(self, recorded=recorded, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,18 +126,20 @@ class Stats:
         }
         return cls(layers=layers, **header)
 
-    def with_samples(self, samples: Samples) -> "Stats":
+    def with_inputs(self, recorded: RecordedInputs) -> "Stats":
         """The same statistics with the recorded inputs of every layer. Raises UserError when they are of another
         calibration or lack a layer.
         """
-        if samples.signature != self.signature:
-            raise UserError(f"samples have signature={samples.signature}, must be {self.signature} as the statistics")
-        layers = {fqn: replace(layer, samples=samples.layer(fqn)) for fqn, layer in self.layers.items()}
+        if recorded.signature != self.signature:
+            raise UserError(
+                f"recorded inputs have signature={recorded.signature}, must be {self.signature} as the statistics"
+            )
+        layers = {fqn: replace(layer, recorded=recorded.layer(fqn)) for fqn, layer in self.layers.items()}
         return replace(self, layers=layers)
 
 
 def check_complete(layers: Iterable[tuple[str, LayerStats]]) -> None:
-    """Raise ValueError naming the first layer and step that saw no input."""
+    """Raises UserError naming the first layer and step that saw no input."""
     for fqn, layer in layers:
         missing = (layer.rows == 0).nonzero().flatten()
         if len(missing):
