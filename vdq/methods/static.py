@@ -15,10 +15,10 @@ from vdq.quant.time_ranges import TimeRanges
 class StaticMethod(SmoothedMethod):
     """Per-output-channel weights and per-tensor activations whose qparams are fixed before sampling.
 
-    weight_bits, act_bits: 2..16. num_time_ranges: K, a divisor of the step count, or "per_step"; number of smoothing
-    factor sets, and of activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq.
-    2 in 0..1, None for no smoothing (the weights then have one set whatever K). momentum, ema_order: aggregation of
-    activation maxima over the steps of a range. Raises UserError for a value outside these.
+    weight_bits, act_bits: 2..16. num_time_ranges: K of 1..N, or "per_step"; number of smoothing factor sets, and of
+    activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq. 2 in 0..1, None for no
+    smoothing (the weights then have one set whatever K). momentum, ema_order: aggregation of activation maxima over the
+    steps of a range. Raises UserError for a value outside these.
 
     Paper's names: CW + TW is K = 1 without alpha, TSW "per_step" without alpha, ASQ K = 1, TSQ + K TR any K, TSQ +
     TSW "per_step".
@@ -70,7 +70,7 @@ class StaticMethod(SmoothedMethod):
         inputs, weights = smoothed_weights(weight, smoothing, num_steps, **form)
         ranges = self._act_ranges(num_steps)
         lo, hi = smoothed_range(stats.min, stats.max, smoothing and smoothing.of_steps("factors"))
-        act = self.act(*range_over_steps(lo, hi, ranges), steps=ranges.index.to(weight.device))
+        act = self.act(*range_over_steps(lo, hi, ranges.index), steps=ranges.index.to(weight.device))
         return LayerQuant(inputs=inputs, weight=weights, act=act)
 
     def act(self, lo: Tensor, hi: Tensor, *, steps: Tensor) -> ActQuantizer:
