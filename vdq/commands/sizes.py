@@ -1,4 +1,4 @@
-"""Size and operations of STDiT-XL/2 under every recipe, from structure alone: ``python -m vdq.commands.sizes FILE``."""
+"""Size and operations of STDiT-XL/2 under every method, from structure alone: ``python -m vdq.commands.sizes FILE``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ STRUCTURE = ["model=opensora_v1_512", *(f"model.weights.{part}=random" for part 
 
 
 def planned(quant: str, bits: str) -> tuple[Experiment, QuantState]:
-    """A recipe on the full model without weights: parameters of every layer on the meta device."""
+    """A method on the full model without weights: parameters of every layer on the meta device."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = Experiment(compose("config", overrides=[*STRUCTURE, f"quant={quant}", f"bits={bits}"]))
     steps, model = experiment.sampler.steps, experiment.model
@@ -65,7 +65,7 @@ def planned(quant: str, bits: str) -> tuple[Experiment, QuantState]:
 
 
 def table() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a recipe. Sizes in MB (1e6 bytes) for 8, 6 and 4 bits, with how many times smaller that is than the model
+    """One row a method. Sizes in MB (1e6 bytes) for 8, 6 and 4 bits, with how many times smaller that is than the model
     in fp32 and in fp16; and what is stored and computed beside the integers.
     """
     sizes, costs = [], []
@@ -75,13 +75,13 @@ def table() -> tuple[pd.DataFrame, pd.DataFrame]:
             experiment, state = planned(quant, option)
             found[bits] = model_size(experiment.model.structure, state)
         sets = max((quant.weight.num_sets for quant in state.layers.values()), default=1)
-        row = {"recipe": quant, "layers": len(state.layers), "weight sets": sets}
+        row = {"method": quant, "layers": len(state.layers), "weight sets": sets}
         row |= {f"W{bits}": beside_references(size.total, size) for bits, size in found.items()}
         sizes.append(row | {"sort": found[8].total})
         if state.layers:
-            costs.append({"recipe": quant} | _beside(experiment.model.structure, state) | {"sort": found[8].total})
+            costs.append({"method": quant} | _beside(experiment.model.structure, state) | {"sort": found[8].total})
     return tuple(
-        pd.DataFrame(rows).sort_values(["sort", "recipe"], ignore_index=True).drop(columns="sort")
+        pd.DataFrame(rows).sort_values(["sort", "method"], ignore_index=True).drop(columns="sort")
         for rows in (sizes, costs)
     )
 

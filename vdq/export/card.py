@@ -17,7 +17,7 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 
 | | |
 |---|---|
-| recipe | `quant={quant}` {settings} |
+| method | `quant={quant}` {settings} |
 {parts}
 | sampler | `{sampler}`, {schedule} |
 | run | `{run}`, signature `{signature}` |

@@ -33,13 +33,13 @@ from vdq.export.rebuild import rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
 from vdq.models.base import VideoModel
-from vdq.quant.coded import stand_in
 from vdq.quant.convert import apply
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections, split
 from vdq.quant.linear import check_shapes
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import QuantState
+from vdq.quant.weight_codes import stand_in
 
 KIND, VERSION = "packed", 2
 GROUPS = ("model", "sampler", "quant", "backend")
@@ -48,7 +48,7 @@ FULL_PRECISION = "all else in full precision"
 
 
 class PackedExporter(Exporter):
-    """Any recipe that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
+    """Any method that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
     measured at run time as before.
     """
 
@@ -56,7 +56,7 @@ class PackedExporter(Exporter):
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
-            raise UserError("export=packed stores integer weights, quant=fp16 has none; other recipes are allowed")
+            raise UserError("export=packed stores integer weights, quant=fp16 has none; other methods are allowed")
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         before = list(run.denoiser.state_dict().values())
@@ -65,7 +65,7 @@ class PackedExporter(Exporter):
             "timesteps": run.state.timesteps or listed(run.model.timesteps(run.sampler)),
             "calibrated": run.state.calibrated,
             "denoiser": run.model.architecture,
-            "latent_shape": list(run.model.latent_shape),
+            "latent_shape": run.model.latent_shape and list(run.model.latent_shape),
             "fps": run.model.fps,
             "seed": run.config["seed"],
             "config": {group: run.config[group] for group in GROUPS},

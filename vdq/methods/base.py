@@ -1,4 +1,4 @@
-"""The contract of a quantization recipe: statistics and weights in, the parts of every layer out."""
+"""The contract of a quantization method: statistics and weights in, the parts of every layer out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,19 +22,21 @@ from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import TimeRanges
 
-RANGE, ABSMAX, SAMPLES = "range", "absmax", "samples"
+RANGE, ABSMAX, INPUTS = "range", "absmax", "inputs"
 
 
 class Table(NamedTuple):
-    """What a recipe tells beside the report of layers: rows for a file, and a sentence for the log."""
+    """What a method tells beside the report of layers: rows for a file, and a sentence for the log."""
 
     rows: list[dict[str, Any]]
     summary: str
 
 
 class Method(ABC):
-    """A recipe. Its options are checked when it is built, the number of steps by `check`, before any model exists.
-    `quantizes` is False only for full precision, `static` where activation ranges are measured at run time.
+    """A way to quantize: it decides the parts of every layer from weights and statistics.
+
+    Its options are checked when it is built, the number of steps by `check`, before any model exists. `quantizes` is
+    False for full precision alone, `static` is False where activation ranges are measured at run time.
     """
 
     weight_bits: int
@@ -49,13 +51,13 @@ class Method(ABC):
 
     @abstractmethod
     def needs(self, fqn: str) -> frozenset[str]:
-        """What is wanted of a layer's calibration: "range" (minimum, maximum), "absmax", "samples" (recorded inputs,
-        vdq.quant.samples); empty means data-free.
+        """What is wanted of a layer's calibration: "range" (minimum, maximum), "absmax", "inputs" (recorded ones,
+        vdq.quant.recorded_inputs); empty means data-free.
         """
 
     @abstractmethod
     def check(self, num_steps: int) -> None:
-        """Raise ValueError when the recipe does not fit this number of denoising steps."""
+        """Raises UserError when the method does not fit this number of denoising steps."""
 
     @abstractmethod
     def parts(self) -> frozenset[str]:
@@ -81,19 +83,19 @@ class Method(ABC):
     def layers(
         self, weights: dict[str, Tensor], stats: LayerStats | None, num_steps: int, options: dict[str, dict[str, Any]]
     ) -> dict[str, LayerQuant]:
-        """Parameters of the layers of one input, by fqn: `layer` of each, with its options. A recipe whose layers can
+        """Parameters of the layers of one input, by fqn: `layer` of each, with its options. A method whose layers can
         share work on their input does it here.
         """
         return {fqn: self.layer(w, stats, num_steps, **options.get(fqn, {})) for fqn, w in weights.items()}
 
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
-        """Further arguments of `layer` by fqn, for recipes in which layers depend on each other; chosen: the fqns of
+        """Further arguments of `layer` by fqn, for methods in which layers depend on each other; chosen: the fqns of
         all layers that are quantized.
         """
         return {}
 
     def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LayerQuant]:
-        """Parameters of linears of temporal features (VideoModel), by fqn; none unless a recipe has its own for them.
+        """Parameters of linears of temporal features (VideoModel), by fqn; none unless a method has its own for them.
         timesteps: long [N], those of the schedule.
         """
         return {}
@@ -101,7 +103,7 @@ class Method(ABC):
     def tables(
         self, denoiser: nn.Module, stats: Stats | None, state: QuantState, timesteps: Tensor
     ) -> dict[str, Table]:
-        """What else the recipe has to tell of the state that it made, by the name of a file."""
+        """What else the method has to tell of the state that it made, by the name of a file."""
         return {}
 
     def convert(
@@ -150,7 +152,7 @@ class Method(ABC):
         if stats.num_steps != num_steps:
             raise UserError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
         found = stats.layers[fqn]
-        if SAMPLES in wanted and found.samples is None:
+        if INPUTS in wanted and found.recorded is None:
             raise UserError(f"{type(self).__name__} needs recorded inputs of layer {fqn}")
         return found
 
@@ -164,13 +166,13 @@ def _check_schedule(stats: Stats | None, timesteps: Tensor | None) -> None:
 
 
 def check_weight(p: Projection) -> None:
-    """Raise ValueError when a weight is not finite."""
+    """Raises UserError when a weight is not finite."""
     if not bool(torch.isfinite(p.weight).all()):
         raise UserError(f"layer {p.fqn} has NaN or infinite weights")
 
 
 class SmoothedMethod(Method):
-    """Shared by recipes with bit-widths and optional smoothing factors, one set per time range (`alpha` None: off)."""
+    """Shared by methods with bit-widths and optional smoothing factors, one set per time range (`alpha` None: off)."""
 
     def __init__(
         self,

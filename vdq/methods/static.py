@@ -1,4 +1,4 @@
-"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one recipe."""
+"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one method."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -23,7 +23,7 @@ class StaticMethod(SmoothedMethod):
     activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq. 2 in 0..1, None for no
     smoothing (the weights then have one set whatever K). momentum, ema_order: aggregation of activation maxima over the
     steps of a range. per_branch: activation qparams of each branch of guidance, for families that take two calls of the
-    denoiser a step; weights and smoothing serve both. Raises ValueError for a value outside these.
+    denoiser a step; weights and smoothing serve both. Raises UserError for a value outside these.
 
     Paper's names: CW + TW is K = 1 without alpha, TSW "per_step" without alpha, ASQ K = 1, TSQ + K TR any K, TSQ +
     TSW "per_step".
@@ -87,7 +87,7 @@ class StaticMethod(SmoothedMethod):
 
     def act(self, lo: Tensor, hi: Tensor, *, steps: Tensor) -> ActQuantizer:
         """The activation quantizer for ranges [lo, hi] of the smoothed input, two [K]; steps: long
-        [N], the range of every step. A recipe with another quantizer overrides this.
+        [N], the range of every step. A method with another quantizer overrides this.
         """
         scale, zero_point = qparams_from_range(lo, hi, bits=self.act_bits, symmetric=self.symmetric_acts)
         form = {"bits": self.act_bits, "symmetric": self.symmetric_acts}

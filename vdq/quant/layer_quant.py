@@ -233,7 +233,13 @@ class LayerQuant:
 def _once(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`change`, which gives the same tensor for the same tensor, so that what parts share stays shared."""
     changed: dict[int, Tensor] = {}
-    return lambda tensor: changed.setdefault(id(tensor), change(tensor))
+
+    def changed_once(tensor: Tensor) -> Tensor:
+        if id(tensor) not in changed:
+            changed[id(tensor)] = change(tensor)
+        return changed[id(tensor)]
+
+    return changed_once
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

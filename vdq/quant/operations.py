@@ -24,7 +24,7 @@ class Operations(NamedTuple):
     multiply-adds times the bits of both operands, floats counted with 16, and additions times 16 (as in Bayesian Bits,
     arXiv 2005.07093); None where activation bits are chosen while sampling and not given.
 
-    Not counted, since every recipe has them: products of attention, the patch convolution and elementwise operations,
+    Not counted, since every method has them: products of attention, the patch convolution and elementwise operations,
     among them what a quantizer does and what a dynamic one measures.
     """
 

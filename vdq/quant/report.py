@@ -69,7 +69,9 @@ def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
 def layer_reports(
     denoiser: nn.Module, layers: dict[str, LayerQuant], stats: Stats | None, *, reason: str
 ) -> tuple[LayerReport, ...]:
-    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left."""
+    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left. The
+    weights of a denoiser on the meta device have no error.
+    """
     rows, inside, shared = [], set(), SharedTensors()
     for p in projections(denoiser):
         inside.add(p.input_fqn)
@@ -96,9 +98,9 @@ def weight_error(weight: Tensor, quant: LayerQuant) -> float:
     return math.hypot(*errors) / norm if norm > 0 else 0.0
 
 
-def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float:
+def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float | None:
     """Width of the widest step's range over that of the narrowest, both extended to contain 0, after those transforms
-    of the input that tell it (shift and smoothing; a rotation does not).
+    of the input that tell it (shift and smoothing; a rotation does not). None where a step's range has no width.
     """
     stats = stats.calls if quant.per_branch else stats
     lo, hi = stats.min, stats.max
@@ -107,7 +109,9 @@ def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float:
             break
         lo, hi = after
     width = hi.amax(-1).clamp(min=0) - lo.amin(-1).clamp(max=0)
-    return float(width.max() / width.min()) if width.max() > 0 else 1.0
+    if width.max() == 0:
+        return 1.0
+    return float(width.max() / width.min()) if width.min() > 0 else None
 
 
 def mean_act_bits(state: QuantState) -> float | None:
@@ -128,7 +132,7 @@ def _quantized(
         act_bits=quant.act.bits,
         weight_ranges=quant.weight.num_sets,
         act_ranges=quant.act.num_ranges,
-        weight_error=weight_error(weight, quant),
+        weight_error=None if weight.is_meta else weight_error(weight, quant),
         act_range_spread=act_range_spread(stats, quant) if stats else None,
         mean_act_bits=quant.act.mean_bits,
         act_groups=quant.act.num_groups,

@@ -30,7 +30,7 @@ def aggregate_absmax(
 
 
 def check_ema(momentum: float, order: str) -> None:
-    """Raise ValueError unless momentum is in 0..1 and order is known."""
+    """Raises UserError unless momentum is in 0..1 and order is known."""
     _check_unit("momentum", momentum)
     if order not in EMA_ORDERS:
         raise UserError(f"ema_order={order} must be one of {', '.join(EMA_ORDERS)}")

@@ -1,10 +1,10 @@
 """Calibration statistics: per layer input, denoising step and input channel, and per branch of guidance where each has
-a call of its own. One set serves every recipe, alpha and bit-width.
+a call of its own. One set serves every method, alpha and bit-width.
 
 A deviation from upstream: the inputs are those of the unquantized model, and extremes are taken over all prompts.
-Upstream measures ranges of a recipe with its quantized weights and while the activation quantizers of the layers before
+Upstream measures ranges of a method with its quantized weights and while the activation quantizers of the layers before
 run on the parameters of the batch at hand; as shipped, the range of the last batch then replaces those of all others.
-Its ranges therefore depend on the recipe, the batches and their order, ours on the model and the prompts alone.
+Its ranges therefore depend on the method, the batches and their order, ours on the model and the prompts alone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ from vdq.diffusion.clock import BRANCHES
 from vdq.diffusion.timesteps import Timesteps
 from vdq.errors import UserError
 from vdq.quant import storage
-from vdq.quant.samples import LayerSamples, Samples
+from vdq.quant.recorded_inputs import LayerInputs, RecordedInputs
 
 KIND = "vdq.stats"
 VERSION = 1  # to be raised when the same calls of the denoiser would give other statistics
@@ -32,16 +32,16 @@ class LayerStats:
 
     min, max: fp32 extremes. abs_sum: fp64 sum over rows (dim 0) of the row's maximum |X|, with the number of rows in
     `rows` [num_steps] long, so that parts of a batch join exactly. packed: the input holds the tokens of all prompts
-    in one row, as the model declares; then `rows` is 1 and abs_sum the maximum over all calls. samples: recorded
-    inputs, where a recipe wants them (Stats.with_samples). branches: those of the conditional and of the unconditional
-    calls alone, where guidance takes two; all other fields are of both together.
+    in one row, as the model declares; then `rows` is 1 and abs_sum the maximum over all calls. recorded: some of the
+    inputs themselves, where a method wants them (Stats.with_inputs). branches: statistics of the conditional and of the
+    unconditional calls alone, where guidance takes two; all other fields are of both together.
     """
 
     min: Tensor
     max: Tensor
     abs_sum: Tensor
     rows: Tensor
-    samples: LayerSamples | None = None
+    recorded: LayerInputs | None = None
     packed: bool = False
     branches: tuple["LayerStats", ...] = ()
 
@@ -77,8 +77,8 @@ class LayerStats:
         return LayerStats(**stacked, packed=self.packed)
 
     def with_zeros(self) -> "LayerStats":
-        """The same with recorded inputs that are zero (LayerSamples.zeros)."""
-        return replace(self, samples=LayerSamples.zeros(*self.min.shape, self.min.device))
+        """The same with recorded inputs that are zero (LayerInputs.zeros)."""
+        return replace(self, recorded=LayerInputs.zeros(*self.min.shape, self.min.device))
 
     @property
     def absmax(self) -> Tensor:
@@ -108,10 +108,10 @@ class LayerStats:
         return replace(self, branches=branches, **{name: getattr(self, name)[steps] for name in _TENSORS})
 
     def to(self, device: torch.device | str) -> "LayerStats":
-        samples = self.samples and LayerSamples(*(tensor.to(device) for tensor in self.samples))
+        recorded = self.recorded and LayerInputs(*(tensor.to(device) for tensor in self.recorded))
         branches = tuple(branch.to(device) for branch in self.branches)
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
-        return replace(self, samples=samples, branches=branches, **moved)
+        return replace(self, recorded=recorded, branches=branches, **moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,13 +152,15 @@ class Stats:
         layers = {fqn: _restored({n: tensors[f"{fqn}.{n}"] for n in _TENSORS}, packed=fqn in packed) for fqn in fqns}
         return cls(layers=layers, **header, timesteps=timesteps and tuple(timesteps))
 
-    def with_samples(self, samples: Samples) -> "Stats":
+    def with_inputs(self, recorded: RecordedInputs) -> "Stats":
         """The same statistics with the recorded inputs of every layer. Raises UserError when they are of another
         calibration or lack a layer.
         """
-        if samples.signature != self.signature:
-            raise UserError(f"samples have signature={samples.signature}, must be {self.signature} as the statistics")
-        layers = {fqn: replace(layer, samples=samples.layer(fqn)) for fqn, layer in self.layers.items()}
+        if recorded.signature != self.signature:
+            raise UserError(
+                f"recorded inputs have signature={recorded.signature}, must be {self.signature} as the statistics"
+            )
+        layers = {fqn: replace(layer, recorded=recorded.layer(fqn)) for fqn, layer in self.layers.items()}
         return replace(self, layers=layers)
 
 
@@ -177,7 +179,7 @@ def _restored(tensors: dict[str, Tensor], *, packed: bool) -> LayerStats:
 
 
 def check_complete(layers: Iterable[tuple[str, LayerStats]]) -> None:
-    """Raise ValueError naming the first layer and step that saw no input."""
+    """Raises UserError naming the first layer and step that saw no input."""
     for fqn, layer in layers:
         missing = (layer.rows == 0).nonzero().flatten()
         if len(missing):

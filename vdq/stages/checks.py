@@ -43,7 +43,7 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         _check_bits(experiment)
     experiment.backend.check_parts(experiment.method.parts())
     if "benchmark" in stages:
-        experiment.benchmark.check_recipes([name for name in options("quant") if name != "fp16"])
+        experiment.benchmark.check_methods([name for name in options("quant") if name != "fp16"])
     weights = cfg.model.get("weights")
     random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
     scores = "evaluate" in stages and (cfg.videos is not None or not random)

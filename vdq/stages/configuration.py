@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -147,23 +150,31 @@ def _check_types(group: str, arguments: dict[str, Any]) -> None:
             _check_types(f"{group}.{name}", part)
 
 
+def folders() -> tuple[Path, ...]:
+    """Where configuration is looked for: conf/, then what the running command has of its own, such as --config-dir."""
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
+    own = [Path(source.path) for source in sources if source.schema == "file"]
+    return tuple(dict.fromkeys([CONF, *own]))
+
+
 def options(group: str) -> list[str]:
     """The names of the options of a config group."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted({path.stem for folder in folders() for path in (folder / group).glob("*.yaml")})
 
 
 def option(group: str, name: str) -> DictConfig:
     """One option of a config group as Hydra composes it, its interpolations as they are written."""
-    return _option(group, name).copy()
+    return _option(group, name, folders()).copy()
 
 
 @cache
-def _option(group: str, name: str) -> DictConfig:
+def _option(group: str, name: str, places: tuple[Path, ...]) -> DictConfig:
+    search = json.dumps([f"file://{place}" for place in places[1:]])
     running = GlobalHydra.instance().hydra  # of `python run.py`, beside which Hydra refuses to compose
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", [f"{group}={name}"])[group]
+            return compose("config", [f"{group}={name}", f"hydra.searchpath={search}"])[group]
     finally:
         GlobalHydra.instance().clear()
         if running is not None:

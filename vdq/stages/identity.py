@@ -18,15 +18,13 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.data import samples
-from vdq.diffusion.timesteps import listed, same
+from vdq.diffusion.timesteps import Timesteps, listed, same
 from vdq.errors import UserError
 from vdq.export import artefact, packed
-from vdq.installation import CONF
-from vdq.methods.base import SAMPLES
-from vdq.quant import samples as recorded
-from vdq.quant import state, stats
+from vdq.methods.base import INPUTS
+from vdq.quant import recorded_inputs, state, stats
 from vdq.stages.components import Components
-from vdq.stages.configuration import plain
+from vdq.stages.configuration import option, options, plain
 
 SIGNATURE_LENGTH = 10
 BITS = ("weight_bits", "act_bits")
@@ -73,7 +71,7 @@ class Identity:
     @property
     def records(self) -> bool:
         """Whether the method wants recorded inputs of layers as well."""
-        return SAMPLES in self._of.needs
+        return INPUTS in self._of.needs
 
     @cached_property
     def stats_signature(self) -> str:
@@ -83,7 +81,7 @@ class Identity:
     @cached_property
     def recorded_signature(self) -> str:
         """Of the recorded inputs."""
-        return signature_of({"stats": self.stats_signature, "version": recorded.VERSION})
+        return signature_of({"stats": self.stats_signature, "version": recorded_inputs.VERSION})
 
     @cached_property
     def signature(self) -> str:
@@ -119,7 +117,7 @@ class Identity:
         if self.calibrates:
             found["statistics"] = stats.VERSION
         if self.records:
-            found["recorded inputs"] = recorded.VERSION
+            found["recorded inputs"] = recorded_inputs.VERSION
         return found
 
     @property
@@ -139,8 +137,8 @@ class Identity:
             return None
         manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
         state = packed.planned(manifest["contents"])
-        wanted = listed(self._of.model.timesteps(self._of.sampler))
-        differs = state.timesteps is not None and not same(state.timesteps, wanted)
+        wanted = self._timesteps()
+        differs = None not in (wanted, state.timesteps) and not same(state.timesteps, wanted)
         for group in ("model", "sampler", "quant"):
             ours, its = signed(cfg[group]), _counting(cfg[group], manifest["contents"]["config"][group])
             skipped = {"match", *(SCHEDULES.get(group, ()) if differs else ())}
@@ -149,11 +147,21 @@ class Identity:
                     raise UserError(
                         f"{group}.{key}={ours.get(key)} must be {its.get(key)}, as artefact={cfg.artefact} has it"
                     )
-        try:
-            state.serving(wanted, self._of.match)
-        except UserError as error:
-            raise UserError(f"artefact={cfg.artefact}: {error}") from None
+        if wanted is not None:
+            try:
+                state.serving(wanted, self._of.match)
+            except UserError as error:
+                raise UserError(f"artefact={cfg.artefact}: {error}") from None
         return manifest
+
+    def _timesteps(self) -> Timesteps | None:
+        """Of the schedule; None where the model only knows them after its prompts are encoded: loading the artefact
+        then compares them.
+        """
+        try:
+            return listed(self._of.model.timesteps(self._of.sampler))
+        except UserError:
+            return None
 
     def _sampling(self) -> dict[str, Any]:
         """What the full-precision videos of any prompts depend on."""
@@ -168,16 +176,15 @@ class Identity:
 
 
 def changed_fields(cfg: DictConfig) -> str:
-    """The method's fields that differ from its file in conf/quant, as ``name=value``, or ``no name`` where the file has
-    one more, and the artefact if one is used; bits are no difference.
+    """The method's fields that differ from its file, in conf/quant or a folder of the user's: ``name=value``, or ``no
+    name`` where the file has one more, and the artefact if one is used; bits are no difference.
     """
     if cfg.artefact is not None:
         match = cfg.quant.get("match")
         return f"artefact={cfg.artefact}" + (f", match={match}" if match else "")
-    path = CONF / "quant" / f"{cfg.quant.name}.yaml"
-    if not path.is_file():
+    if cfg.quant.name not in options("quant"):
         return ""
-    file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": OmegaConf.load(path)})
+    file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": option("quant", cfg.quant.name)})
     written, own = _by_class(plain(file.quant)), _by_class(plain(cfg.quant))
     different = [f"{key}={value}" for key, value in own.items() if key not in BITS and written.get(key) != value]
     return ", ".join(different + [f"no {key}" for key in written if key not in own])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ from vdq.export import packed
 from vdq.files import write_json, write_text
 from vdq.peak_memory import PeakMemory
 from vdq.quant.operations import Operations, call_rows, operations
-from vdq.quant.report import model_size
+from vdq.quant.report import layer_reports, model_size
 from vdq.quant.state import QuantState
 from vdq.stages import calibrate
 from vdq.stages.compute import encode, load_denoiser
@@ -33,7 +34,8 @@ def run(experiment: Experiment) -> None:
         log.info("quantize: found, %s", experiment.files.state)
         return
     if experiment.identity.artefact is not None:
-        state = load_artefact(experiment).state
+        state = _of_artefact(experiment)
+        _write_report(experiment, state)
         state.save(experiment.files.state)
         log.info("quantize: parameters of the artefact, %s", experiment.cfg.artefact)
         if state.distance is not None:
@@ -51,8 +53,7 @@ def run(experiment: Experiment) -> None:
             timesteps=timesteps,
         )
     write_json(folder / COST, {"seconds": round(time.monotonic() - start, 2)})
-    report = report_table(state, call_operations(experiment, state))
-    write_text(folder / "report.csv", report.to_csv(index=False))
+    report = _write_report(experiment, state)
     for name, table in method.tables(denoiser, stats, state, timesteps).items():
         write_text(folder / f"{name}.csv", pd.DataFrame(table.rows).to_csv(index=False))
         log.info("quantize: %s (%s.csv)", table.summary, name)
@@ -69,6 +70,21 @@ def run(experiment: Experiment) -> None:
         size.half,
         peak,
     )
+
+
+def _write_report(experiment: Experiment, state: QuantState) -> pd.DataFrame:
+    report = report_table(state, call_operations(experiment, state))
+    write_text(experiment.folder / "report.csv", report.to_csv(index=False))
+    return report
+
+
+def _of_artefact(experiment: Experiment) -> QuantState:
+    """The parameters of the artefact, with a report line for every layer; without the weights that its codes were made
+    of, no weight has an error.
+    """
+    state = load_artefact(experiment).state
+    structure = copy.deepcopy(experiment.model.structure).to("meta")
+    return replace(state, report=layer_reports(structure, state.layers, None, reason="not quantized in the artefact"))
 
 
 def load_artefact(experiment: Experiment) -> packed.PackedModel:

@@ -82,9 +82,9 @@ def _operations(experiment: Experiment, act_bits: float | None) -> dict:
 
 
 def _cost(experiment: Experiment) -> dict:
-    """Prompts and seconds of the calibration, and seconds in which the recipe made its parameters; None: unknown."""
+    """Prompts and seconds of the calibration, and seconds in which the method made its parameters; None: unknown."""
     made = [experiment.files.stats] if experiment.identity.calibrates else []
-    made += [experiment.files.samples] if experiment.identity.records else []
+    made += [experiment.files.recorded] if experiment.identity.records else []
     seconds = [_seconds(calibrate.cost_path(path)) for path in made]
     return {
         "calibration_prompts": len(experiment.prompts.calibration) if made else 0,

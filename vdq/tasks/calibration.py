@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Calibration(Generation):
     """Writes the statistics of all prompts and devices to ``path`` when the last prompt is done.
 
-    Its noise is not that of the evaluation, so that no recipe is fitted to the noise it is scored on.
+    Its noise is not that of the evaluation, so that no method is fitted to the noise it is scored on.
     """
 
     purpose = "calibration "

@@ -315,7 +315,7 @@ def test_residual_and_gate(rows, layer, tokens):
     torch.testing.assert_close(module(codes, residual=residual).double(), residual + y, rtol=1e-5, atol=1e-5)
 
 
-RECIPES = {
+METHODS = {
     "tsq_tsw": partial(StaticMethod, num_time_ranges="per_step", alpha=0.5),
     "tsw": partial(StaticMethod, num_time_ranges="per_step"),
     "symmetric": partial(StaticMethod, alpha=0.5, symmetric_weights=True, symmetric_acts=True),
@@ -324,8 +324,8 @@ RECIPES = {
 }
 
 
-EACH_RECIPE = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("tsq_tsw", "dynamic") else pytest.mark.slow) for name in RECIPES]
+EACH_METHOD = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("tsq_tsw", "dynamic") else pytest.mark.slow) for name in METHODS]
 )
 
 
@@ -363,7 +363,7 @@ def stats(denoiser):
 
 
 def state_of(name, denoiser, stats, **bits):
-    return RECIPES[name](**bits).convert(denoiser, stats, num_steps=4, quantizable=quantizable)
+    return METHODS[name](**bits).convert(denoiser, stats, num_steps=4, quantizable=quantizable)
 
 
 class Trace(TorchDispatchMode):
@@ -381,7 +381,7 @@ class Trace(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@EACH_RECIPE
+@EACH_METHOD
 def test_a_fused_block_computes_the_same_function(name, denoiser, stats):
     """Next to the simulation, and to the layers one by one, as a code now and then is rounded another way; far from
     that is what quantization does. 4-bit weights and 6-bit activations make the difference plain.
@@ -425,8 +425,8 @@ def test_integer_layers_compute_the_sums_of_the_reference_inside_the_model(name,
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@EACH_RECIPE
-def test_static_recipes_reduce_no_activation_at_run_time(name, fused, denoiser, stats):
+@EACH_METHOD
+def test_static_methods_reduce_no_activation_at_run_time(name, fused, denoiser, stats):
     """No reduction and no synchronization outside the kernels, and quantization is told its zero points; what the
     kernel then does is tested where it is compiled.
     """

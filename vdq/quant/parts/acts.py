@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.quant.affine import QParams, code_range, fake_quantize, qparams_from_range, tensor_range
 from vdq.quant.codebook import Codebook
-from vdq.quant.parts.base import ActFakeQuant, ActQuantizer, ExactBuffers, InputTransform, Runtime
+from vdq.quant.parts.base import ActFakeQuant, ActQuantizer, ExactBuffers, InputTransform, Runtime, UniformGrids
 from vdq.quant.transform import video_rows
 from vdq.quant.video_scales import absmax_scale, block_max, fake_quantize_within
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class StaticActs(ActQuantizer):
+class StaticActs(UniformGrids, ActQuantizer):
     """One uniform grid a tensor and time range. scale, zero_point: fp32 [Ka].
 
     step_bits: long [N], the bits of every step, or None for `bits`, which is the most of them. Raises ValueError when
@@ -26,13 +26,9 @@ class StaticActs(ActQuantizer):
 
     kind = "static"
     label = "scales and zero points of activations"
-    size_field = "scales"
-    tables = ("scale", "zero_point")
     by_step = ("steps", "step_bits")
 
     symmetric: bool = False
-    scale: Tensor
-    zero_point: Tensor
     step_bits: Tensor | None = None
 
     def __post_init__(self) -> None:

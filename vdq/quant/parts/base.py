@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vdq.diffusion.clock import StepClock
 from vdq.errors import UserError
 from vdq.quant.bit_switch import BitSwitch
+from vdq.quant.weight_codes import pack_codes
 
 KINDS: dict[str, type[Part]] = {}
 STEP_TABLES = "tables of steps"
@@ -39,9 +40,9 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Part:
-    """A piece of a quantized layer. To make a new one, subclass one of the four slots below (InputTransform,
-    WeightQuantizer, ActQuantizer, Branch) as a frozen dataclass that names its `kind`: it is then stored, loaded and
-    simulated, and refused by name where a backend does not list it.
+    """A piece of a quantized layer. To make a new one, subclass one of the five slots below (InputTransform,
+    WeightQuantizer, ActQuantizer, Branch, OutputTransform) as a frozen dataclass that names its `kind`: it is then
+    stored, loaded and simulated, and refused by name where a backend does not list it.
 
     Fields are tensors, or what JSON holds. kind: its name in files, cards and refusals, registered when the class is
     made. tables: fields with one row for each of the part's time ranges; `steps` long [N] is the row of every step, and
@@ -49,7 +50,8 @@ class Part:
     (ActQuantizer.per_branch) every part counts the two calls of a step as two steps.
     label: what its tensors are, in lists of sizes; size_field: the field of ModelSize they count to. on_host: fields
     that stay on the CPU. of_input: whether its tensors follow from the layer's input alone, so that layers of one input
-    may share them. Raises ValueError for a step without a row.
+    may share them. Raises ValueError for a step without a row; defining a class raises TypeError when another one has
+    its kind.
     """
 
     kind: ClassVar[str]
@@ -230,10 +232,52 @@ class InputTransform(Part):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class UniformGrids(Part):
+    """Grids of equal steps, one for each of the part's time ranges: scale and zero_point, fp32 [K, ...]."""
+
+    size_field = "scales"
+    tables = ("scale", "zero_point")
+
+    scale: Tensor
+    zero_point: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class WeightQuantizer(Part):
-    """Integer codes of the weight W' [out, in] in each of its sets; `steps` says which set serves a step."""
+    """Integer codes of the weight W' [out, in] in each of its sets; `steps` says which set serves a step.
+
+    bits: of a code. symmetric: whether codes reach as far below zero as above (vdq.quant.affine.code_range).
+    """
 
     bits: int
+    symmetric: bool = False
+
+    @property
+    def num_sets(self) -> int:
+        """Sets of codes, over the steps."""
+        raise NotImplementedError
+
+    def codes_of(self, weight: Tensor, set_: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
+        """Codes of one set, integers held in fp32 [out, in], of the layer's own weight: `transform` makes W' of it."""
+        raise NotImplementedError
+
+    def dequantized(self, codes: Tensor, set_: int) -> Tensor:
+        """What the codes of one set stand for, fp32 [out, in]."""
+        raise NotImplementedError
+
+    def packed(self, weight: Tensor, transform: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Codes of all sets, uint8 [Kw, bytes] on the CPU: one set at a time is worked on."""
+        sets = (self.codes_of(weight, k, lambda w, k=k: transform(w, k)) for k in range(self.num_sets))
+        return pack_codes(sets, bits=self.bits, symmetric=self.symmetric)
+
+    def stored(self, codes: Tensor) -> WeightQuantizer:
+        """The same with packed codes that are kept, as `packed` makes them: uint8 [Kw, bytes]."""
+        raise NotImplementedError
+
+    def variants(self) -> Tensor:
+        """Those of its tables, or without one those of its sets."""
+        found = super().variants()
+        return self.steps if found is None else found
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
