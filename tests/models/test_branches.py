@@ -8,21 +8,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests import tiny_pipelines
 from tests.models.test_another_family import CONF, LATENT, STEPS, TEXT, ExpertsModel, Program, ToyModel, psnr
 from vdq.backends import FakeQuantBackend, Int8CpuBackend, ReferenceBackend
 from vdq.commands.run import run
 from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
 from vdq.diffusion.noise import PromptNoise
+from vdq.diffusion.samplers import Sampler
 from vdq.errors import UserError
 from vdq.export import packed
 from vdq.export.onnx_linear import OnnxBackend
 from vdq.methods import StaticMethod
-from vdq.quant import Stats, apply, quantized_layers
+from vdq.models.pipelines.model import DiffusersModel
+from vdq.quant import Observer, Stats, apply, quantized_layers
 from vdq.quant.stats import LayerStats
 from vdq.stages.experiment import Experiment
 
@@ -212,14 +215,48 @@ def test_two_experts_have_branches_of_their_own(tmp_path):
     assert torch.equal(model.sample(model.model.encode(prompts), PromptNoise(42, [0, 1], LATENT)), own)
 
 
+def test_a_pipeline_of_two_calls_has_branches(tmp_path):
+    """Wan. Oracle: hooks on the plain pipeline of diffusers, which takes the prompt first in every step."""
+    folder, call = tiny_pipelines.save("wan", tmp_path / "pipeline"), tiny_pipelines.CALLS["wan"]
+    plain, name, inputs = DiffusionPipeline.from_pretrained(folder), "blocks.0.ffn.net.0.proj", []
+    plain.set_progress_bar_config(disable=True)
+    plain.transformer.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    sampler, noise = Sampler(steps=STEPS, guidance_scale=4.0), PromptNoise(1, [0], None)
+    named = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "generator": noise.generators()}
+    exact = plain(prompt=["a cat"], output_type="latent", **named, **call).frames
+
+    model = DiffusersModel(pretrained=str(folder), cache=str(tmp_path / "cache"), call=call, dtype="fp32")
+    model.prepare(["a cat"], "cpu")
+
+    def sample(denoiser: nn.Module, clock: StepClock) -> Tensor:
+        return model.sample(denoiser, model.encode(["a cat"]), PromptNoise(1, [0], None), clock, sampler)
+
+    clock = StepClock(STEPS)
+    with torch.no_grad(), Observer(model.denoiser, clock, model.quantizable, model.packed) as observer:
+        sample(model.denoiser, clock)
+    stats = observer.stats(num_prompts=1, timesteps=tuple(model.timesteps(sampler).tolist()))
+    assert len(inputs) == 2 * STEPS and len(stats.layers[name].calls.rows) == 2 * STEPS
+    for number, x in enumerate(inputs):
+        assert torch.equal(stats.layers[name].calls.min[number], x.amin((0, 1)))
+        assert torch.equal(stats.layers[name].calls.max[number], x.amax((0, 1)))
+
+    method = StaticMethod(num_time_ranges="per_step", alpha=0.5, per_branch=True)
+    state = method.convert(model.denoiser, stats, num_steps=STEPS, quantizable=model.quantizable)
+    found = {}
+    for which, each in {"right": state, "swapped": swapped(state)}.items():
+        clock = StepClock(STEPS)
+        found[which] = psnr(sample(apply(model.denoiser, each, clock, FakeQuantBackend()), clock), exact)
+    assert found["right"] > found["swapped"]
+
+
 def test_statistics_without_branches_are_refused(stats):
     layers = {fqn: LayerStats(layer.min, layer.max, layer.abs_sum, layer.rows) for fqn, layer in stats.layers.items()}
     merged = Stats(layers, STEPS, 10)
-    with pytest.raises(UserError, match="do not keep the branches of guidance apart"):
+    with pytest.raises(UserError, match="per_branch=true needs statistics of both branches"):
         convert(StaticMethod(per_branch=True), merged)
     one = {fqn: LayerStats.of_branches([layer.branches[0], LayerStats.empty(STEPS, layer.min.shape[1])])
            for fqn, layer in stats.layers.items()}  # fmt: skip
-    with pytest.raises(UserError, match="no unconditional call was seen at step 0"):
+    with pytest.raises(UserError, match="at every step: 0 had no unconditional"):
         convert(StaticMethod(per_branch=True), Stats(one, STEPS, 10))
 
 

@@ -69,10 +69,13 @@ class LayerStats:
         UserError when a branch saw no input at a step, or there are no branches.
         """
         if not self.branches:
-            raise UserError("the statistics do not keep the branches of guidance apart")
+            raise UserError(
+                "per_branch=true needs statistics of both branches of guidance; these have one call a step, since "
+                "nothing was guided or an earlier version wrote them"
+            )
         for name, branch in zip(BRANCHES, self.branches, strict=True):
             if len(missing := (branch.rows == 0).nonzero().flatten()):
-                raise UserError(f"no {name} call was seen at step {int(missing[0])}")
+                raise UserError(f"per_branch=true needs both branches at every step: {int(missing[0])} had no {name}")
         stacked = {name: torch.stack([getattr(b, name) for b in self.branches], 1).flatten(0, 1) for name in _TENSORS}
         return LayerStats(**stacked, packed=self.packed)
 
