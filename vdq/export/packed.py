@@ -62,7 +62,7 @@ class PackedExporter(Exporter):
         contents = {
             "num_steps": run.state.num_steps,
             "denoiser": run.model.architecture,
-            "latent_shape": list(run.model.latent_shape),
+            "latent_shape": run.model.latent_shape and list(run.model.latent_shape),
             "fps": run.model.fps,
             "seed": run.config["seed"],
             "config": {group: run.config[group] for group in GROUPS},

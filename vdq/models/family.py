@@ -92,7 +92,8 @@ def register(family: Family) -> Family:
 
 def family_of(denoiser: nn.Module) -> Family | None:
     """The family of a denoiser by its class or one that it extends; None if it has none."""
-    import vdq.models.stdit_family  # noqa: F401  (registers it; others are registered where their models are)
+    import vdq.models.pipelines.families  # (they register; others are registered where their models are)
+    import vdq.models.stdit_family  # noqa: F401
 
     paths = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(denoiser).__mro__)
     return next((_FAMILIES[path] for path in paths if path in _FAMILIES), None)
