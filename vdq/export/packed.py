@@ -140,11 +140,12 @@ def planned(contents: dict[str, Any]) -> QuantState:
 
 
 def _structure(architecture: dict[str, Any] | None, model: VideoModel | None, path: Path) -> nn.Module:
-    """The denoiser without weights, on the meta device."""
+    """The denoiser with its parameters on the meta device; buffers that no file holds have their values."""
     if architecture is None and model is None:
         raise UserError(f"{path} does not describe its denoiser: it can be loaded with `model`, the model of the run")
     if model is not None:
-        return copy.deepcopy(model.structure).to("meta")
+        empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.structure.parameters()}
+        return copy.deepcopy(model.structure, empty)
     with torch.device("meta"):
         return rebuild(architecture, nn.Module, "denoiser")
 
