@@ -298,7 +298,7 @@ def test_integers_compute_what_the_simulation_does(program, method):
         (["quant=qvd"], "temporal_bits must be null without a model whose family has temporal_features"),
         (["quant=static_plus", "quant.fold_rotation=true"], "fold_rotation=true needs a model with known attention"),
         (["quant=static_plus", "quant.token_groups=frame"], "token_groups=frame needs a model with a known order"),
-        (["quant=tsq_10tr"], "num_time_ranges=10 does not divide 4"),
+        (["quant=tsq_10tr"], "num_time_ranges=10 must be in 1..4"),
         (["quant=asq", "sampler=ddim_20"], "this model brings its scheduler along"),
         (["quant=asq", "export=onnx_qdq", "stages=[export]"], "export=onnx_qdq knows STDiT, not Velocity"),
     ],

@@ -34,7 +34,7 @@ LINEARS = {  # of a block, as counted in the source of diffusers; Latte's two ki
     "ltx": 20,
     "hunyuan_video": 17,
     "latte": 16,
-    "mochi": 22,
+    "mochi": 21,
     "allegro": 20,
 }
 

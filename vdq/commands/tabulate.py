@@ -231,7 +231,7 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
         else:
             try:
                 wanted = full.variant(quant=method, bits=f"w{weight_bits}a{act_bits}")
-            except UserError:  # time ranges that do not divide the number of steps
+            except UserError:  # more time ranges than steps
                 return None
         rows = registry[registry["signature"] == wanted.identity.signature]
         judges = registry.loc[registry["signature"] == full.identity.signature, "metrics"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from vdq.diffusion.timesteps import described, distance
 from vdq.export.base import QuantizedRun
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.parts import ActQuantizer, Branch, InputTransform, OutputTransform, WeightQuantizer
@@ -18,7 +19,7 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 |---|---|
 | method | `quant={quant}` {settings} |
 {parts}
-| sampler | `{sampler}`, {steps} steps: the tables fit no other |
+| sampler | `{sampler}`, {schedule} |
 | run | `{run}`, signature `{signature}` |
 | made with | backend `{backend}` |
 
@@ -48,7 +49,7 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
     quant, model = config["quant"], config["model"]
     static = all(quant.act.static for quant in layers)
     total = sum(contents["bytes"].values())
-    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name")}
+    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name", "match")}
     return CARD.format(
         run=run.name,
         signature=run.signature,
@@ -60,7 +61,7 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
         parts="\n".join(_lines(layers)),
         sampler=config["sampler"]["_target_"].rpartition(".")[2],
-        steps=contents["num_steps"],
+        schedule=_schedule(contents),
         backend=run.backend.arithmetic,
         sizes="\n".join(f"| {part} | {count:,} |" for part, count in contents["bytes"].items()),
         total=total,
@@ -71,6 +72,16 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         random="\n\nThe weights are random: this is for work on structure and speed." if run.model.random else "",
         source=_source(model.get("weights")),
     )
+
+
+def _schedule(contents: dict[str, Any]) -> str:
+    """Of the timesteps that the tables are for, and how far away those are that they were calibrated at."""
+    words = f"{described(contents['timesteps'])}: the tables fit no other timesteps"
+    if contents["calibrated"] is None:
+        return words
+    largest, mean = distance(contents["timesteps"], contents["calibrated"])
+    apart = f"at most {largest:.4g} and on average {mean:.4g} away"
+    return f"{words}; each step has the parameters of another timestep, {apart}, which costs quality"
 
 
 def _lines(layers: list[LayerQuant]) -> list[str]:

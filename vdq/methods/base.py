@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vdq.diffusion.clock import BRANCHES
+from vdq.diffusion.timesteps import described, listed, same
 from vdq.errors import UserError
 from vdq.quant.affine import check_bits
 from vdq.quant.convert import affine_weights
@@ -42,6 +44,9 @@ class Method(ABC):
     version = 1  # to be raised by a method when its options would give other parameters
     quantizes = True
     static = True
+    per_branch = False  # whether each branch of guidance gets parameters of its own
+    # Fields of the configuration that came after results were made, with the value that changes nothing.
+    neutral: ClassVar[dict[str, Any]] = {"match": None}
     depends_on_batch = False  # whether prompts that are sampled together change each other's videos
 
     @abstractmethod
@@ -67,6 +72,13 @@ class Method(ABC):
     def without_effect(self, num_steps: int) -> dict[str, str]:
         """Options that change nothing as the other options are, by name, with the reason; setting one is refused."""
         return {}
+
+    def check_calls(self, calls_a_step: int) -> None:
+        """Raise UserError when the recipe does not fit a family with so many calls of the denoiser a step."""
+        if self.per_branch and calls_a_step < len(BRANCHES):
+            raise UserError(
+                "quant.per_branch=true has no effect: this model computes both branches of guidance in one call"
+            )
 
     def layers(
         self, weights: dict[str, Tensor], stats: LayerStats | None, num_steps: int, options: dict[str, dict[str, Any]]
@@ -108,6 +120,7 @@ class Method(ABC):
         that is not finite, or when nothing would be quantized.
         """
         self.check(num_steps)
+        _check_schedule(stats, timesteps)
         chosen = projections(denoiser, quantizable)
         if not chosen:
             raise UserError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
@@ -117,7 +130,7 @@ class Method(ABC):
             layers |= self._of_one_input(input_fqn, list(group), stats, num_steps, options)
         layers |= self.temporal_layers(denoiser, timesteps)
         report = layer_reports(denoiser, layers, stats, reason="not quantizable in this model")
-        return QuantState(layers, num_steps, report)
+        return QuantState(layers, num_steps, report, timesteps=listed(timesteps))
 
     def _of_one_input(
         self,
@@ -142,6 +155,14 @@ class Method(ABC):
         if INPUTS in wanted and found.recorded is None:
             raise UserError(f"{type(self).__name__} needs recorded inputs of layer {fqn}")
         return found
+
+
+def _check_schedule(stats: Stats | None, timesteps: Tensor | None) -> None:
+    """Raise UserError when the statistics are of other timesteps; each may be unknown."""
+    if stats is None or stats.timesteps is None or timesteps is None:
+        return
+    if not same(stats.timesteps, wanted := listed(timesteps)):
+        raise UserError(f"statistics are of {described(stats.timesteps)}, must be of the sampler's {described(wanted)}")
 
 
 def check_weight(p: Projection) -> None:

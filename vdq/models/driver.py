@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
+from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.errors import UserError
-
-BRANCHES = (CONDITIONAL, UNCONDITIONAL)
 
 
 @contextmanager

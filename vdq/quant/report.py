@@ -98,17 +98,20 @@ def weight_error(weight: Tensor, quant: LayerQuant) -> float:
     return math.hypot(*errors) / norm if norm > 0 else 0.0
 
 
-def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float:
+def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float | None:
     """Width of the widest step's range over that of the narrowest, both extended to contain 0, after those transforms
-    of the input that tell it (shift and smoothing; a rotation does not).
+    of the input that tell it (shift and smoothing; a rotation does not). None where a step's range has no width.
     """
+    stats = stats.calls if quant.per_branch else stats
     lo, hi = stats.min, stats.max
     for transform in quant.inputs:
         if (after := transform.extremes(lo, hi)) is None:
             break
         lo, hi = after
     width = hi.amax(-1).clamp(min=0) - lo.amin(-1).clamp(max=0)
-    return float(width.max() / width.min()) if width.max() > 0 else 1.0
+    if width.max() == 0:
+        return 1.0
+    return float(width.max() / width.min()) if width.min() > 0 else None
 
 
 def mean_act_bits(state: QuantState) -> float | None:
@@ -135,6 +138,7 @@ def _quantized(
         act_groups=quant.act.num_groups,
         rotation=rotation.block if rotation else 0,
         bits_per_weight=bits_per_weight,
+        per_branch=quant.per_branch,
     )
 
 

@@ -32,6 +32,8 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         trainer = experiment.trainer()
         _warn_of_unused_gpu(trainer)
         _warn_of_crowded_cores(trainer)
+    if experiment.match is not None and cfg.artefact is None:
+        raise UserError(f"quant.match={experiment.match} has no effect: only an artefact can be for another schedule")
     _ = experiment.identity.artefact
     if "export" in stages:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
@@ -52,6 +54,7 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     for group in ("model", "dataset", "metrics"):
         _check_caches(group, cfg[group])
     if cfg.videos is None:
+        experiment.method.check_calls(experiment.model.family.calls_a_step)
         experiment.model.check(experiment.sampler)
     if scores:
         _ = experiment.metrics_here

@@ -45,10 +45,10 @@ def predict(experiment: Experiment, task: Generation) -> None:
     Weights keep their dtype where the model says so. Else a Trainer of half precision converts them in place, so it
     gets copies: methods start from the originals. A quantized denoiser is a copy already.
     """
-    own = {"precision": "32-true"} if experiment.model.owns_precision else {}
-    trainer = experiment.trainer(**own)
+    dtype = {"precision": "32-true"} if experiment.model.owns_precision else {}
+    trainer = experiment.trainer(**dtype)
     if trainer.world_size > task.most_devices:
-        trainer = experiment.trainer(devices=task.most_devices, **own)
+        trainer = experiment.trainer(devices=task.most_devices, **dtype)
     if trainer.precision != "32-true":
         own = (task.clock, task.denoiser) if task.denoiser is not experiment.model.denoiser else (task.clock,)
         memo = {id(part): part for part in own}

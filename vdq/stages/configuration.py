@@ -17,6 +17,7 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.cli import check_types, one_sentence, unknown_field
+from vdq.diffusion.timesteps import NEAREST
 from vdq.errors import UserError
 from vdq.installation import CONF
 from vdq.sources import NotFetchedError, without_network
@@ -34,6 +35,7 @@ TYPES = {
 }
 PLAIN_GROUPS = ("alpha", "bits", "paths")
 NAMED = ("model", "quant")
+NO_ARGUMENTS = ("name", "match")  # fields of groups that stages read, and no object is made of
 # Stages in the order in which they use each other's artefacts.
 STAGES = ("calibrate", "quantize", "sample", "evaluate", "export")
 
@@ -51,6 +53,8 @@ def check(cfg: DictConfig) -> None:
         name = cfg[group].get("name")
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
             raise UserError(f"{group}.name={name} must be a name for folders: letters, digits and _ . + -")
+    if (match := cfg.quant.get("match")) not in (None, NEAREST):
+        raise UserError(f"quant.match={match} must be null or {NEAREST}")
     if cfg.batch_size is not None and cfg.batch_size < 1:
         raise UserError(f"batch_size={cfg.batch_size} must be null or at least 1")
     if not isinstance(cfg.force, bool) and not (OmegaConf.is_list(cfg.force) and set(cfg.force) <= set(STAGES)):
@@ -97,7 +101,7 @@ def _fields() -> tuple[set[str], dict[str, set[str]]]:
 
 
 def made(group: str, cfg: DictConfig) -> Any:
-    """The object of a config group. ``name``, which options carry for folders and tables, is no argument of it.
+    """The object of a config group. NO_ARGUMENTS, such as ``name`` for folders and tables, are no arguments of it.
 
     Raises UserError for a value of the wrong type or one that the object's constructor refuses.
     """
@@ -124,7 +128,7 @@ def _check_parts(group: str, cfg: DictConfig) -> None:
 
 
 def _instantiate(group: str, cfg: DictConfig, **options: bool) -> Any:
-    arguments = {key: value for key, value in plain(cfg).items() if key != "name"}
+    arguments = {key: value for key, value in plain(cfg).items() if key not in NO_ARGUMENTS}
     _check_types(group, arguments)
     tree = OmegaConf.create()
     OmegaConf.update(tree, group, arguments)  # errors then name the field as the user wrote it

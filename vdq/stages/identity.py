@@ -3,8 +3,8 @@
 A signature is a hash of what a result depends on. That of the statistics covers weights, sampler, calibration prompts
 and seed; that of a run adds method, bits, backend and evaluation prompts. Each covers the versions of the code that
 computes (`VERSION`, `version`), so that what a corrected bug had made is not found again. Loggers, trainers, the batch
-size and what a class calls `unsigned` are in none, and a class counts by its name, not by its module. Nothing here
-reads weights.
+size and what a class calls `unsigned` or, at its value, `neutral` are in none, and a class counts by its name, not by
+its module. Nothing here reads weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.data import samples
+from vdq.diffusion.timesteps import Timesteps, listed, same
 from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.methods.base import INPUTS
@@ -27,6 +28,7 @@ from vdq.stages.configuration import option, options, plain
 
 SIGNATURE_LENGTH = 10
 BITS = ("weight_bits", "act_bits")
+SCHEDULES = {"sampler": ("steps",), "model": ("scheduler",)}  # fields that make another schedule
 
 
 class Identity:
@@ -127,20 +129,39 @@ class Identity:
     def artefact(self) -> dict[str, Any] | None:
         """The manifest of the artefact that is sampled instead of the model that this method makes.
 
-        Raises UserError if it was made with another model, sampler or method.
+        Raises UserError if it was made with another model, sampler or method, or for another schedule, unless
+        quant.match says what to do about that.
         """
         cfg = self._of.cfg
         if cfg.artefact is None:
             return None
         manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
+        state = packed.planned(manifest["contents"])
+        wanted = self._timesteps()
+        differs = None not in (wanted, state.timesteps) and not same(state.timesteps, wanted)
         for group in ("model", "sampler", "quant"):
-            ours, its = signed(cfg[group]), _without(_unsigned(cfg[group]), manifest["contents"]["config"][group])
-            for key in sorted(ours.keys() | its.keys(), key=lambda key: (key != "name", key)):
+            ours, its = signed(cfg[group]), _counting(cfg[group], manifest["contents"]["config"][group])
+            skipped = {"match", *(SCHEDULES.get(group, ()) if differs else ())}
+            for key in sorted((ours.keys() | its.keys()) - skipped, key=lambda key: (key != "name", key)):
                 if ours.get(key) != its.get(key):
                     raise UserError(
                         f"{group}.{key}={ours.get(key)} must be {its.get(key)}, as artefact={cfg.artefact} has it"
                     )
+        if wanted is not None:
+            try:
+                state.serving(wanted, self._of.match)
+            except UserError as error:
+                raise UserError(f"artefact={cfg.artefact}: {error}") from None
         return manifest
+
+    def _timesteps(self) -> Timesteps | None:
+        """Of the schedule; None where the model only knows them after its prompts are encoded: loading the artefact
+        then compares them.
+        """
+        try:
+            return listed(self._of.model.timesteps(self._of.sampler))
+        except UserError:
+            return None
 
     def _sampling(self) -> dict[str, Any]:
         """What the full-precision videos of any prompts depend on."""
@@ -159,7 +180,8 @@ def changed_fields(cfg: DictConfig) -> str:
     name`` where the file has one more, and the artefact if one is used; bits are no difference.
     """
     if cfg.artefact is not None:
-        return f"artefact={cfg.artefact}"
+        match = cfg.quant.get("match")
+        return f"artefact={cfg.artefact}" + (f", match={match}" if match else "")
     if cfg.quant.name not in options("quant"):
         return ""
     file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": option("quant", cfg.quant.name)})
@@ -178,7 +200,8 @@ def signed(cfg: DictConfig) -> dict[str, Any]:
     """The part of a configuration that results depend on.
 
     Of the arguments of a class or function those are left out that it calls `unsigned`: they say where things are or
-    what is in memory, and change no number.
+    what is in memory, and change no number. So are those that have the value which it calls `neutral`: they came after
+    results were made, and change nothing at that value.
     """
     return _signed(plain(cfg))
 
@@ -188,15 +211,15 @@ def _signed(node: Any) -> Any:
         return [_signed(value) for value in node]
     if not isinstance(node, dict):
         return node
-    return {key: _signed(value) for key, value in _without(_unsigned(node), node).items()}
+    return {key: _signed(value) for key, value in _counting(node, node).items()}
 
 
-def _unsigned(node: Any) -> tuple[str, ...]:
-    return getattr(get_method(node["_target_"]), "unsigned", ()) if "_target_" in node else ()
-
-
-def _without(names: tuple[str, ...], node: dict[str, Any]) -> dict[str, Any]:
-    return _by_class({key: value for key, value in node.items() if key not in names})
+def _counting(described: Any, node: dict[str, Any]) -> dict[str, Any]:
+    """Of the arguments `node` of the class that is `described` those that count."""
+    kind = get_method(described["_target_"]) if "_target_" in described else None
+    unsigned, neutral = getattr(kind, "unsigned", ()), getattr(kind, "neutral", {})
+    kept = {key: value for key, value in node.items() if key not in unsigned}
+    return _by_class({key: value for key, value in kept.items() if key not in neutral or value != neutral[key]})
 
 
 def _by_class(node: dict[str, Any]) -> dict[str, Any]:

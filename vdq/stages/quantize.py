@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import pandas as pd
 
+from vdq.diffusion.timesteps import described
 from vdq.export import packed
 from vdq.files import write_json, write_text
 from vdq.peak_memory import PeakMemory
@@ -37,6 +38,8 @@ def run(experiment: Experiment) -> None:
         _write_report(experiment, state)
         state.save(experiment.files.state)
         log.info("quantize: parameters of the artefact, %s", experiment.cfg.artefact)
+        if state.distance is not None:
+            log.warning("quantize: %s", matched(state))
         return
     stats = calibrate.load(experiment)
     denoiser, timesteps = load_denoiser(experiment), experiment.model.timesteps(experiment.sampler)
@@ -88,9 +91,18 @@ def load_artefact(experiment: Experiment) -> packed.PackedModel:
     """The packed model of the experiment, for its backend and its clock. Prompts are encoded first."""
     encode(experiment)
     given = {"backend": experiment.backend, "clock": experiment.clock, "model": experiment.model}
+    given |= {"sampler": experiment.sampler, "match": experiment.match}
     model = packed.load(experiment.cfg.artefact, **given)
     model.check_companions(experiment.model)
     return model
+
+
+def matched(state: QuantState) -> str:
+    """What it means that steps have the parameters of other timesteps, in a sentence."""
+    return (
+        f"each of the {described(state.timesteps)} has the parameters of the nearest of other timesteps, at most "
+        f"{state.distance.largest:.4g} and on average {state.distance.mean:.4g} away: this costs quality"
+    )
 
 
 def call_operations(experiment: Experiment, state: QuantState, act_bits: float | None = None) -> dict[str, Operations]:

@@ -36,7 +36,7 @@ def _identity(experiment: Experiment) -> dict:
     state = _state(experiment)
     kinds = {"static" if quant.act.static else "dynamic" for quant in state.layers.values()}
     size = model_size(structure, state)
-    return {
+    found = {
         "name": experiment.identity.name,
         "model": cfg.model.name,
         "dataset": experiment.prompts.name,
@@ -59,6 +59,9 @@ def _identity(experiment: Experiment) -> dict:
         "reference": (experiment.reference or experiment).identity.signature,
         "stats": experiment.identity.stats_signature if experiment.identity.calibrates else None,
     }
+    if state.distance is not None:  # steps have the parameters of other timesteps
+        found |= {f"{name}_timestep_distance": value for name, value in state.distance._asdict().items()}
+    return found
 
 
 def _state(experiment: Experiment) -> QuantState:

@@ -23,7 +23,7 @@ from vdq.backends import FakeQuantBackend, Int8CudaBackend, ReferenceBackend
 from vdq.backends.cuda import backend as int8_cuda
 from vdq.backends.cuda.backend import unavailable
 from vdq.backends.fused_block import FusedBlock
-from vdq.diffusion.clock import StepClock
+from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.errors import UserError
 from vdq.methods import DynamicMethod, StaticMethod
 from vdq.models.stdit import STDiT
@@ -73,6 +73,18 @@ def test_accumulators_equal_numpy(
     # Only asymmetric weights of 8 bits need more than a signed byte.
     assert module.needs_sums == (not symmetric_weights and weight_bits == 8)
     check_steps(module, spec, tokens(9), oracle)
+
+
+def test_branches_of_guidance_read_their_own_scales(layer, oracle, tokens):
+    """The four rows of the layer's tables are the calls of two steps."""
+    spec, clock, x = layer(), StepClock(2), tokens(9)
+    quant = replace(spec.quant, act=replace(spec.quant.act, per_branch=True))
+    module = Int8CudaBackend().layer(replace(spec, quant=quant, clock=clock.calls)).to(DEVICE)
+    clock.to(DEVICE)
+    for step, branch in ((1, 1), (0, 0), (0, 1), (1, 0)):
+        clock.set(step, BRANCHES[branch])
+        found = module.accumulators(x.to(DEVICE)).cpu()
+        np.testing.assert_array_equal(found, oracle(spec, x, 2 * step + branch).accumulators)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vdq.models.family import Family, family_of, register
 
 # Linears that make shifts, scales and gates of the timestep: small, sensitive, called once a block with a single token.
-MODULATION = ("*.norm*.linear", "*.norm*_context.linear", "*.adaln*", "*modulation*")
+MODULATION = ("*.norm*.linear*", "*.adaln*", "*modulation*")
 CLASSES = "diffusers.models.transformers"
 Draw = Callable[..., Tensor]
 

@@ -8,7 +8,7 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 
-from vdq.diffusion.clock import StepClock
+from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.quant.affine import QParams, code_range, fake_quantize, qparams_from_range, tensor_range
 from vdq.quant.codebook import Codebook
 from vdq.quant.parts.base import ActFakeQuant, ActQuantizer, ExactBuffers, InputTransform, Runtime, UniformGrids
@@ -26,6 +26,7 @@ class StaticActs(UniformGrids, ActQuantizer):
 
     kind = "static"
     label = "scales and zero points of activations"
+    by_step = ("steps", "step_bits")
 
     symmetric: bool = False
     step_bits: Tensor | None = None
@@ -68,7 +69,7 @@ class StaticActs(UniformGrids, ActQuantizer):
 
     @property
     def num_ranges(self) -> int:
-        return len(self.scale)
+        return len(self.scale) // (len(BRANCHES) if self.per_branch else 1)
 
     @property
     def bits_of_steps(self) -> list[int] | None:
@@ -80,12 +81,13 @@ class StaticActs(UniformGrids, ActQuantizer):
 
     @property
     def features(self) -> frozenset[str]:
-        return frozenset({self.kind} | ({"step_bits"} if self.step_bits is not None else set()))
+        return super().features | ({"step_bits"} if self.step_bits is not None else set())
 
     @property
     def line(self) -> str:
         most = "at most " if self.step_bits is not None else ""
-        return f"static: {most}{self.bits} bits {self._grain}, {self.num_ranges} range(s) of steps"
+        calls = " for each branch of guidance" if self.per_branch else ""
+        return f"static: {most}{self.bits} bits {self._grain}, {self.num_ranges} range(s) of steps{calls}"
 
     @property
     def _grain(self) -> str:
@@ -212,7 +214,7 @@ class PerVideoActs(ActQuantizer):
 
     @property
     def features(self) -> frozenset[str]:
-        return frozenset({self.kind} | ({"bit_switch"} if self.high_bits is not None else set()))
+        return super().features | ({"bit_switch"} if self.high_bits is not None else set())
 
     @property
     def line(self) -> str:

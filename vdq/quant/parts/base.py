@@ -16,6 +16,7 @@ from vdq.quant.weight_codes import pack_codes
 
 KINDS: dict[str, type[Part]] = {}
 STEP_TABLES = "tables of steps"
+PER_BRANCH = "per_branch"  # a feature of activation quantizers
 
 
 class Runtime(NamedTuple):
@@ -44,7 +45,9 @@ class Part:
     stored, loaded and simulated, and refused by name where a backend does not list it.
 
     Fields are tensors, or what JSON holds. kind: its name in files, cards and refusals, registered when the class is
-    made. tables: fields with one row for each of the part's time ranges; `steps` long [N] is the row of every step.
+    made. tables: fields with one row for each of the part's time ranges; `steps` long [N] is the row of every step, and
+    by_step names all fields with one entry a step. In a layer with parameters for each branch of guidance
+    (ActQuantizer.per_branch) every part counts the two calls of a step as two steps.
     label: what its tensors are, in lists of sizes; size_field: the field of ModelSize they count to. on_host: fields
     that stay on the CPU. of_input: whether its tensors follow from the layer's input alone, so that layers of one input
     may share them. Raises ValueError for a step without a row; defining a class raises TypeError when another one has
@@ -55,6 +58,7 @@ class Part:
     label: ClassVar[str] = "other tables"
     size_field: ClassVar[str] = "tables"
     tables: ClassVar[tuple[str, ...]] = ()
+    by_step: ClassVar[tuple[str, ...]] = ("steps",)
     on_host: ClassVar[tuple[str, ...]] = ()
     of_input: ClassVar[bool] = False
 
@@ -105,7 +109,7 @@ class Part:
 
     def label_of(self, name: str) -> str:
         """`label` of one of its tensors."""
-        return STEP_TABLES if name in ("steps", "step_bits") else self.label
+        return STEP_TABLES if name in self.by_step else self.label
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
         """Shapes that its tensors must have in a layer of these widths, as far as the widths decide them."""
@@ -122,6 +126,11 @@ class Part:
     def of_steps(self, name: str) -> Tensor:
         """The rows of a table at all steps, [N, ...]."""
         return getattr(self, name)[self.steps]
+
+    def picked(self, pick: Callable[[Tensor], Tensor]) -> Self:
+        """The part for other steps: `pick` takes those that they stand for, [N, ...] -> [M, ...]."""
+        found = {name: getattr(self, name) for name in self.by_step}
+        return replace(self, **{name: pick(entries) for name, entries in found.items() if entries is not None})
 
     def variants(self) -> Tensor | None:
         """long [N]: steps have the same number when all that the part has for them is equal in value. None: all."""
@@ -275,13 +284,15 @@ class WeightQuantizer(Part):
 class ActQuantizer(Part):
     """Quantizes x'. `part(x, step)` is x' quantized and dequantized, fp32 of x' fp32 [..., in].
 
-    bits: of its codes, the most where steps differ. static: whether all is decided before sampling. needs_rows: whether
-    it has to know how the rows of a batch lie in its input.
+    bits: of its codes, the most where steps differ. per_branch: whether each branch of guidance has parameters of its
+    own; the layer then reads the clock of calls (StepClock.calls). static: whether all is decided before sampling.
+    needs_rows: whether it has to know how the rows of a batch lie in its input.
     """
 
     static: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = False
     bits: int
+    per_branch: bool = False
 
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         raise NotImplementedError
@@ -291,6 +302,10 @@ class ActQuantizer(Part):
         quantizer and is applied here, so that both may be one operation.
         """
         return ActFakeQuant(self, runtime.clock, smoothing)
+
+    @property
+    def features(self) -> frozenset[str]:
+        return frozenset({self.kind} | ({PER_BRANCH} if self.per_branch else set()))
 
     @property
     def num_ranges(self) -> int:
