@@ -247,7 +247,7 @@ class DiffusersModel(VideoModel):
 
     def _encoding(self, prompt: str) -> list[Any] | None:
         if prompt not in self._encoded:
-            found = [self._drawn(prompt)] if self.random else self._encoded_prompts.read(prompt)
+            found = self._drawn(prompt) if self.random else self._encoded_prompts.read(prompt)
             if found is None:
                 return None
             self._encoded[prompt] = found
@@ -259,9 +259,9 @@ class DiffusersModel(VideoModel):
             return next(iter(self._encoded.values()))
         if getattr(self.family, "text", None) is None:
             raise UserError("the steps of this pipeline are known after its prompts are encoded")
-        return [self._drawn("")]
+        return self._drawn("")
 
-    def _drawn(self, prompt: str) -> tuple:
+    def _drawn(self, prompt: str) -> list[Any]:
         """Random numbers in place of what the text encoders make of a prompt."""
         if getattr(self.family, "text", None) is None:
             raise UserError(
