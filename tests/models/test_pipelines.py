@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -279,3 +280,52 @@ def test_pipelines_that_cannot_work_are_refused_with_the_reason(wan, index, mess
     path.write_text(json.dumps(json.loads(path.read_text()) | index))
     with pytest.raises(UserError, match=message):
         wan.model().check(Sampler(steps=STEPS))
+
+
+def changed_weights(folder: Path, change) -> None:
+    path = next((folder / "transformer").glob("*.safetensors"))
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for kind in ("weight", "bias"):
+        parts = [tensors.pop(f"blocks.0.attn1.to_{name}.{kind}") for name in "qkv"]
+        tensors[f"blocks.0.attn1.to_qkv.{kind}"] = torch.cat(parts)
+    return tensors
+
+
+def test_weights_that_do_not_fit_are_refused(wan):
+    changed_weights(wan.folder, fused)
+    with pytest.raises(UserError, match="8 tensors of transformer do not fit WanTransformer3DModel, .* taken apart"):
+        _ = wan.model().denoiser
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "pytorch_lora_weights.safetensors",
+            b"",
+            "has pytorch_lora_weights.safetensors beside it, which is not applied",
+        ),
+        ("transformer/diffusion_pytorch_model.safetensors", b"no tensors", "transformer cannot be read"),
+        ("transformer/diffusion_pytorch_model.safetensors", None, "transformer cannot be read"),
+        ("transformer/config.json", None, "lacks transformer/config.json, a pipeline of diffusers has it"),
+        ("transformer/config.json", b"{", "cannot be read as JSON"),
+        ("model_index.json", None, "lacks model_index.json"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(wan, file, content, message):
+    path = wan.folder / file
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        _ = wan.model().denoiser
+
+
+def test_a_model_that_is_quantized_already_is_refused(wan):
+    path = wan.folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(UserError, match="transformer is quantized already"):
+        _ = wan.model().denoiser

@@ -146,7 +146,7 @@ class DiffusersModel(VideoModel):
         self._check_inputs(sampler)
 
     def _check_pipeline(self) -> None:
-        kind, field = self._published.pipeline_class, self._field
+        kind, field = self._published.pipeline_class, self._published.field
         if not self.denoisers:
             raise UserError(
                 f"{field} is a {kind.__name__} without a transformer: it has no linears of blocks to quantize"
@@ -348,7 +348,7 @@ class DiffusersModel(VideoModel):
             found = kind.from_pretrained(folder, torch_dtype=self.dtype, **parts)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self._field}: the text encoder cannot be read ({reason})") from error
+            raise UserError(f"{self._published.field}: the text encoder cannot be read ({reason})") from error
         found.set_progress_bar_config(disable=True)
         return found
 
@@ -440,10 +440,6 @@ class DiffusersModel(VideoModel):
 
     def _together(self, experts: dict[str, nn.Module]) -> nn.Module:
         return nn.ModuleDict(experts) if len(experts) > 1 else next(iter(experts.values()))
-
-    @property
-    def _field(self) -> str:
-        return f"model.pretrained={self._published.source.value}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
         """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""
