@@ -77,7 +77,7 @@ class PromptSet:
                 raise UserError(f"{field} prompts of {self.name} are empty; at least one prompt is allowed")
 
     def first(self, num_prompts: int | None) -> "PromptSet":
-        """With the first n evaluation prompts, None for all. Raises UserError for n out of range."""
+        """The set with the first n evaluation prompts alone, None for all. Raises UserError for n out of range."""
         count = len(self.evaluation)
         if num_prompts is not None and not 1 <= num_prompts <= count:
             raise UserError(f"dataset.num_prompts={num_prompts} must be null or 1..{count}")

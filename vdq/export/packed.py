@@ -80,13 +80,15 @@ class PackedExporter(Exporter):
 
 @dataclass(frozen=True, eq=False)
 class PackedModel(ArtefactModel):
-    """With the parameters of its layers."""
+    """A packed artefact that is loaded, with the parameters of its layers."""
 
     _: KW_ONLY
     state: QuantState
 
     def video_model(self, **changes: Any) -> VideoModel:
-        """As of every artefact; raises UserError also where the changes make another schedule."""
+        """The model around this denoiser, as of every artefact; raises UserError also where the changes make another
+        schedule.
+        """
         model = super().video_model(**changes)
         if set(changes) - set(model.unsigned):
             self.state.serving(listed(model.timesteps(self.sampler)))

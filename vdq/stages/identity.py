@@ -76,19 +76,19 @@ class Identity:
 
     @cached_property
     def stats_signature(self) -> str:
-        """Of the statistics."""
+        """The signature of the statistics."""
         return signature_of(
             self._sampling() | {"calibration": described(self._of.prompts.calibration), "version": stats.VERSION}
         )
 
     @cached_property
     def recorded_signature(self) -> str:
-        """Of the recorded inputs."""
+        """The signature of the recorded inputs."""
         return signature_of({"stats": self.stats_signature, "version": recorded_inputs.VERSION})
 
     @cached_property
     def signature(self) -> str:
-        """Of the run."""
+        """The signature of the run."""
         of = self._of
         content = self._sampling() | {"evaluation": described(of.prompts.evaluation), "quant": signed(of.cfg.quant)}
         if of.method.quantizes:
@@ -104,7 +104,7 @@ class Identity:
 
     @property
     def metrics_signature(self) -> str:
-        """Of the metrics' configuration, of the weights they use and of their versions."""
+        """The signature of the metrics' configuration, of the weights they use and of their versions."""
         metrics = self._of.metrics
         assets = [metric.assets for metric in metrics.values()]
         return signature_of({"metrics": signed(self._of.cfg.metrics), "assets": assets, "versions": self.judges})
