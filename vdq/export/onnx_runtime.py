@@ -15,8 +15,8 @@ from vdq.diffusion.samplers import Sampler
 from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.model import ArtefactModel
-from vdq.export.rebuild import rebuild
 from vdq.installation import require
+from vdq.rebuild import rebuild
 
 KIND, VERSION = "onnx_qdq", 1
 NULL_CAPTION = "null_caption.safetensors"
