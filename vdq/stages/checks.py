@@ -56,6 +56,8 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     if cfg.videos is None:
         experiment.method.check_calls(experiment.model.family.calls_a_step)
         experiment.model.check(experiment.sampler)
+        if "export" in stages:
+            experiment.exporter.check_model(experiment.model)
     if scores:
         _ = experiment.metrics_here
     if cfg.videos is None:
