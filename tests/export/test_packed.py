@@ -79,6 +79,27 @@ def test_another_backend_samples_what_it_samples_from_full_precision(backend, ma
     assert torch.equal(sample(packed.load(path, backend=INTEGER[backend]()), run), expected_latents(run))
 
 
+@pytest.mark.parametrize("backend", ["fake_quant", *INTEGER])
+def test_kept_layers_and_steps_are_stored_and_sample_the_same_bits(backend, make_run, expected_latents, tmp_path):
+    kept = ("quant.keep=['*.attn.k','*.mlp.fc2']", "quant.keep_steps=[0,-1]")
+    run = make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}", *kept)
+    expected = expected_latents(run)
+    assert not torch.equal(expected, expected_latents(make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}")))
+    path = export(run, tmp_path / "packed")
+    model = packed.load(path)
+    assert torch.equal(sample(model, run), expected)
+    assert model.state.kept_steps == (0, 3) and FQN.replace("fc1", "fc2") not in model.state.layers
+    stored = sum(model.contents["bytes"].values()) / MEGABYTE
+    assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
+    text = (path / "README.md").read_text()
+    assert "| kept layers | 2 in full precision: `*.attn.k`, `*.mlp.fc2` |" in text
+    assert "| kept steps | 0, 3 of 0..3 in full precision |" in text
+
+
+def test_the_card_of_what_is_not_kept_says_nothing_of_it(make_run, tmp_path):
+    assert "keep" not in (export(make_run("quant=asq"), tmp_path / "packed") / "README.md").read_text()
+
+
 SINGLE = ["shift", "rotation", "correction", "bits", "codes", "branch", "groups"]
 PARTS = [*SINGLE, " ".join(SINGLE)]
 
@@ -228,7 +249,7 @@ def test_parts_of_a_fused_linear_may_stay_in_full_precision(tmp_path):
     with torch.device("meta"):
         empty = Net()
     coded = packed.QuantState(packed.restored_layers(empty, contents, tensors, tmp_path), 2)
-    loaded = apply(packed.filled(empty, tensors, coded), coded, StepClock(2), FakeQuantBackend())
+    loaded = apply(packed.filled(empty, tensors), coded, StepClock(2), FakeQuantBackend())
     x = torch.randn(3, 6)
     assert torch.equal(loaded(x), apply(net, state, StepClock(2), FakeQuantBackend())(x))
 

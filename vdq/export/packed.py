@@ -2,7 +2,8 @@
 
 A folder of `weights_<n>.safetensors`, a card `README.md` and `manifest.json`. The tensors are, for every quantized
 layer, those of its parts (`<fqn>.stored_codes.codes`, `<fqn>.static.scale`, ...), and every other entry of the
-denoiser's state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`. What several
+denoiser's state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`, and so is the
+original weight of a quantized layer that is needed: of all where some steps are kept in full precision. What several
 parts share is stored once; the manifest's `same` names it for the others (vdq.quant.sharing).
 """
 
@@ -44,6 +45,7 @@ KIND, VERSION = "packed", 2
 GROUPS = ("model", "sampler", "quant", "backend")
 SHARD_BYTES = 1e9  # files, and so the memory that writing takes, are not much larger
 FULL_PRECISION = "all else in full precision"
+SOURCES = "original weights of quantized layers"
 
 
 class PackedExporter(Exporter):
@@ -52,6 +54,7 @@ class PackedExporter(Exporter):
     """
 
     name, version = KIND, VERSION
+    keeps_steps = True
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
@@ -61,6 +64,7 @@ class PackedExporter(Exporter):
         before = list(run.denoiser.state_dict().values())
         contents = {
             "num_steps": run.state.num_steps,
+            "kept_steps": list(run.state.kept_steps),
             "denoiser": run.model.architecture,
             "latent_shape": list(run.model.latent_shape),
             "fps": run.model.fps,
@@ -111,8 +115,9 @@ def load(
     net = _structure(contents["denoiser"], model, path)
     tensors = _read_tensors([path / name for name in manifest["files"] if name.endswith(".safetensors")])
     _check_tensors(tensors, expected_tensors(net, contents), path)
-    state = QuantState(restored_layers(net, contents, tensors, path), steps)
-    denoiser = apply(filled(net, tensors, state), state, clock, backend)
+    kept = tuple(contents.get("kept_steps", ()))  # earlier artefacts have none
+    state = QuantState(restored_layers(net, contents, tensors, path), steps, kept_steps=kept)
+    denoiser = apply(filled(net, tensors), state, clock, backend)
     return PackedModel(denoiser, sampler, clock, manifest, model, state=state)
 
 
@@ -140,16 +145,18 @@ def expected_tensors(structure: nn.Module, contents: dict[str, Any]) -> dict[str
     quantized layers as the manifest has them, all others as the network.
     """
     expected = {name: Kind(tuple(shape), dtype) for name, (shape, dtype) in contents["tensors"].items()}
-    kept = {f"{p.fqn}.weight": p.weight for p in projections(structure) if p.fqn not in contents["layers"]}
+    coded = contents["layers"].keys() - contents.get("sources", [])
+    kept = {f"{p.fqn}.weight": p.weight for p in projections(structure) if p.fqn not in coded}
     return expected | {name: Kind.of(tensor) for name, tensor in (kept | _unquantized(structure)).items()}
 
 
 def write_tensors(denoiser: nn.Module, state: QuantState, folder: Path) -> dict[str, Any]:
     """Writes the files of tensors, a layer in memory at a time, and returns what the manifest has of them. layers: the
     parts of every quantized layer; tensors: [shape, dtype] of what is stored of them, by name; same: names of what is
-    not, each with the name that is stored; bytes: of every part of the model.
+    not, each with the name that is stored; sources: the quantized layers whose original weight is stored; bytes: of
+    every part of the model.
     """
-    written: dict[str, dict] = {"layers": {}, "tensors": {}, "same": {}}
+    written: dict[str, Any] = {"layers": {}, "tensors": {}, "same": {}, "sources": []}
     parts: Counter[str] = Counter()
     shard: dict[str, Tensor] = {}
     number = 1
@@ -171,7 +178,7 @@ def _write_shard(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
 
 
 def _stored_tensors(
-    denoiser: nn.Module, state: QuantState, written: dict[str, dict]
+    denoiser: nn.Module, state: QuantState, written: dict[str, Any]
 ) -> Iterator[tuple[str, str, Tensor]]:
     """(name, label of its size, tensor) of all that is stored; what the manifest has of a layer goes to `written`."""
     shared = SharedTensors()
@@ -179,6 +186,9 @@ def _stored_tensors(
         if p.fqn not in state.layers:
             yield f"{p.fqn}.weight", FULL_PRECISION, p.weight
             continue
+        if state.kept_steps:
+            written["sources"].append(p.fqn)
+            yield f"{p.fqn}.weight", SOURCES, p.weight
         quant = state.layers[p.fqn].to(p.weight.device).with_codes(p.weight)
         written["layers"][p.fqn], same = quant.description(), shared.stored_as(p, quant)
         written["same"] |= {name: stored for name, stored in same.items() if stored != name}
@@ -246,18 +256,15 @@ def restored_layers(
     return layers
 
 
-def filled(net: nn.Module, tensors: dict[str, Tensor], state: QuantState) -> nn.Module:
+def filled(net: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """`net` with its tensors; stand-ins in place of weights of which only codes are left."""
     values = {name: tensors[name] for name in _unquantized(net)}
     for fqn, linear in linear_modules(net):
         parts = split(fqn, linear)
-        quantized = [p.fqn in state.layers for p in parts]
-        if all(quantized):
-            values[f"{fqn}.weight"] = stand_in(*linear.weight.shape)
+        if any(f"{p.fqn}.weight" in tensors for p in parts):
+            rows = [tensors.get(f"{p.fqn}.weight", stand_in(*p.weight.shape)) for p in parts]
+            values[f"{fqn}.weight"] = rows[0] if len(rows) == 1 else torch.cat(rows)
         else:
-            rows = zip(parts, quantized, strict=True)
-            values[f"{fqn}.weight"] = torch.cat(
-                [stand_in(*p.weight.shape) if coded else tensors[f"{p.fqn}.weight"] for p, coded in rows]
-            )
+            values[f"{fqn}.weight"] = stand_in(*linear.weight.shape)
     net.load_state_dict(values, assign=True)
     return net.eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vdq.errors import UserError
 from vdq.quant.affine import check_bits
 from vdq.quant.convert import affine_weights
+from vdq.quant.keep import NOTHING, Keep
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import Projection, projections
 from vdq.quant.parts import AffineWeights, Smoothing
@@ -32,7 +33,9 @@ class Table(NamedTuple):
 
 class Method(ABC):
     """A recipe. Its options are checked when it is built, the number of steps by `check`, before any model exists.
-    `quantizes` is False only for full precision, `static` where activation ranges are measured at run time.
+    `quantizes` is False only for full precision, `static` where activation ranges are measured at run time. neutral:
+    options that change nothing at these values, and are then in no signature, so that runs of before are found again.
+    Those of every method are no arguments of it: vdq.quant.keep.Keep has them.
     """
 
     weight_bits: int
@@ -41,6 +44,7 @@ class Method(ABC):
     quantizes = True
     static = True
     depends_on_batch = False  # whether prompts that are sampled together change each other's videos
+    neutral: ClassVar[dict[str, Any]] = {"keep": [], "keep_steps": []}
 
     @abstractmethod
     def needs(self, fqn: str) -> frozenset[str]:
@@ -100,22 +104,26 @@ class Method(ABC):
         num_steps: int,
         quantizable: Callable[[str], bool],
         timesteps: Tensor | None = None,
+        keep: Keep = NOTHING,
     ) -> QuantState:
-        """Parameters of every linear projection with `quantizable(fqn)` and of `temporal_layers`, and a report row for
-        every layer. Pure: the denoiser is only read. Raises UserError for missing or unfitting statistics, a weight
-        that is not finite, or when nothing would be quantized.
+        """Parameters of every linear projection with `quantizable(fqn)` that is not kept, and of `temporal_layers`, and
+        a report row for every layer. Pure: the denoiser is only read. Raises UserError for missing or unfitting
+        statistics, a weight that is not finite, what `keep` cannot keep, or when nothing would be quantized.
         """
         self.check(num_steps)
         chosen = projections(denoiser, quantizable)
         if not chosen:
             raise UserError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
+        kept, kept_steps = keep.of_layers(p.fqn for p in chosen), keep.of_steps(num_steps)
+        chosen = [p for p in chosen if p.fqn not in kept]
         options = self.layer_options(denoiser, {p.fqn for p in chosen})
         layers = {}
         for input_fqn, group in groupby(chosen, key=lambda p: p.input_fqn):
             layers |= self._of_one_input(input_fqn, list(group), stats, num_steps, options)
         layers |= self.temporal_layers(denoiser, timesteps)
-        report = layer_reports(denoiser, layers, stats, reason="not quantizable in this model")
-        return QuantState(layers, num_steps, report)
+        told = {"reason": "not quantizable in this model", "kept": kept, "kept_steps": kept_steps}
+        report = layer_reports(denoiser, layers, stats, **told)
+        return QuantState(layers, num_steps, report, kept_steps=kept_steps)
 
     def _of_one_input(
         self,

@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ MEGABYTE = 1e6
 class ModelSize:
     """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; scales: with zero points, and
     codebooks; branches: low-rank ones; tables: all else that layers need, smoothing factors, shifts, once an input,
-    corrections, and tables of steps and groups; full_precision: everything else in the state dict, biases included.
+    corrections, and tables of steps and groups; sources: original weights of quantized layers, which kept steps need;
+    full_precision: everything else in the state dict, biases included.
     original: the model before; half: with 16 bits for each of its numbers. elements: quantized weights, in millions.
     """
 
@@ -29,6 +31,7 @@ class ModelSize:
     scales: float
     branches: float
     tables: float
+    sources: float
     full_precision: float
     original: float
     half: float
@@ -41,12 +44,12 @@ class ModelSize:
 
     @property
     def total(self) -> float:
-        return self.weights + self.parameters + self.full_precision
+        return self.weights + self.parameters + self.sources + self.full_precision
 
     @property
     def bits_per_weight(self) -> float | None:
         """Of the quantized layers with all that they need; None without one."""
-        return 8 * (self.weights + self.parameters) / self.elements if self.elements else None
+        return 8 * (self.weights + self.parameters + self.sources) / self.elements if self.elements else None
 
 
 def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
@@ -54,11 +57,11 @@ def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
     quantized = [p for p in projections(denoiser) if p.fqn in state.layers]
     shared, parts = SharedTensors(), Counter()
     for p in quantized:
-        parts.update(_layer_bytes(p, state.layers[p.fqn], shared))
+        parts.update(layer_bytes(p, state.layers[p.fqn], shared, kept_steps=state.kept_steps))
     stored = list(denoiser.state_dict().values())
     original = sum(map(_bytes, stored))
     return ModelSize(
-        **{part: parts[part] / MEGABYTE for part in ("weights", "scales", "branches", "tables")},
+        **{part: parts[part] / MEGABYTE for part in ("weights", "scales", "branches", "tables", "sources")},
         full_precision=(original - sum(_bytes(p.weight) for p in quantized)) / MEGABYTE,
         original=original / MEGABYTE,
         half=sum(2 * tensor.numel() for tensor in stored) / MEGABYTE,
@@ -67,19 +70,29 @@ def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
 
 
 def layer_reports(
-    denoiser: nn.Module, layers: dict[str, LayerQuant], stats: Stats | None, *, reason: str
+    denoiser: nn.Module,
+    layers: dict[str, LayerQuant],
+    stats: Stats | None,
+    *,
+    reason: str,
+    kept: Mapping[str, str] | None = None,
+    kept_steps: tuple[int, ...] = (),
 ) -> tuple[LayerReport, ...]:
-    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left."""
-    rows, inside, shared = [], set(), SharedTensors()
+    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left, and
+    `kept` has the pattern of those that the user wants so.
+    """
+    rows, inside, shared, kept = [], set(), SharedTensors(), kept or {}
     for p in projections(denoiser):
         inside.add(p.input_fqn)
         quant = layers.get(p.fqn)
         if quant is None:
-            rows.append(LayerReport(p.fqn, tuple(p.weight.shape), "full_precision", reason=reason))
+            why = f"quant.keep has {kept[p.fqn]}" if p.fqn in kept else reason
+            rows.append(LayerReport(p.fqn, tuple(p.weight.shape), "full_precision", reason=why))
         else:
             seen = stats.layers.get(p.input_fqn) if stats else None
-            size = sum(_layer_bytes(p, quant, shared).values())
-            rows.append(_quantized(p.fqn, p.weight, quant, seen, 8 * size / p.weight.numel()))
+            size = sum(layer_bytes(p, quant, shared, kept_steps=kept_steps).values())
+            row = _quantized(p.fqn, p.weight, quant, seen, 8 * size / p.weight.numel())
+            rows.append(replace(row, kept_steps=kept_steps, mean_act_bits=quant.act.mean_bits_beside(kept_steps)))
     for fqn, module in denoiser.named_modules():
         weight = getattr(module, "weight", None)
         if fqn not in inside and isinstance(weight, Tensor) and weight.dim() > 1:
@@ -110,8 +123,8 @@ def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float:
 
 
 def mean_act_bits(state: QuantState) -> float | None:
-    """Activation bits over steps and quantized layers; None in full precision or if they are chosen while sampling."""
-    bits = [quant.act.mean_bits for quant in state.layers.values()]
+    """Activation bits over quantized steps and layers; None in full precision or if they are chosen while sampling."""
+    bits = [quant.act.mean_bits_beside(state.kept_steps) for quant in state.layers.values()]
     return None if None in bits or not bits else mean(bits)
 
 
@@ -129,7 +142,6 @@ def _quantized(
         act_ranges=quant.act.num_ranges,
         weight_error=weight_error(weight, quant),
         act_range_spread=act_range_spread(stats, quant) if stats else None,
-        mean_act_bits=quant.act.mean_bits,
         act_groups=quant.act.num_groups,
         rotation=rotation.block if rotation else 0,
         bits_per_weight=bits_per_weight,
@@ -145,9 +157,13 @@ def _set_error(weight: Tensor, quant: LayerQuant, set_: int) -> float:
     return float((quant.restored_weight(transformed, set_) - weight).norm())
 
 
-def _layer_bytes(p: Projection, quant: LayerQuant, shared: SharedTensors) -> Counter[str]:
-    """By fields of ModelSize; a tensor that is stored under another name is not counted."""
+def layer_bytes(
+    p: Projection, quant: LayerQuant, shared: SharedTensors, *, kept_steps: tuple[int, ...] = ()
+) -> Counter[str]:
+    """Of one layer by fields of ModelSize; a tensor that is stored under another name is not counted."""
     sizes = Counter(weights=quant.weight.num_sets * p.weight.numel() * quant.weight.bits / 8)
+    if kept_steps:
+        sizes["sources"] += _bytes(p.weight)
     stored_as = shared.stored_as(p, quant)
     for part in quant.parts:
         for name, tensor in part.tensors().items():

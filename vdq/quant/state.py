@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class LayerReport:
     quantized weight, rotation and smoothing undone, over all ranges. act_range_spread: widest range of one step /
     narrowest, after shift and smoothing; 1 is constant in time. Both are None where unknown. reason: why the layer
     stays in full precision. mean_act_bits: over the steps. act_groups: of tokens, 0 if dynamic. rotation: block size.
-    bits_per_weight: codes with all that the layer needs beside them.
+    bits_per_weight: codes with all that the layer needs beside them. kept_steps: at which the layer is the original.
     """
 
     fqn: str
@@ -36,12 +37,13 @@ class LayerReport:
     act_groups: int = 0
     rotation: int = 0
     bits_per_weight: float | None = None
+    kept_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class QuantState:
     """The quantization of layers by fqn for a model sampled in `num_steps` steps, and one report row per layer of the
-    model.
+    model. At `kept_steps` every layer is the original one (vdq.quant.keep).
 
     Quantized weights are not held where they follow exactly from the model's weights and these parameters
     (LayerQuant.weight_codes): K sets of codes would be K times the model. An empty `layers` is the full-precision
@@ -52,6 +54,7 @@ class QuantState:
     num_steps: int
     report: tuple[LayerReport, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    kept_steps: tuple[int, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, written atomically."""
@@ -61,6 +64,7 @@ class QuantState:
             "num_steps": self.num_steps,
             "report": [asdict(row) for row in self.report],
             "metadata": self.metadata,
+            "kept_steps": self.kept_steps,
         }
         storage.save(path, tensors, header, kind=KIND, layout=LAYOUT)
 
@@ -73,5 +77,11 @@ class QuantState:
             fqn, kind, name = full_name.rsplit(".", 2)
             named[fqn][f"{kind}.{name}"] = tensor
         layers = {fqn: LayerQuant.restored(parts, named[fqn]) for fqn, parts in header["layers"].items()}
-        report = tuple(LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in header["report"])
-        return cls(layers, header["num_steps"], report, header["metadata"])
+        report = tuple(_row(row) for row in header["report"])
+        kept = tuple(header.get("kept_steps", ()))  # files of before have none
+        return cls(layers, header["num_steps"], report, header["metadata"], kept)
+
+
+def _row(written: dict[str, Any]) -> LayerReport:
+    tuples = {name: tuple(written.get(name, ())) for name in ("shape", "kept_steps")}
+    return LayerReport(**written | tuples)

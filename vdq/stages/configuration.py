@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from vdq.cli import check_types, one_sentence, unknown_field
 from vdq.errors import UserError
 from vdq.installation import CONF
+from vdq.methods.base import Method
+from vdq.quant.keep import Keep
 from vdq.sources import NotFetchedError, without_network
 
 TYPES = {
@@ -29,6 +31,7 @@ TYPES = {
     "skip_bad": bool,
     "artefact": str | None,
 }
+KEEP = {"keep": list[str], "keep_steps": list[int]}  # fields of every method
 PLAIN_GROUPS = ("alpha", "bits", "paths")
 NAMED = ("model", "quant")
 # Stages in the order in which they use each other's artefacts.
@@ -99,6 +102,15 @@ def made(group: str, cfg: DictConfig) -> Any:
     Raises UserError for a value of the wrong type or one that the object's constructor refuses.
     """
     return _instantiate(group, cfg)
+
+
+def made_method(cfg: DictConfig) -> tuple[Method, Keep]:
+    """The method of ``quant`` and what it leaves in full precision. Raises UserError as `made`."""
+    arguments = plain(cfg)
+    kept = {name: arguments.pop(name) for name in KEEP if name in arguments}
+    check_types("quant.", kept, KEEP)
+    method = made("quant", OmegaConf.create(arguments))
+    return method, Keep(tuple(kept.get("keep", ())), tuple(kept.get("keep_steps", ())))
 
 
 def made_of_what_is_here(group: str, cfg: DictConfig) -> Any:

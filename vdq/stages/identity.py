@@ -3,8 +3,8 @@
 A signature is a hash of what a result depends on. That of the statistics covers weights, sampler, calibration prompts
 and seed; that of a run adds method, bits, backend and evaluation prompts. Each covers the versions of the code that
 computes (`VERSION`, `version`), so that what a corrected bug had made is not found again. Loggers, trainers, the batch
-size and what a class calls `unsigned` are in none, and a class counts by its name, not by its module. Nothing here
-reads weights.
+size and what a class calls `unsigned` are in none, nor are options at the values that it calls `neutral`, and a class
+counts by its name, not by its module. Nothing here reads weights.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class Identity:
             return None
         manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
         for group in ("model", "sampler", "quant"):
-            ours, its = signed(cfg[group]), _without(_unsigned(cfg[group]), manifest["contents"]["config"][group])
+            of_its = manifest["contents"]["config"][group]
+            ours, its = signed(cfg[group]), _without(_unsigned(cfg[group]._target_, of_its), of_its)
             for key in sorted(ours.keys() | its.keys(), key=lambda key: (key != "name", key)):
                 if ours.get(key) != its.get(key):
                     raise UserError(
@@ -166,7 +167,7 @@ def changed_fields(cfg: DictConfig) -> str:
     if not path.is_file():
         return ""
     file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": OmegaConf.load(path)})
-    written, own = _by_class(plain(file.quant)), _by_class(plain(cfg.quant))
+    written, own = _by_class(plain(file.quant)), signed(cfg.quant)
     different = [f"{key}={value}" for key, value in own.items() if key not in BITS and written.get(key) != value]
     return ", ".join(different + [f"no {key}" for key in written if key not in own])
 
@@ -181,7 +182,7 @@ def signed(cfg: DictConfig) -> dict[str, Any]:
     """The part of a configuration that results depend on.
 
     Of the arguments of a class or function those are left out that it calls `unsigned`: they say where things are or
-    what is in memory, and change no number.
+    what is in memory, and change no number. So are those at their `neutral` value, which change none either.
     """
     return _signed(plain(cfg))
 
@@ -191,11 +192,15 @@ def _signed(node: Any) -> Any:
         return [_signed(value) for value in node]
     if not isinstance(node, dict):
         return node
-    return {key: _signed(value) for key, value in _without(_unsigned(node), node).items()}
+    left_out = _unsigned(node["_target_"], node) if "_target_" in node else ()
+    return {key: _signed(value) for key, value in _without(left_out, node).items()}
 
 
-def _unsigned(node: Any) -> tuple[str, ...]:
-    return getattr(get_method(node["_target_"]), "unsigned", ()) if "_target_" in node else ()
+def _unsigned(target: str, node: dict[str, Any]) -> tuple[str, ...]:
+    """The arguments of a class or function that are not signed as they are."""
+    owner = get_method(target)
+    neutral = getattr(owner, "neutral", {}).items()
+    return (*getattr(owner, "unsigned", ()), *(name for name, value in neutral if node.get(name) == value))
 
 
 def _without(names: tuple[str, ...], node: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def run(experiment: Experiment) -> None:
             num_steps=experiment.sampler.steps,
             quantizable=experiment.model.quantizable,
             timesteps=timesteps,
+            keep=experiment.keep,
         )
     write_json(folder / COST, {"seconds": round(time.monotonic() - start, 2)})
     report = report_table(state, call_operations(experiment, state))
