@@ -26,7 +26,7 @@ from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.methods import FullPrecisionMethod, StaticMethod
 from vdq.models.stdit import FusedLinear
-from vdq.quant import apply, model_size, projections
+from vdq.quant import apply, model_size, projections, set_bytes
 from vdq.quant.codebook import Codebook
 from vdq.quant.report import MEGABYTE
 
@@ -77,6 +77,35 @@ def test_another_backend_samples_what_it_samples_from_full_precision(backend, ma
     path = export(make_run("quant=tsq_2tr"), tmp_path / "packed")
     run = make_run("quant=tsq_2tr", f"backend={backend}")
     assert torch.equal(sample(packed.load(path, backend=INTEGER[backend]()), run), expected_latents(run))
+
+
+@pytest.mark.parametrize("backend", ["fake_quant", *INTEGER])
+def test_original_weights_in_place_of_codes_sample_the_same_bits(backend, make_run, expected_latents, tmp_path):
+    run = make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}")
+    artefact.write(packed.PackedExporter(weight_sets="requantize"), run, tmp_path / "packed")
+    model = packed.load(tmp_path / "packed")
+    assert torch.equal(sample(model, run), expected_latents(run))
+    stored = load_file(tmp_path / "packed" / FILE)
+    assert not any(name.endswith(".codes") for name in stored)
+    assert all(torch.equal(stored[f"{p.fqn}.weight"], p.weight) for p in projections(run.denoiser))
+    with pytest.raises(UserError, match="^export.weight_sets=disk must be one of auto, keep, requantize$"):
+        packed.PackedExporter(weight_sets="disk")
+
+
+@pytest.mark.parametrize("kept", [(), ("quant.keep_steps=[1]",)])
+@pytest.mark.parametrize("recipe_of", ["tsq_tsw", "asq", "static_plus"])
+def test_what_is_smaller_is_stored_and_counted(recipe_of, kept, make_run, expected_latents, tmp_path, monkeypatch):
+    """With layers that are not small: four sets of 16-bit codes take twice an fp32 weight, one set half of it."""
+    monkeypatch.setattr(set_bytes, "SMALL", 0)
+    run = make_run(f"quant={recipe_of}", "bits=w16a16" if recipe_of != "static_plus" else "bits=w8a8", *kept)
+    model = packed.load(export(run, tmp_path / "packed"))
+    assert torch.equal(sample(model, run), expected_latents(run))
+    sources, coded = len(model.contents["sources"]), len(run.state.layers)
+    assert sources == (coded if kept or recipe_of == "tsq_tsw" else 0)
+    codes = sum(name.endswith(".codes") for name in load_file(tmp_path / "packed" / FILE))
+    assert codes == (coded if recipe_of == "static_plus" or sources == 0 else 0)
+    stored = sum(model.contents["bytes"].values()) / MEGABYTE
+    assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["fake_quant", *INTEGER])

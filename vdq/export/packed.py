@@ -3,13 +3,15 @@
 A folder of `weights_<n>.safetensors`, a card `README.md` and `manifest.json`. The tensors are, for every quantized
 layer, those of its parts (`<fqn>.stored_codes.codes`, `<fqn>.static.scale`, ...), and every other entry of the
 denoiser's state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`, and so is the
-original weight of a quantized layer that is needed: of all where some steps are kept in full precision. What several
-parts share is stored once; the manifest's `same` names it for the others (vdq.quant.sharing).
+original weight of a quantized layer that is needed: of all where some steps are kept in full precision, and of those
+whose codes of all weight sets would take more, which are made of it again. What several parts share is stored once; the
+manifest's `same` names it for the others (vdq.quant.sharing).
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
@@ -38,11 +40,14 @@ from vdq.quant.convert import apply
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections, split
 from vdq.quant.linear import check_shapes
+from vdq.quant.set_bytes import SetBytes, summary
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import QuantState
 
+log = logging.getLogger(__name__)
 KIND, VERSION = "packed", 2
 GROUPS = ("model", "sampler", "quant", "backend")
+AUTO, _, REQUANTIZE = WEIGHT_SETS = ("auto", "keep", "requantize")
 SHARD_BYTES = 1e9  # files, and so the memory that writing takes, are not much larger
 FULL_PRECISION = "all else in full precision"
 SOURCES = "original weights of quantized layers"
@@ -51,10 +56,25 @@ SOURCES = "original weights of quantized layers"
 class PackedExporter(Exporter):
     """Any recipe that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
     measured at run time as before.
+
+    weight_sets: "keep" stores the codes of all weight sets of a layer, "requantize" its original weight in its own
+    precision, of which the same codes are made when a step needs them; "auto" what is smaller, but "keep" where a layer
+    is small (vdq.quant.set_bytes). Codes that do not follow from rounding a weight are always stored. Raises UserError
+    for another value.
     """
 
     name, version = KIND, VERSION
     keeps_steps = True
+
+    def __init__(self, *, path: str | None = None, weight_sets: str = AUTO) -> None:
+        super().__init__(path=path)
+        if weight_sets not in WEIGHT_SETS:
+            raise UserError(f"export.weight_sets={weight_sets} must be one of {', '.join(WEIGHT_SETS)}")
+        self.weight_sets = weight_sets
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        return {} if self.weight_sets == AUTO else {"weight_sets": self.weight_sets}
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
@@ -71,7 +91,8 @@ class PackedExporter(Exporter):
             "seed": run.config["seed"],
             "config": {group: run.config[group] for group in GROUPS},
             "companions": run.model.companions,
-            **write_tensors(run.denoiser, run.state, folder),
+            **self.choices,
+            **write_tensors(run.denoiser, run.state, folder, weight_sets=self.weight_sets),
             "full_precision_bytes": sum(tensor.nbytes for tensor in before),
             "half_precision_bytes": sum(2 * tensor.numel() for tensor in before),
         }
@@ -150,7 +171,7 @@ def expected_tensors(structure: nn.Module, contents: dict[str, Any]) -> dict[str
     return expected | {name: Kind.of(tensor) for name, tensor in (kept | _unquantized(structure)).items()}
 
 
-def write_tensors(denoiser: nn.Module, state: QuantState, folder: Path) -> dict[str, Any]:
+def write_tensors(denoiser: nn.Module, state: QuantState, folder: Path, *, weight_sets: str = AUTO) -> dict[str, Any]:
     """Writes the files of tensors, a layer in memory at a time, and returns what the manifest has of them. layers: the
     parts of every quantized layer; tensors: [shape, dtype] of what is stored of them, by name; same: names of what is
     not, each with the name that is stored; sources: the quantized layers whose original weight is stored; bytes: of
@@ -160,7 +181,7 @@ def write_tensors(denoiser: nn.Module, state: QuantState, folder: Path) -> dict[
     parts: Counter[str] = Counter()
     shard: dict[str, Tensor] = {}
     number = 1
-    for name, label, tensor in _stored_tensors(denoiser, state, written):
+    for name, label, tensor in _stored_tensors(denoiser, state, weight_sets, written):
         # Clones: safetensors refuses tensors that share memory, as the tables of steps of several layers do.
         shard[name] = tensor.detach().cpu().clone().contiguous()
         parts[label] += tensor.nbytes
@@ -178,18 +199,23 @@ def _write_shard(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
 
 
 def _stored_tensors(
-    denoiser: nn.Module, state: QuantState, written: dict[str, Any]
+    denoiser: nn.Module, state: QuantState, weight_sets: str, written: dict[str, Any]
 ) -> Iterator[tuple[str, str, Tensor]]:
     """(name, label of its size, tensor) of all that is stored; what the manifest has of a layer goes to `written`."""
-    shared = SharedTensors()
+    shared, chosen = SharedTensors(), []
     for p in projections(denoiser):
         if p.fqn not in state.layers:
             yield f"{p.fqn}.weight", FULL_PRECISION, p.weight
             continue
-        if state.kept_steps:
+        quant = state.layers[p.fqn].to(p.weight.device)
+        size = SetBytes.stored(p.weight, quant, held=bool(state.kept_steps))
+        from_weight = size is not None and (size.from_weight if weight_sets == AUTO else weight_sets == REQUANTIZE)
+        if from_weight or state.kept_steps:
             written["sources"].append(p.fqn)
             yield f"{p.fqn}.weight", SOURCES, p.weight
-        quant = state.layers[p.fqn].to(p.weight.device).with_codes(p.weight)
+        if size is not None:
+            chosen.append((size, from_weight))
+        quant = quant if from_weight else quant.with_codes(p.weight)
         written["layers"][p.fqn], same = quant.description(), shared.stored_as(p, quant)
         written["same"] |= {name: stored for name, stored in same.items() if stored != name}
         for part in quant.parts:
@@ -198,6 +224,8 @@ def _stored_tensors(
                 if same[name] == name:
                     written["tensors"][name] = list(Kind.of(tensor))
                     yield name, part.label_of(field), tensor
+    if told := summary(chosen):
+        log.info("export: weight sets: %s", told)
     yield from ((name, FULL_PRECISION, tensor) for name, tensor in _unquantized(denoiser).items())
 
 

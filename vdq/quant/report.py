@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import Projection, projections
 from vdq.quant.parts import FoldedRotation, Rotation
+from vdq.quant.set_bytes import SetBytes
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import LayerReport, QuantState
 from vdq.quant.stats import LayerStats, Stats
@@ -20,10 +21,12 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; scales: with zero points, and
-    codebooks; branches: low-rank ones; tables: all else that layers need, smoothing factors, shifts, once an input,
-    corrections, and tables of steps and groups; sources: original weights of quantized layers, which kept steps need;
-    full_precision: everything else in the state dict, biases included.
+    """Sizes in MB (1e6 bytes) of what is stored. weights: codes of all ranges at their bit-width; sources: original
+    weights of quantized layers, which kept steps need, and which are stored instead of codes where all sets of codes
+    would take more (vdq.quant.set_bytes); scales: with zero points, and codebooks; branches: low-rank ones; tables: all
+    else that layers need, smoothing factors, shifts, once an input, corrections, and tables of steps and groups;
+    full_precision: everything else in the state dict, biases included. all_codes: what codes of all ranges take,
+    whether they are stored or not.
     original: the model before; half: with 16 bits for each of its numbers. elements: quantized weights, in millions.
     """
 
@@ -36,6 +39,7 @@ class ModelSize:
     original: float
     half: float
     elements: float
+    all_codes: float
 
     @property
     def parameters(self) -> float:
@@ -60,12 +64,14 @@ def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
         parts.update(layer_bytes(p, state.layers[p.fqn], shared, kept_steps=state.kept_steps))
     stored = list(denoiser.state_dict().values())
     original = sum(map(_bytes, stored))
+    all_codes = sum(map(code_bytes, (state.layers[p.fqn] for p in quantized), (p.weight for p in quantized)))
     return ModelSize(
         **{part: parts[part] / MEGABYTE for part in ("weights", "scales", "branches", "tables", "sources")},
         full_precision=(original - sum(_bytes(p.weight) for p in quantized)) / MEGABYTE,
         original=original / MEGABYTE,
         half=sum(2 * tensor.numel() for tensor in stored) / MEGABYTE,
         elements=sum(p.weight.numel() for p in quantized) / MEGABYTE,
+        all_codes=all_codes / MEGABYTE,
     )
 
 
@@ -92,7 +98,8 @@ def layer_reports(
             seen = stats.layers.get(p.input_fqn) if stats else None
             size = sum(layer_bytes(p, quant, shared, kept_steps=kept_steps).values())
             row = _quantized(p.fqn, p.weight, quant, seen, 8 * size / p.weight.numel())
-            rows.append(replace(row, kept_steps=kept_steps, mean_act_bits=quant.act.mean_bits_beside(kept_steps)))
+            more = {"kept_steps": kept_steps, "mean_act_bits": quant.act.mean_bits_beside(kept_steps)}
+            rows.append(replace(row, **more, stored=_stored(p.weight, quant, kept_steps)))
     for fqn, module in denoiser.named_modules():
         weight = getattr(module, "weight", None)
         if fqn not in inside and isinstance(weight, Tensor) and weight.dim() > 1:
@@ -161,8 +168,10 @@ def layer_bytes(
     p: Projection, quant: LayerQuant, shared: SharedTensors, *, kept_steps: tuple[int, ...] = ()
 ) -> Counter[str]:
     """Of one layer by fields of ModelSize; a tensor that is stored under another name is not counted."""
-    sizes = Counter(weights=quant.weight.num_sets * p.weight.numel() * quant.weight.bits / 8)
-    if kept_steps:
+    size = SetBytes.stored(p.weight, quant, held=bool(kept_steps))
+    from_weight = size is not None and size.from_weight
+    sizes = Counter(weights=0 if from_weight else code_bytes(quant, p.weight))
+    if kept_steps or from_weight:
         sizes["sources"] += _bytes(p.weight)
     stored_as = shared.stored_as(p, quant)
     for part in quant.parts:
@@ -170,6 +179,17 @@ def layer_bytes(
             if name not in part.on_host and stored_as[full := f"{p.fqn}.{part.kind}.{name}"] == full:
                 sizes[part.size_field if tensor.is_floating_point() else "tables"] += _bytes(tensor)
     return sizes
+
+
+def code_bytes(quant: LayerQuant, weight: Tensor) -> float:
+    """What the codes of all weight sets of a layer take at their bit-width."""
+    return quant.weight.num_sets * weight.numel() * quant.weight.bits / 8
+
+
+def _stored(weight: Tensor, quant: LayerQuant, kept_steps: tuple[int, ...]) -> str:
+    """What is stored of several weight sets, in words."""
+    size = SetBytes.stored(weight, quant, held=bool(kept_steps))
+    return size.line(size.from_weight) if size is not None and size.sets > 1 else ""
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -21,6 +21,7 @@ class LayerReport:
     narrowest, after shift and smoothing; 1 is constant in time. Both are None where unknown. reason: why the layer
     stays in full precision. mean_act_bits: over the steps. act_groups: of tokens, 0 if dynamic. rotation: block size.
     bits_per_weight: codes with all that the layer needs beside them. kept_steps: at which the layer is the original.
+    stored: what stands for several weight sets in a file, and why.
     """
 
     fqn: str
@@ -38,6 +39,7 @@ class LayerReport:
     rotation: int = 0
     bits_per_weight: float | None = None
     kept_steps: tuple[int, ...] = ()
+    stored: str = ""
 
 
 @dataclass(frozen=True, eq=False)
