@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from tests.flat_layers import changed, flat, weight_grid
 from vdq.models.stdit import STDiT
 from vdq.quant import LayerQuant, QParams, QuantState, projections
-from vdq.quant.coded import pack_codes
 from vdq.quant.low_rank import low_rank
 from vdq.quant.transform import shift_correction
+from vdq.quant.weight_codes import pack_codes
 
 OWN = Path(__file__).parent / "fixtures"
 BESIDE = Path(__file__).parents[2] / "shared"  # beside the checkout, where there is one: larger cases, and media

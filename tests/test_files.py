@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from vdq.files import check_folder, complete_folder_or_nothing, complete_or_nothing, write_json, write_text
+from vdq.files import (
+    check_file,
+    check_folder,
+    complete_folder_or_nothing,
+    complete_or_nothing,
+    write_json,
+    write_text,
+)
 
 
 def test_file_appears_only_when_it_is_complete(tmp_path):
@@ -87,6 +94,19 @@ def test_folders_that_cannot_be_written_are_refused_and_nothing_is_left(tmp_path
         with pytest.raises(ValueError, match="^paths.runs=.* must be a folder that can be written: "):
             check_folder("paths.runs", path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", [".", "/", 250 * "x", 300 * "x", "FOLDER", "/proc/x/a", "FILE/a"])
+def test_files_that_cannot_be_written_are_refused(tmp_path, monkeypatch, name):
+    """250 letters are a name, but not together with what is added to it while the file is written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "FILE").touch()
+    with pytest.raises(ValueError, match="^--out(: its folder)?=\\S+ (has no|is no|is a folder|must be a folder)"):
+        check_file("--out", Path(name))
+    check_file("--out", Path(200 * "x"))
+    check_file("--out", Path("FILE"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "FOLDER"]
 
 
 def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):

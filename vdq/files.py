@@ -53,7 +53,7 @@ def complete_folder_or_nothing(path: Path) -> Iterator[Path]:
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A new name beside ``path``; what has it in the end is removed. Raises UserError if the disk is full."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # process numbers repeat on other machines
+    partial = _temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
@@ -64,6 +64,10 @@ def _temporary(path: Path) -> Iterator[Path]:
         raise
     finally:
         _remove(partial)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # process numbers repeat on other machines
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,3 +111,23 @@ def check_folder(field: str, path: str | Path) -> None:
             pass
     except OSError as error:
         raise UserError(f"{field}={path} must be a folder that can be written: {error.strerror}") from error
+
+
+def check_file(field: str, path: Path) -> None:
+    """The same for a file in such a folder."""
+    check_folder(f"{field}: its folder", path.parent)
+    check_name(field, path)
+    if path.is_dir():
+        raise UserError(f"{field}={path} is a folder, must be a file")
+
+
+def check_name(field: str, path: Path) -> None:
+    """Raises UserError that names the field where no file or folder can have this name while it is written."""
+    if not path.name:  # the folder where the program was started, or the root
+        raise UserError(f"{field}={path} has no name of its own, must have one")
+    try:
+        _temporary_name(path).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UserError(f"{field}={path} is no name of a file or folder: {error.strerror}") from error

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from functools import cache
-from multiprocessing import current_process
+from multiprocessing import parent_process
 
 INTERVAL = 0.5  # seconds between two looks at the parent
 ENDED = 128 + signal.SIGTERM  # what a shell reports of a process that SIGTERM ended
@@ -26,11 +26,11 @@ def end_with_parent() -> None:
 
     Does nothing in a main process. A worker that nobody waits for would compute on for hours.
     """
-    if current_process().name == "MainProcess":
+    if (parent := parent_process()) is None:
         return
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _exit)
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
 
 
 def _interrupt(*_: object) -> None:
@@ -42,6 +42,7 @@ def _exit(*_: object) -> None:
 
 
 def _watch(parent: int) -> None:
+    """`parent` is the one that made this process: os.getppid() may name another one by the time of the first look."""
     while os.getppid() == parent:
         time.sleep(INTERVAL)
     _exit()

@@ -45,11 +45,11 @@ def sample(model: packed.PackedModel, run) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backend", ["fake_quant", *(pytest.param(b, marks=pytest.mark.slow) for b in INTEGER)])
-def test_samples_the_same_bits(recipe, backend, make_run, expected_latents, tmp_path):
-    integers = ["quant.temporal_bits=null"] if recipe == "qvd" and backend != "fake_quant" else []
-    if recipe == "dvd_quant" and backend in INTEGER:
+def test_samples_the_same_bits(method_name, backend, make_run, expected_latents, tmp_path):
+    integers = ["quant.temporal_bits=null"] if method_name == "qvd" and backend != "fake_quant" else []
+    if method_name == "dvd_quant" and backend in INTEGER:
         pytest.skip("quant=dvd_quant runs simulated only")
-    run = make_run(f"quant={recipe}", "bits=w4a8", f"backend={backend}", *integers)
+    run = make_run(f"quant={method_name}", "bits=w4a8", f"backend={backend}", *integers)
     expected = expected_latents(run)
     assert expected.isfinite().all() and expected.std() > 0
     assert torch.equal(sample(packed.load(export(run, tmp_path / "packed")), run), expected)
@@ -210,8 +210,8 @@ def test_codes_on_disk_are_numpys(bits, make_run, tmp_path):
         np.testing.assert_array_equal(codes, np.packbits(columns.ravel(), bitorder="little"))
 
 
-def test_no_weight_of_a_quantized_layer_is_stored(recipe, make_run, tmp_path):
-    run = make_run(f"quant={recipe}")
+def test_no_weight_of_a_quantized_layer_is_stored(method_name, make_run, tmp_path):
+    run = make_run(f"quant={method_name}")
     tensors = load_file(export(run, tmp_path / "packed") / FILE)
     assert not {f"{fqn}.weight" for fqn in run.state.layers} & tensors.keys()
     assert not [name for name in tensors if name.endswith("qkv.weight")]
@@ -223,9 +223,9 @@ def test_no_weight_of_a_quantized_layer_is_stored(recipe, make_run, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [3, 6, 8, 16])
-def test_measured_size_is_the_computed_one(recipe, bits, make_run, tmp_path):
+def test_measured_size_is_the_computed_one(method_name, bits, make_run, tmp_path):
     """Within the safetensors header, part by part."""
-    run = make_run(f"quant={recipe}", f"bits.weight={bits}")
+    run = make_run(f"quant={method_name}", f"bits.weight={bits}")
     path, computed = tmp_path / "packed", model_size(run.denoiser, run.state)
     parts = artefact.write(packed.PackedExporter(), run, path)["contents"]["bytes"]
     full = parts.pop(packed.FULL_PRECISION)
@@ -300,13 +300,13 @@ def test_full_precision_is_refused(make_run):
         packed.PackedExporter().check(FullPrecisionMethod(), run.sampler, run.backend)
 
 
-def test_card_says_what_it_is(recipe, make_run, tmp_path):
-    path = export(make_run(f"quant={recipe}", "bits=w6a8"), tmp_path / "packed")
+def test_card_says_what_it_is(method_name, make_run, tmp_path):
+    path = export(make_run(f"quant={method_name}", "bits=w6a8"), tmp_path / "packed")
     card, contents = (path / "README.md").read_text(), json.loads((path / "manifest.json").read_text())["contents"]
-    bits = "6, 8" if recipe == "qvd" else "6"  # its temporal layers have 8
-    assert f"quant={recipe}" in card and f"with {bits}-bit weights" in card and "`0123456789`" in card
+    bits = "6, 8" if method_name == "qvd" else "6"  # its temporal layers have 8
+    assert f"quant={method_name}" in card and f"with {bits}-bit weights" in card and "`0123456789`" in card
     assert "| weights | 6 bits per output channel" in card
-    dynamic = recipe in ("dynamic", "dvd_quant")
+    dynamic = method_name in ("dynamic", "dvd_quant")
     assert ("dynamic: 8 bits" in card) == dynamic == ("static: 8 bits" not in card)
     assert all(f"| {part} | {count:,} |" in card for part, count in contents["bytes"].items())
     assert "Licence" in card and "{" not in card

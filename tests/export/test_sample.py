@@ -22,7 +22,7 @@ PROMPT, STEPS = "A small red circle moves from left to right on a white backgrou
 
 @pytest.fixture(scope="module")
 def run():
-    """The shipped testbed with a recipe that needs no calibration."""
+    """The shipped testbed with a method that needs no calibration."""
     model = ShapesModel()
     method = DynamicMethod(weight_bits=8, act_bits=8)
     config = {
@@ -104,7 +104,10 @@ def test_places_that_fit_no_model_are_refused(config, weights, cache, sentence):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--threads", "0"], "--threads=0 must be at least 1"),
+        (["--threads", "0"], "--threads=0 must be in 1.."),
+        (["--threads", "1000000"], "--threads=1000000 must be in 1.."),
+        (["--out", 250 * "x" + ".mp4"], "--out=x+.mp4 is no name of a file or folder: File name too long"),
+        (["--out", 300 * "x" + ".mp4"], "--out=x+.mp4 is no name of a file or folder: File name too long"),
         (["--out", "/proc/nowhere/a.mp4"], "--out: its folder=/proc/nowhere must be a folder that can be written"),
     ],
 )

@@ -87,7 +87,7 @@ class Velocity(nn.Module):
         return self.unembed(x).transpose(1, 2).reshape(hidden_states.shape)
 
 
-FAMILY = Family(name="toy", denoisers=("Velocity",), quantizable=("layers.*",), calls_a_step=2)
+FAMILY = Family(name="toy", denoisers=(f"{__name__}.Velocity",), quantizable=("layers.*",), calls_a_step=2)
 
 
 class ToyModel(VideoModel):
@@ -260,14 +260,14 @@ def test_statistics_are_the_same_at_every_batch_size(seen, tmp_path, batch_size)
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-RECIPES = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 OPTIONS = {"qvd": ["quant.temporal_bits=null"], "tsq_10tr": ["sampler.steps=10"]}  # without which they refuse
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_samples_is_scored_packed_and_reloaded(program, recipe):
-    overrides = [f"quant={recipe}", "bits=w8a8", *OPTIONS.get(recipe, [])]
-    if recipe == "fp16":
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_samples_is_scored_packed_and_reloaded(program, method):
+    overrides = [f"quant={method}", "bits=w8a8", *OPTIONS.get(method, [])]
+    if method == "fp16":
         assert torch.isfinite(program.latents(*overrides)).all()
         return
     folder = program.run(*overrides, "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
@@ -280,15 +280,15 @@ def test_every_recipe_samples_is_scored_packed_and_reloaded(program, recipe):
     prompts = Experiment(program.config(*overrides)).prompts.evaluation
     again = model.sample(model.video_model().encode(prompts), PromptNoise(42, [0, 1], LATENT))
     assert torch.equal(again, own)
-    if recipe == "tsq_tsw":
+    if method == "tsq_tsw":
         from_artefact = program.latents(*overrides, f"artefact={folder / 'export' / 'packed'}")
         assert torch.equal(from_artefact, own)
 
 
-@pytest.mark.parametrize("recipe", ["asq", "tsq_tsw", "dynamic"])
-def test_integers_compute_what_the_simulation_does(program, recipe):
-    simulated, reference = program.latents(f"quant={recipe}"), program.latents("quant=fp16")
-    integers = program.latents(f"quant={recipe}", "backend=int8_cpu")
+@pytest.mark.parametrize("method", ["asq", "tsq_tsw", "dynamic"])
+def test_integers_compute_what_the_simulation_does(program, method):
+    simulated, reference = program.latents(f"quant={method}"), program.latents("quant=fp16")
+    integers = program.latents(f"quant={method}", "backend=int8_cpu")
     assert psnr(integers, simulated) > psnr(simulated, reference) + 5
 
 
@@ -298,7 +298,7 @@ def test_integers_compute_what_the_simulation_does(program, recipe):
         (["quant=qvd"], "temporal_bits must be null without a model whose family has temporal_features"),
         (["quant=static_plus", "quant.fold_rotation=true"], "fold_rotation=true needs a model with known attention"),
         (["quant=static_plus", "quant.token_groups=frame"], "token_groups=frame needs a model with a known order"),
-        (["quant=tsq_10tr"], "num_time_ranges=10 does not divide 4"),
+        (["quant=tsq_10tr"], "num_time_ranges=10 must be in 1..4"),
         (["quant=asq", "sampler=ddim_20"], "this model brings its scheduler along"),
         (["quant=asq", "export=onnx_qdq", "stages=[export]"], "export=onnx_qdq knows STDiT, not Velocity"),
     ],
@@ -322,10 +322,10 @@ def test_parameters_follow_the_steps(program):
     assert psnr(program.latents("quant=tsq_tsw", "quant.alpha=0.05"), exact) > one  # little smoothing, a set a step
 
 
-@pytest.mark.parametrize("recipe", ["tsq_tsw", "static_plus"])
-def test_two_experts_are_calibrated_at_their_own_steps(tmp_path, recipe):
+@pytest.mark.parametrize("method", ["tsq_tsw", "static_plus"])
+def test_two_experts_are_calibrated_at_their_own_steps(tmp_path, method):
     experts = Program(tmp_path / "runs", "ExpertsModel")
-    folder = experts.run(f"quant={recipe}", "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
+    folder = experts.run(f"quant={method}", "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
     ran = json.loads((folder / "sampling.json").read_text())
     assert ran["quantized_layers"] == 40 and ran["quantized_calls"] == 20 * STEPS * 2
     stats = Stats.load(next((experts.runs / "cache").glob("stats_*.safetensors")))
@@ -333,7 +333,7 @@ def test_two_experts_are_calibrated_at_their_own_steps(tmp_path, recipe):
     assert high.rows.tolist() == low.rows.tolist() == [20] * STEPS
     assert torch.equal(high.max, high.max[:1].expand_as(high.max))  # its one step stands for those it never works at
     assert torch.equal(low.max[0], low.max[1]) and not torch.equal(low.max[1], low.max[2])
-    own, exact = experts.latents(f"quant={recipe}"), experts.latents("quant=fp16")
+    own, exact = experts.latents(f"quant={method}"), experts.latents("quant=fp16")
     assert np.isfinite(psnr(own, exact)) and psnr(own, exact) > 20
     model = packed.load(folder / "export" / "packed", model=ExpertsModel())
     prompts = Experiment(experts.config()).prompts.evaluation

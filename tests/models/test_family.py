@@ -1,5 +1,6 @@
 """Which layers are what, by the patterns of a family, and how a denoiser's family is found."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -22,9 +23,12 @@ def test_the_family_is_that_of_the_class_or_of_one_it_extends():
     assert family_of(nn.Linear(1, 1)) is None
 
 
-def test_a_registered_family_is_found_by_the_name_of_its_denoiser():
-    family = register(Family(name="one linear", denoisers=("OneLinear",), quantizable=("*",)))
-    assert family_of(type("OneLinear", (nn.Linear,), {})(1, 1)) is family
+def test_classes_of_one_name_have_the_families_of_their_packages():
+    ours, theirs = (type("Denoiser", (nn.Linear,), {"__module__": package}) for package in ("ours", "theirs"))
+    family = register(Family(name="ours", denoisers=("ours.Denoiser",), quantizable=("*",)))
+    assert family_of(ours(1, 1)) is family and family_of(theirs(1, 1)) is None
+    with pytest.raises(ValueError, match="package.Denoiser"):
+        register(Family(name="bare", denoisers=("Denoiser",), quantizable=("*",)))
 
 
 def test_linears_of_the_blocks_are_quantizable_and_captions_are_packed():

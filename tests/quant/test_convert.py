@@ -1,6 +1,7 @@
 """A quantized copy of a model, the file of its parameters, and the report about it."""
 
 import copy
+import json
 import pickle
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from scipy.linalg import hadamard
 from torch import nn
 
@@ -283,6 +285,18 @@ def test_reports_tell_transforms_bits_and_groups(parts, net, stats, extended):
     lo, hi = ((values.numpy() - shift) / s for values in (wide.min, wide.max))
     widths = hi.max(1).clip(min=0) - lo.min(1).clip(max=0)
     assert row.act_range_spread == pytest.approx(widths.max() / widths.min(), rel=1e-5)
+
+
+def test_a_step_without_a_range_has_no_spread_and_the_header_is_strict_json(net, stats, tmp_path):
+    seen = stats.layers["fc"]
+    still = LayerStats(seen.min.clone(), seen.max.clone(), seen.abs_sum, seen.rows)
+    still.min[1] = still.max[1] = 0
+    quant = StaticMethod(weight_bits=6).layer(net.fc.weight, still, STEPS)
+    rows = layer_reports(net, {"fc": quant}, Stats({"fc": still}, STEPS, 3), reason="")
+    assert next(row for row in rows if row.fqn == "fc").act_range_spread is None
+    QuantState({"fc": quant}, STEPS, rows).save(tmp_path / "state.safetensors")
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as file:
+        json.loads(file.metadata()["header"], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_mistakes_are_refused(net, stats):

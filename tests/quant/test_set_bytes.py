@@ -5,8 +5,8 @@ import torch
 
 from tests.flat_layers import layer_quant
 from vdq.quant.affine import QParams
-from vdq.quant.coded import pack_codes
 from vdq.quant.set_bytes import SetBytes, summary
+from vdq.quant.weight_codes import pack_codes
 
 
 @pytest.mark.parametrize(

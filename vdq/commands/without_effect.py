@@ -77,7 +77,7 @@ def _of_stages(experiment: Experiment, wanted: set[str]) -> Idle:
         yield "batch_size", f"{asked} samples nothing"
         yield "artefact", f"{asked} samples nothing"
     if wanted <= {"search_alpha", "choose_alpha"}:
-        yield "quant", f"{asked} takes the recipes of the grid"
+        yield "quant", f"{asked} takes the methods of the grid"
         yield "bits", f"{asked} takes the bit-widths of the grid"
     if not {"sample", "evaluate"} & wanted or experiment.method.quantizes:
         yield "reseeded", "only where quant=fp16 is sampled, it is sampled with other noise as well"

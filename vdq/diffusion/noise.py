@@ -10,15 +10,17 @@ from torch import Tensor
 class PromptNoise:
     """Standard normal noise on the CPU for n prompts, each from its own generator.
 
-    `indices` are the prompts' places in the whole prompt list, `shape` is one latent (c, T, H, W). The stream of a
+    `indices` are the prompts' places in the whole prompt list, `shape` is one latent (c, T, H, W), None where only
+    `generators` are asked for. The stream of a
     prompt is fixed by (seed, index, purpose) alone; another `purpose` is other noise. The initial noise has a stream of
     its own, so it is the same for every sampler.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...], *, purpose: str = "") -> None:
+    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...] | None, *, purpose: str = "") -> None:
         if not indices:
             raise ValueError("indices is empty, must name at least one prompt")
-        self.seed, self.indices, self.shape, self.purpose = seed, tuple(indices), tuple(shape), purpose
+        self.seed, self.indices, self.purpose = seed, tuple(indices), purpose
+        self.shape = None if shape is None else tuple(shape)
         self._steps = self._generators("step")
 
     def initial(self) -> Tensor:
@@ -29,6 +31,10 @@ class PromptNoise:
     def next(self) -> Tensor:
         """[n, *shape] fp32, the next draw of every prompt's stream."""
         return self._draw(self._steps)
+
+    def generators(self) -> list[torch.Generator]:
+        """New ones on the CPU, one a prompt, for pipelines that draw by themselves: the first draw is `initial`."""
+        return self._generators("initial")
 
     def _generators(self, stream: str) -> list[torch.Generator]:
         return [

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from vdq.diffusion.schedule import Schedule
@@ -23,6 +24,8 @@ class Noise(Protocol):
     def initial(self) -> Tensor: ...
 
     def next(self) -> Tensor: ...
+
+    def generators(self) -> list[torch.Generator]: ...
 
 
 class Sampler:

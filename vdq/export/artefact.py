@@ -15,7 +15,7 @@ from typing import Any
 
 from vdq.errors import UserError
 from vdq.export.base import Exporter, QuantizedRun
-from vdq.files import check_folder, complete_folder_or_nothing, write_json
+from vdq.files import check_folder, check_name, complete_folder_or_nothing, write_json
 from vdq.sources import digest
 from vdq.tracking.manifest import git_commit
 
@@ -44,6 +44,7 @@ def write(exporter: Exporter, run: QuantizedRun, path: Path) -> dict[str, Any]:
 
 def check_place(path: Path) -> None:
     """Raises UserError if what is there is neither an artefact nor an empty folder, or if no folder can be made."""
+    check_name("export.path", path)
     if path.exists() and not is_artefact(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"export.path={path} exists and is no artefact of this program, it is not replaced")
     check_folder("export.path", path)

@@ -53,11 +53,11 @@ class Exporter(ABC):
 
     @abstractmethod
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
-        """Raise ValueError with the reason if such a run cannot be exported. Called before any model is built."""
+        """Raises UserError with the reason if such a run cannot be exported. Called before any model is built."""
 
     @abstractmethod
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         """Write every file into `folder`, which is there, empty and temporary, and return what the manifest shall hold
         beside their hashes: what a loader needs to know, as JSON. The caller writes the manifest and renames the
-        folder. Raises ValueError for what `check` could not see.
+        folder. Raises UserError for what `check` could not see.
         """

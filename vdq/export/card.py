@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from vdq.diffusion.timesteps import described, distance
 from vdq.export.base import QuantizedRun
 from vdq.methods.base import Method
 from vdq.quant.layer_quant import LayerQuant
@@ -17,9 +18,9 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 
 | | |
 |---|---|
-| recipe | `quant={quant}` {settings} |
+| method | `quant={quant}` {settings} |
 {parts}{kept}
-| sampler | `{sampler}`, {steps} steps: the tables fit no other |
+| sampler | `{sampler}`, {schedule} |
 | run | `{run}`, signature `{signature}` |
 | made with | backend `{backend}` |
 
@@ -62,7 +63,7 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         parts="\n".join(_lines(layers)),
         kept="".join(f"\n{line}" for line in _kept(run)),
         sampler=config["sampler"]["_target_"].rpartition(".")[2],
-        steps=contents["num_steps"],
+        schedule=_schedule(contents),
         backend=run.backend.arithmetic,
         sizes="\n".join(f"| {part} | {count:,} |" for part, count in contents["bytes"].items()),
         total=total,
@@ -73,6 +74,16 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         random="\n\nThe weights are random: this is for work on structure and speed." if run.model.random else "",
         source=_source(model.get("weights")),
     )
+
+
+def _schedule(contents: dict[str, Any]) -> str:
+    """Of the timesteps that the tables are for, and how far away those are that they were calibrated at."""
+    words = f"{described(contents['timesteps'])}: the tables fit no other timesteps"
+    if contents["calibrated"] is None:
+        return words
+    largest, mean = distance(contents["timesteps"], contents["calibrated"])
+    apart = f"at most {largest:.4g} and on average {mean:.4g} away"
+    return f"{words}; each step has the parameters of another timestep, {apart}, which costs quality"
 
 
 def _lines(layers: list[LayerQuant]) -> list[str]:

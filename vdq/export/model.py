@@ -33,8 +33,10 @@ class ArtefactModel:
         return self.manifest["contents"]
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return tuple(self.contents["latent_shape"])
+    def latent_shape(self) -> tuple[int, ...] | None:
+        """(c, T, H, W), or None where the model draws its noise in a shape of its own."""
+        shape = self.contents["latent_shape"]
+        return shape and tuple(shape)
 
     def sample(self, conditions: EncodedPrompts, noise: Noise, callback: Callback | None = None) -> Tensor:
         """Latents [n, c, T, H, W] fp32 on the device of the denoiser; conditions as the video model encodes them."""

@@ -1,4 +1,4 @@
-"""Static recipes as ONNX with QuantizeLinear and DequantizeLinear, which ONNX Runtime and OpenVINO run in integers.
+"""Static methods as ONNX with QuantizeLinear and DequantizeLinear, which ONNX Runtime and OpenVINO run in integers.
 
 A folder of `denoiser*.onnx`, the tensors that they share in `denoiser.data`, the null caption, a card and
 `manifest.json`, which says which graph serves which step.
@@ -32,7 +32,7 @@ GROUPS = ("model", "sampler", "quant", "backend")
 
 
 class OnnxQdqExporter(Exporter):
-    """Static recipes of at most 8 bits.
+    """Static methods of at most 8 bits.
 
     steps: "gather", one graph for every set of weights, which takes the step as an input and gathers what changes with
     it; or "constant", one graph for all steps of equal parameters, in which every scale is a constant and no int8
@@ -65,7 +65,7 @@ class OnnxQdqExporter(Exporter):
         if not method.static:
             raise UserError(
                 f"export=onnx_qdq cannot export {type(method).__name__}: its ranges are measured at run time, a QDQ "
-                "graph holds constants; static recipes are allowed"
+                "graph holds constants; static methods are allowed"
             )
         for field in ("weight", "act"):
             bits = getattr(method, f"{field}_bits")

@@ -14,7 +14,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdq.backends.base import Backend
-from vdq.diffusion.clock import StepClock
+from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.diffusion.samplers import Sampler
+from vdq.diffusion.timesteps import listed
 from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.base import Exporter, QuantizedRun
@@ -35,7 +36,6 @@ from vdq.export.rebuild import rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
 from vdq.models.base import VideoModel
-from vdq.quant.coded import stand_in
 from vdq.quant.convert import apply
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections, split
@@ -43,6 +43,7 @@ from vdq.quant.linear import check_shapes
 from vdq.quant.set_bytes import SetBytes, summary
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import QuantState
+from vdq.quant.weight_codes import stand_in
 
 log = logging.getLogger(__name__)
 KIND, VERSION = "packed", 2
@@ -54,7 +55,7 @@ SOURCES = "original weights of quantized layers"
 
 
 class PackedExporter(Exporter):
-    """Any recipe that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
+    """Any method that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
     measured at run time as before.
 
     weight_sets: "keep" stores the codes of all weight sets of a layer, "requantize" its original weight in its own
@@ -78,15 +79,17 @@ class PackedExporter(Exporter):
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
-            raise UserError("export=packed stores integer weights, quant=fp16 has none; other recipes are allowed")
+            raise UserError("export=packed stores integer weights, quant=fp16 has none; other methods are allowed")
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
         before = list(run.denoiser.state_dict().values())
         contents = {
             "num_steps": run.state.num_steps,
             "kept_steps": list(run.state.kept_steps),
+            "timesteps": run.state.timesteps or listed(run.model.timesteps(run.sampler)),
+            "calibrated": run.state.calibrated,
             "denoiser": run.model.architecture,
-            "latent_shape": list(run.model.latent_shape),
+            "latent_shape": run.model.latent_shape and list(run.model.latent_shape),
             "fps": run.model.fps,
             "seed": run.config["seed"],
             "config": {group: run.config[group] for group in GROUPS},
@@ -107,6 +110,13 @@ class PackedModel(ArtefactModel):
     _: KW_ONLY
     state: QuantState
 
+    def video_model(self, **changes: Any) -> VideoModel:
+        """As of every artefact; raises UserError also where the changes make another schedule."""
+        model = super().video_model(**changes)
+        if set(changes) - set(model.unsigned):
+            self.state.serving(listed(model.timesteps(self.sampler)))
+        return model
+
 
 def load(
     path: str | Path,
@@ -114,11 +124,14 @@ def load(
     backend: Backend | None = None,
     clock: StepClock | None = None,
     model: VideoModel | None = None,
+    sampler: Sampler | None = None,
+    match: str | None = None,
 ) -> PackedModel:
     """The model that a packed artefact was made from, on the CPU; needs no calibration and no full-precision weights.
-    With the machine, threads and batches of the run it samples the same bits. `backend`: None is the run's own.
-    `clock`: None is a new one. `model`: a video model of the same structure, needed where the artefact does not
-    describe it (VideoModel.architecture); of its denoiser no weight is used.
+    With the machine, threads and batches of the run it samples the same bits. `backend`, `sampler`: None is the run's
+    own. `clock`: None is a new one. `model`: a video model of the same structure, needed where the artefact does not
+    describe it (VideoModel.architecture); of its denoiser no weight is used. `match`: what a schedule with other
+    timesteps does, "nearest", or None, which refuses it (QuantState.serving).
 
     Codes stay memory-mapped where the backend does not unpack them: the files must not be changed meanwhile. Raises
     UserError when the artefact is damaged, of another version, or not made of the tensors that its layers need.
@@ -126,20 +139,29 @@ def load(
     path = Path(path)
     manifest = artefact.read(path, KIND, VERSION)
     contents = manifest["contents"]
-    config, steps = contents["config"], contents["num_steps"]
-    sampler = rebuild(config["sampler"], Sampler, "sampler")
+    config = contents["config"]
     backend = backend or rebuild(config["backend"], Backend, "backend")
-    clock = clock or StepClock(steps)
-    for field, number in (("sampler.steps", sampler.steps), ("clock.num_steps", clock.num_steps)):
-        if number != steps:
-            raise UserError(f"{path}: {field}={number} must be {steps}, the steps that its tables are for")
     net = _structure(contents["denoiser"], model, path)
     tensors = _read_tensors([path / name for name in manifest["files"] if name.endswith(".safetensors")])
     _check_tensors(tensors, expected_tensors(net, contents), path)
-    kept = tuple(contents.get("kept_steps", ()))  # earlier artefacts have none
-    state = QuantState(restored_layers(net, contents, tensors, path), steps, kept_steps=kept)
+    state = replace(planned(contents), layers=restored_layers(net, contents, tensors, path))
+    timesteps, own = state.timesteps, rebuild(config["sampler"], Sampler, "sampler")
+    if model is not None or sampler is not None:
+        around = model or rebuild(config["model"], VideoModel, "model", net=net)
+        timesteps = listed(around.timesteps(sampler or own))
+    state, sampler = state.serving(timesteps, match), sampler or own
+    clock = clock or StepClock(state.num_steps)
+    for field, number in (("sampler.steps", sampler.steps), ("clock.num_steps", clock.num_steps)):
+        if number != state.num_steps:
+            raise UserError(f"{path}: {field}={number} must be {state.num_steps}, the steps that its tables are for")
     denoiser = apply(filled(net, tensors), state, clock, backend)
     return PackedModel(denoiser, sampler, clock, manifest, model, state=state)
+
+
+def planned(contents: dict[str, Any]) -> QuantState:
+    """What a manifest's contents say of the steps, without any layer; no timesteps if an earlier version wrote it."""
+    times = {name: contents.get(name) and tuple(contents[name]) for name in ("timesteps", "calibrated")}
+    return QuantState({}, contents["num_steps"], **times, kept_steps=tuple(contents.get("kept_steps", ())))
 
 
 def _structure(architecture: dict[str, Any] | None, model: VideoModel | None, path: Path) -> nn.Module:
@@ -279,8 +301,9 @@ def restored_layers(
             check_shapes(layers[fqn], *weights[fqn].shape)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: layer {fqn}: {error}") from error
-        if layers[fqn].num_steps != contents["num_steps"]:
-            raise UserError(f"{path}: layer {fqn} has {layers[fqn].num_steps} steps, must be {contents['num_steps']}")
+        wanted = (len(BRANCHES) if layers[fqn].per_branch else 1) * contents["num_steps"]
+        if layers[fqn].num_steps != wanted:
+            raise UserError(f"{path}: layer {fqn} has {layers[fqn].num_steps} steps, must be {wanted}")
     return layers
 
 

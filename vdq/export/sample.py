@@ -7,6 +7,7 @@ encoder and the autoencoder are those of the model that was exported.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from vdq.diffusion.noise import PromptNoise
 from vdq.errors import UserError
 from vdq.export import artefact, onnx_runtime, packed
 from vdq.export.model import ArtefactModel
-from vdq.files import check_folder, complete_or_nothing
+from vdq.files import check_file, check_folder, complete_or_nothing
 
 DEFAULT_CACHE = "runs/cache"
 ENDINGS = (".mp4", ".gif")
@@ -34,11 +35,10 @@ def main(arguments: list[str] | None = None) -> Path:
             raise UserError(f"--out={args.out} must end in {' or '.join(ENDINGS)}")
         if not args.prompt.strip():
             raise UserError("--prompt is empty, must say what the video shall show")
-        if args.threads is not None and args.threads < 1:
-            raise UserError(f"--threads={args.threads} must be at least 1")
-        check_folder("--out: its folder", args.out.parent)
-        if args.out.is_dir():
-            raise UserError(f"--out={args.out} is a folder, must be a file")
+        cores = os.cpu_count() or 1
+        if args.threads is not None and not 1 <= args.threads <= cores:
+            raise UserError(f"--threads={args.threads} must be in 1..{cores}, the cores of this machine")
+        check_file("--out", args.out)
         model = load(args.artefact, threads=args.threads)
         seed = model.contents["seed"] if args.seed is None else args.seed
         changes = places(model.contents["config"]["model"], args.weights, args.cache)

@@ -1,4 +1,4 @@
-"""The recipe that quantizes nothing: the reference of every comparison."""
+"""The method that quantizes nothing: the reference of every comparison."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from vdq.quant.stats import LayerStats, Stats
 
 
 class FullPrecisionMethod(Method):
-    """The only recipe that may leave every layer alone; its bit-widths are nominal."""
+    """The only method that may leave every layer alone; its bit-widths are nominal."""
 
     weight_bits = 16
     act_bits = 16
@@ -41,4 +41,4 @@ class FullPrecisionMethod(Method):
         timesteps: Tensor | None = None,
         keep: Keep = NOTHING,
     ) -> QuantState:
-        return QuantState({}, num_steps, layer_reports(denoiser, {}, stats, reason="full-precision recipe"))
+        return QuantState({}, num_steps, layer_reports(denoiser, {}, stats, reason="full-precision method"))

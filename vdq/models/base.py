@@ -33,20 +33,21 @@ class VideoModel(ABC):
 
     family: the facts of its denoisers. denoisers: their names. Of several, each of which works at some steps only,
     `denoiser` and `structure` are an nn.ModuleDict by these names, so that the fqn of a layer begins with its
-    denoiser's. latent_shape is (c, T, H, W); fps is the frame rate of the decoded videos in frames per second. random
-    says that weights are random: of such a model no metric is taken. batch_size is how many prompts are sampled
-    together unless the user says otherwise.
+    denoiser's. latent_shape is (c, T, H, W), or None where the model draws its noise in a shape of its own; fps is
+    the frame rate of the decoded videos in frames per second. random says that weights are random: of such a model no
+    metric is taken. batch_size is how many prompts are sampled together unless the user says otherwise.
     """
 
     family: Family
     denoisers: tuple[str, ...] = ("transformer",)
     denoiser: nn.Module
-    latent_shape: tuple[int, int, int, int]
+    latent_shape: tuple[int, int, int, int] | None
     fps: float
     unsigned: tuple[str, ...] = ()  # arguments that say where things are: no number depends on them
     version: int = 1  # to be raised when the same weights and prompts would give other latents or frames
     random: bool = False
     batch_size: int = 8
+    owns_precision: bool = False  # whether its own dtype counts, and no Trainer converts its weights
 
     @property
     def structure(self) -> nn.Module:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
-
-BRANCHES = (CONDITIONAL, UNCONDITIONAL)
+from vdq.diffusion.clock import BRANCHES, StepClock
+from vdq.errors import UserError
 
 
 @contextmanager
@@ -18,13 +17,14 @@ def clock_follows(clock: StepClock, denoiser: nn.Module, scheduler: Any, calls_a
     """Inside, `clock` is set before every call of the denoiser: to the step at which the scheduler stands and, where a
     step takes two calls, to the branch of the call, the conditional one first.
 
-    `scheduler` is one of diffusers' kind: `step_index` is None before its first step. Raises RuntimeError when a step
-    takes more calls.
+    `scheduler` is one of diffusers' kind: its `step_index` says the step, or, where it has none, the place of the
+    call's `timestep` among its timesteps. Raises RuntimeError when a step takes more calls, UserError when the
+    timestep of a call is none of the schedule.
     """
     calls = {"step": -1, "number": 0}
 
     def tell(module: nn.Module, inputs: tuple, named_inputs: dict[str, Any]) -> None:
-        step = scheduler.step_index or 0
+        step = _step(scheduler, named_inputs.get("timestep"))
         calls["number"] = calls["number"] + 1 if calls["step"] == step else 0
         calls["step"] = step
         if calls["number"] >= calls_a_step:
@@ -36,3 +36,15 @@ def clock_follows(clock: StepClock, denoiser: nn.Module, scheduler: Any, calls_a
         yield
     finally:
         handle.remove()
+
+
+def _step(scheduler: Any, timestep: Tensor | None) -> int:
+    if hasattr(scheduler, "step_index"):
+        return (
+            scheduler.step_index if scheduler.step_index is not None else getattr(scheduler, "begin_index", None) or 0
+        )
+    now = timestep.flatten()[0].to(scheduler.timesteps.device)
+    places = (scheduler.timesteps == now).nonzero().flatten()
+    if len(places) == 0:
+        raise UserError(f"timestep {float(now):g} of a call is none of the schedule's, {scheduler.timesteps.tolist()}")
+    return int(places[0])

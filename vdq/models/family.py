@@ -46,10 +46,10 @@ class TimestepTable(NamedTuple):
 class Family:
     """Facts of a family, whose linears are named by fqn as projections are: parts of a fused linear one by one.
 
-    name: for messages. denoisers: class names of its denoisers. quantizable: patterns (of fnmatch) of the linears that
-    may be quantized; the others stay in full precision. packed: patterns of the linear modules that get the tokens of
-    all prompts of a batch in one row. calls_a_step: 1 where guidance is one call of the denoiser, 2 where the
-    conditional and then the unconditional branch have one each.
+    name: for messages. denoisers: import paths of their classes, such as vdq.models.stdit.STDiT. quantizable: patterns
+    (of fnmatch) of the linears that may be quantized; the others stay in full precision. packed: patterns of the linear
+    modules that get the tokens of all prompts of a batch in one row. calls_a_step: 1 where guidance is one call of the
+    denoiser, 2 where the conditional and then the unconditional branch have one each.
 
     Of a denoiser, whose weights are not read: attention_groups, for outputs that are handed on rotated. token_orders of
     the linears that get tokens of videos. temporal_features: inputs of the linears that see nothing but the timestep,
@@ -81,16 +81,22 @@ _FAMILIES: dict[str, Family] = {}
 
 
 def register(family: Family) -> Family:
-    """Makes a family known to `family_of`; one that was registered before under a class name is replaced."""
+    """Makes a family known to `family_of`; one that was registered before for a class is replaced. Raises ValueError
+    for a denoiser that is no import path: classes of one name may be of several packages.
+    """
+    if bare := [path for path in family.denoisers if "." not in path]:
+        raise ValueError(f"family {family.name}: denoisers must be import paths, such as package.{bare[0]}")
     _FAMILIES.update(dict.fromkeys(family.denoisers, family))
     return family
 
 
 def family_of(denoiser: nn.Module) -> Family | None:
-    """The family of a denoiser by the name of its class or of one that it extends; None if it has none."""
-    import vdq.models.stdit_family  # noqa: F401  (registers it; others are registered where their models are)
+    """The family of a denoiser by its class or one that it extends; None if it has none."""
+    import vdq.models.pipelines.families  # (they register; others are registered where their models are)
+    import vdq.models.stdit_family  # noqa: F401
 
-    return next((_FAMILIES[kind.__name__] for kind in type(denoiser).__mro__ if kind.__name__ in _FAMILIES), None)
+    paths = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(denoiser).__mro__)
+    return next((_FAMILIES[path] for path in paths if path in _FAMILIES), None)
 
 
 def _matches(fqn: str, patterns: tuple[str, ...]) -> bool:

@@ -87,7 +87,7 @@ def example_inputs(denoiser: STDiT) -> tuple[Tensor, Tensor, Tensor]:
 STDIT = register(
     Family(
         name="STDiT",
-        denoisers=("STDiT",),
+        denoisers=("vdq.models.stdit.STDiT",),
         quantizable=("blocks.*",),  # embedders, t_block and final layer stay in full precision, as in the paper
         packed=("*.cross_attn.kv_linear",),
         attention_groups=attention_groups,

@@ -62,10 +62,11 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: Lay
     memo: dict[int, nn.Module] = {}
     for fqn, linear in linear_modules(denoiser):
         parts = split(fqn, linear)
+        quants = {p.fqn: state.layers[p.fqn].to(p.weight.device) for p in parts if p.fqn in state.layers}
         specs = {
-            p.fqn: LayerSpec(p.fqn, p.weight, p.bias, state.layers[p.fqn].to(p.weight.device), clock, rows, switch)
+            p.fqn: LayerSpec(p.fqn, p.weight, p.bias, quant, quant.clock(clock), rows, switch)
             for p in parts
-            if p.fqn in state.layers
+            if (quant := quants.get(p.fqn)) is not None
         }
         missing -= specs.keys()
         if specs:

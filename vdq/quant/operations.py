@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vdq.diffusion.clock import BRANCHES
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections
 from vdq.quant.state import QuantState
@@ -25,7 +26,7 @@ class Operations(NamedTuple):
     multiply-adds times the bits of both operands, floats counted with 16, and additions times 16 (as in Bayesian Bits,
     arXiv 2005.07093); None where activation bits are chosen while sampling and not given.
 
-    Not counted, since every recipe has them: products of attention, the patch convolution and elementwise operations,
+    Not counted, since every method has them: products of attention, the patch convolution and elementwise operations,
     among them what a quantizer does and what a dynamic one measures.
     """
 
@@ -67,7 +68,7 @@ def layer_operations(
     quantized = Operations(macs, branch, adds, None if bits is None else macs * quant.weight.bits * bits + around)
     if not kept_steps:
         return quantized
-    share = len(kept_steps) / quant.num_steps
+    share = len(kept_steps) * (len(BRANCHES) if quant.per_branch else 1) / quant.num_steps
     return quantized.times(1 - share).plus(exact.times(share))
 
 

@@ -85,7 +85,7 @@ def layer_reports(
     kept_steps: tuple[int, ...] = (),
 ) -> tuple[LayerReport, ...]:
     """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left, and
-    `kept` has the pattern of those that the user wants so.
+    `kept` has the pattern of those that the user wants so. The weights of a denoiser on the meta device have no error.
     """
     rows, inside, shared, kept = [], set(), SharedTensors(), kept or {}
     for p in projections(denoiser):
@@ -116,17 +116,20 @@ def weight_error(weight: Tensor, quant: LayerQuant) -> float:
     return math.hypot(*errors) / norm if norm > 0 else 0.0
 
 
-def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float:
+def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float | None:
     """Width of the widest step's range over that of the narrowest, both extended to contain 0, after those transforms
-    of the input that tell it (shift and smoothing; a rotation does not).
+    of the input that tell it (shift and smoothing; a rotation does not). None where a step's range has no width.
     """
+    stats = stats.calls if quant.per_branch else stats
     lo, hi = stats.min, stats.max
     for transform in quant.inputs:
         if (after := transform.extremes(lo, hi)) is None:
             break
         lo, hi = after
     width = hi.amax(-1).clamp(min=0) - lo.amin(-1).clamp(max=0)
-    return float(width.max() / width.min()) if width.max() > 0 else 1.0
+    if width.max() == 0:
+        return 1.0
+    return float(width.max() / width.min()) if width.min() > 0 else None
 
 
 def mean_act_bits(state: QuantState) -> float | None:
@@ -147,11 +150,12 @@ def _quantized(
         act_bits=quant.act.bits,
         weight_ranges=quant.weight.num_sets,
         act_ranges=quant.act.num_ranges,
-        weight_error=weight_error(weight, quant),
+        weight_error=None if weight.is_meta else weight_error(weight, quant),
         act_range_spread=act_range_spread(stats, quant) if stats else None,
         act_groups=quant.act.num_groups,
         rotation=rotation.block if rotation else 0,
         bits_per_weight=bits_per_weight,
+        per_branch=quant.per_branch,
     )
 
 

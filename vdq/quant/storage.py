@@ -21,9 +21,9 @@ def save(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any], *
     # Clones: safetensors refuses tensors that share memory, as views of one tensor do.
     owned = {name: tensors[name].detach().cpu().clone().contiguous() for name in first.values()}
     others = {name: owner for name, owner in names.items() if name != owner}
-    metadata = {"kind": kind, "layout": str(layout), "header": json.dumps(header), "others": json.dumps(others)}
+    texts = {"header": json.dumps(header, allow_nan=False), "others": json.dumps(others)}
     with complete_or_nothing(Path(path)) as partial:
-        save_file(owned, partial, metadata=metadata)
+        save_file(owned, partial, metadata={"kind": kind, "layout": str(layout)} | texts)
 
 
 def load(path: str | Path, *, kind: str, layout: int = 1) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -32,6 +32,8 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         trainer = experiment.trainer()
         _warn_of_unused_gpu(trainer)
         _warn_of_crowded_cores(trainer)
+    if experiment.match is not None and cfg.artefact is None:
+        raise UserError(f"quant.match={experiment.match} has no effect: only an artefact can be for another schedule")
     _ = experiment.identity.artefact
     if "export" in stages:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
@@ -46,7 +48,7 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         _check_bits(experiment)
     experiment.backend.check_parts(experiment.method.parts())
     if "benchmark" in stages:
-        experiment.benchmark.check_recipes([name for name in options("quant") if name != "fp16"])
+        experiment.benchmark.check_methods([name for name in options("quant") if name != "fp16"])
         if experiment.keep:
             raise UserError("stages=[benchmark] measures whole methods, quant.keep and quant.keep_steps must be []")
     weights = cfg.model.get("weights")
@@ -59,8 +61,9 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     for group in ("model", "dataset", "metrics"):
         _check_caches(group, cfg[group])
     if cfg.videos is None:
+        experiment.method.check_calls(experiment.model.family.calls_a_step)
         experiment.model.check(experiment.sampler)
-        experiment.check_kept_layers()
+        _ = experiment.kept_layers
     if scores:
         _ = experiment.metrics_here
     if cfg.videos is None:

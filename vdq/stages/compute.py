@@ -42,12 +42,13 @@ def load_denoiser(experiment: Experiment) -> nn.Module:
 def predict(experiment: Experiment, task: Generation) -> None:
     """Runs a task on the configured devices.
 
-    A Trainer of half precision converts weights in place, so it gets copies: recipes start from the originals. A
-    quantized denoiser is a copy already.
+    Weights keep their dtype where the model says so. Else a Trainer of half precision converts them in place, so it
+    gets copies: methods start from the originals. A quantized denoiser is a copy already.
     """
-    trainer = experiment.trainer()
+    dtype = {"precision": "32-true"} if experiment.model.owns_precision else {}
+    trainer = experiment.trainer(**dtype)
     if trainer.world_size > task.most_devices:
-        trainer = experiment.trainer(devices=task.most_devices)
+        trainer = experiment.trainer(devices=task.most_devices, **dtype)
     if trainer.precision != "32-true":
         own = (task.clock, task.denoiser) if task.denoiser is not experiment.model.denoiser else (task.clock,)
         memo = {id(part): part for part in own}

@@ -26,7 +26,7 @@ from vdq.files import write_json
 from vdq.models.base import VideoModel
 from vdq.peak_memory import PeakMemory
 from vdq.processes import end_with_parent
-from vdq.quant.calls import CallCounter
+from vdq.quant.call_counter import CallCounter
 from vdq.quant.convert import quantized_layers
 
 EXECUTION = "sampling.json"
@@ -120,7 +120,7 @@ class Generation(pl.LightningModule):
         self.counter.__exit__()
         calls = int(self.trainer.strategy.reduce(torch.tensor(self.counter.total, device=self.device), reduce_op="sum"))
         if quantized_layers(self.denoiser) and not calls:
-            raise UserError("the recipe quantizes layers, but none of them was called while sampling")
+            raise UserError("the method quantizes layers, but none of them was called while sampling")
         if self.trainer.is_global_zero:
             write_json(self.folder / EXECUTION, self._execution(calls))
 

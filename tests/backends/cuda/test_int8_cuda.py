@@ -22,7 +22,7 @@ from tests.flat_layers import changed, flat, weight_grid
 from vdq.backends import FakeQuantBackend, Int8CudaBackend, ReferenceBackend
 from vdq.backends.cuda.backend import unavailable
 from vdq.backends.fused_block import FusedBlock
-from vdq.diffusion.clock import StepClock
+from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.errors import UserError
 from vdq.methods import DynamicMethod, StaticMethod
 from vdq.models.stdit import STDiT
@@ -72,6 +72,18 @@ def test_accumulators_equal_numpy(
     # Only asymmetric weights of 8 bits need more than a signed byte.
     assert module.needs_sums == (not symmetric_weights and weight_bits == 8)
     check_steps(module, spec, tokens(9), oracle)
+
+
+def test_branches_of_guidance_read_their_own_scales(layer, oracle, tokens):
+    """The four rows of the layer's tables are the calls of two steps."""
+    spec, clock, x = layer(), StepClock(2), tokens(9)
+    quant = replace(spec.quant, act=replace(spec.quant.act, per_branch=True))
+    module = Int8CudaBackend().layer(replace(spec, quant=quant, clock=clock.calls)).to(DEVICE)
+    clock.to(DEVICE)
+    for step, branch in ((1, 1), (0, 0), (0, 1), (1, 0)):
+        clock.set(step, BRANCHES[branch])
+        found = module.accumulators(x.to(DEVICE)).cpu()
+        np.testing.assert_array_equal(found, oracle(spec, x, 2 * step + branch).accumulators)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -326,7 +338,7 @@ def test_residual_and_gate(rows, layer, tokens):
     torch.testing.assert_close(module(codes, residual=residual).double(), residual + y, rtol=1e-5, atol=1e-5)
 
 
-RECIPES = {
+METHODS = {
     "tsq_tsw": partial(StaticMethod, num_time_ranges="per_step", alpha=0.5),
     "tsw": partial(StaticMethod, num_time_ranges="per_step"),
     "symmetric": partial(StaticMethod, alpha=0.5, symmetric_weights=True, symmetric_acts=True),
@@ -335,8 +347,8 @@ RECIPES = {
 }
 
 
-EACH_RECIPE = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("tsq_tsw", "dynamic") else pytest.mark.slow) for name in RECIPES]
+EACH_METHOD = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("tsq_tsw", "dynamic") else pytest.mark.slow) for name in METHODS]
 )
 
 
@@ -374,7 +386,7 @@ def stats(denoiser):
 
 
 def state_of(name, denoiser, stats, **bits):
-    return RECIPES[name](**bits).convert(denoiser, stats, num_steps=4, quantizable=quantizable)
+    return METHODS[name](**bits).convert(denoiser, stats, num_steps=4, quantizable=quantizable)
 
 
 class Trace(TorchDispatchMode):
@@ -392,7 +404,7 @@ class Trace(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@EACH_RECIPE
+@EACH_METHOD
 def test_a_fused_block_computes_the_same_function(name, denoiser, stats):
     """Next to the simulation, and to the layers one by one, as a code now and then is rounded another way; far from
     that is what quantization does. 4-bit weights and 6-bit activations make the difference plain.
@@ -436,8 +448,8 @@ def test_integer_layers_compute_the_sums_of_the_reference_inside_the_model(name,
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@EACH_RECIPE
-def test_static_recipes_reduce_no_activation_at_run_time(name, fused, denoiser, stats):
+@EACH_METHOD
+def test_static_methods_reduce_no_activation_at_run_time(name, fused, denoiser, stats):
     """No reduction and no synchronization outside the kernels, and quantization is told its zero points; what the
     kernel then does is tested where it is compiled.
     """

@@ -46,7 +46,7 @@ class LayerInput:
         return self._seen(None)
 
     def _seen(self, s: Tensor | None) -> SeenInput:
-        rows = self.stats.samples.inputs.float()
+        rows = self.stats.recorded.inputs.float()
         rows = rows if s is None else rows / s[0]
         rows = hadamard(rows, self.rotation) if self.rotation else rows
         sizes, of_rows = _token_sizes(rows, self.stats, self.tokens)
@@ -83,23 +83,23 @@ def _constant(stats: LayerStats) -> bool:
 
 
 def _of_one_step(stats: LayerStats) -> LayerStats:
-    samples = stats.samples._replace(inputs=stats.samples.inputs[:1], places=stats.samples.places[:1])
-    return LayerStats(stats.min[:1], stats.max[:1], stats.abs_sum[:1], stats.rows[:1], samples)
+    recorded = stats.recorded._replace(inputs=stats.recorded.inputs[:1], places=stats.recorded.places[:1])
+    return LayerStats(stats.min[:1], stats.max[:1], stats.abs_sum[:1], stats.rows[:1], recorded)
 
 
 def _shift(stats: LayerStats, kind: str | None) -> Tensor | None:
     if kind is None:
         return None
-    middle = (stats.min + stats.max) / 2 if kind == "mid" else stats.samples.inputs.float().mean(1)
+    middle = (stats.min + stats.max) / 2 if kind == "mid" else stats.recorded.inputs.float().mean(1)
     return in_half(middle, "shift")
 
 
 def _shifted(stats: LayerStats, shift: Tensor) -> LayerStats:
     """Statistics of X - shift; the row maxima, which are not known, become the maxima of all rows."""
     lo, hi = stats.min - shift, stats.max - shift
-    samples = stats.samples._replace(inputs=stats.samples.inputs.float() - shift[:, None])
+    recorded = stats.recorded._replace(inputs=stats.recorded.inputs.float() - shift[:, None])
     return replace(
-        stats, min=lo, max=hi, abs_sum=torch.maximum(-lo, hi).double() * stats.rows[:, None], samples=samples
+        stats, min=lo, max=hi, abs_sum=torch.maximum(-lo, hi).double() * stats.rows[:, None], recorded=recorded
     )
 
 
@@ -107,6 +107,6 @@ def _token_sizes(rows: Tensor, stats: LayerStats, tokens: TokenGroups | None) ->
     """Of the groups [N, G], or None without; of the recorded rows [N, n, 1], or [N, 1, 1] ones without groups."""
     if tokens is None:
         return None, rows.new_ones(len(rows), 1, 1)
-    groups = tokens.of(stats.samples.places)
+    groups = tokens.of(stats.recorded.places)
     sizes = group_sizes(rows, groups, tokens.count)
     return sizes, sizes.gather(1, groups)[..., None]

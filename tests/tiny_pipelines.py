@@ -1,0 +1,334 @@
+"""Tiny pipelines of diffusers with random weights, one of every family: their classes, small configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+TEXT = 16  # features of the text encoder
+FAMILIES: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {}
+CALLS = {  # arguments of the pipelines that make a video small
+    "wan": {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+    "wan2_2": {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+    "cogvideox": {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+    "ltx": {"height": 64, "width": 64, "num_frames": 9, "max_sequence_length": 16},
+    "hunyuan_video": {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+    "latte": {"height": 16, "width": 16, "video_length": 2},
+    "mochi": {"height": 32, "width": 32, "num_frames": 7, "max_sequence_length": 16},
+    "allegro": {"height": 32, "width": 32, "num_frames": 8, "max_sequence_length": 16},
+}
+CALLS["hunyuan_video"]["prompt_template"] = {"template": "a video of {}", "crop_start": 0}
+
+
+def build(name: str) -> diffusers.DiffusionPipeline:
+    """The pipeline of a family in fp32, with the same random weights every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline = FAMILIES[name]()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save(name: str, folder: Path) -> Path:
+    """Writes that pipeline as a folder that `from_pretrained` reads."""
+    build(name).save_pretrained(folder)
+    return folder
+
+
+def _family(build_it: Callable[[], diffusers.DiffusionPipeline]) -> Callable[[], diffusers.DiffusionPipeline]:
+    FAMILIES[build_it.__name__] = build_it
+    return build_it
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte."""
+    ids = {character: number + 2 for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, **ids}, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split("", "isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="</s>", model_max_length=64
+    )
+
+
+def _t5(config: type = T5Config, model: type = T5EncoderModel) -> nn.Module:
+    return model(config(vocab_size=300, d_model=TEXT, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).eval()
+
+
+def _wan_transformer() -> nn.Module:
+    return diffusers.WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=TEXT,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+
+
+def _wan_vae() -> nn.Module:
+    return diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    )
+
+
+def _wan_parts() -> dict[str, object]:
+    return {
+        "tokenizer": _tokenizer(),
+        "text_encoder": _t5(UMT5Config, UMT5EncoderModel),
+        "vae": _wan_vae(),
+        "scheduler": diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        ),
+    }
+
+
+@_family
+def wan() -> diffusers.WanPipeline:
+    return diffusers.WanPipeline(transformer=_wan_transformer(), **_wan_parts())
+
+
+@_family
+def wan2_2() -> diffusers.WanPipeline:
+    """Two experts."""
+    experts = {"transformer": _wan_transformer(), "transformer_2": _wan_transformer()}
+    return diffusers.WanPipeline(**experts, **_wan_parts(), boundary_ratio=0.875)
+
+
+@_family
+def cogvideox() -> diffusers.CogVideoXPipeline:
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=TEXT,
+        num_layers=2,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=5,
+        max_text_seq_length=16,
+        use_rotary_positional_embeddings=True,
+    )
+    vae = diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        sample_height=32,
+        sample_width=32,
+    )
+    return diffusers.CogVideoXPipeline(
+        tokenizer=_tokenizer(),
+        text_encoder=_t5(),
+        vae=vae,
+        transformer=transformer,
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            snr_shift_scale=1.0,
+            timestep_spacing="trailing",
+        ),
+    )
+
+
+@_family
+def ltx() -> diffusers.LTXPipeline:
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=TEXT,
+    )
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1
+    )
+    return diffusers.LTXPipeline(
+        scheduler=scheduler, vae=vae, text_encoder=_t5(), tokenizer=_tokenizer(), transformer=transformer
+    )
+
+
+@_family
+def hunyuan_video() -> diffusers.HunyuanVideoPipeline:
+    transformer = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=2,
+        text_embed_dim=TEXT,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 6, 6),
+    )
+    vae = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    llama = LlamaModel(
+        LlamaConfig(
+            vocab_size=300,
+            hidden_size=TEXT,
+            intermediate_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
+        )
+    ).eval()
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=300,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            projection_dim=8,
+            bos_token_id=1,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    ).eval()
+    return diffusers.HunyuanVideoPipeline(
+        text_encoder=llama,
+        tokenizer=_tokenizer(),
+        transformer=transformer,
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=clip,
+        tokenizer_2=_tokenizer(),
+    )
+
+
+@_family
+def latte() -> diffusers.LattePipeline:
+    transformer = diffusers.LatteTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        cross_attention_dim=16,
+        attention_bias=True,
+        sample_size=2,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        caption_channels=TEXT,
+        video_length=2,
+    )
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+    scheduler = diffusers.DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False)
+    return diffusers.LattePipeline(
+        tokenizer=_tokenizer(), text_encoder=_t5(), vae=vae, transformer=transformer, scheduler=scheduler
+    )
+
+
+@_family
+def mochi() -> diffusers.MochiPipeline:
+    transformer = diffusers.MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        text_embed_dim=TEXT,
+        time_embed_dim=4,
+        max_sequence_length=16,
+    )
+    vae = diffusers.AutoencoderKLMochi(
+        latent_channels=12,
+        out_channels=3,
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+    return diffusers.MochiPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=_t5(),
+        tokenizer=_tokenizer(),
+        transformer=transformer,
+    )
+
+
+@_family
+def allegro() -> diffusers.AllegroPipeline:
+    transformer = diffusers.AllegroTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        cross_attention_dim=24,
+        sample_width=4,
+        sample_height=4,
+        sample_frames=2,
+        caption_channels=TEXT,
+    )
+    vae = diffusers.AutoencoderKLAllegro(
+        down_block_types=("AllegroDownBlock3D",) * 4,
+        up_block_types=("AllegroUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+    vae.enable_tiling()
+    scheduler = diffusers.EulerAncestralDiscreteScheduler()
+    return diffusers.AllegroPipeline(
+        tokenizer=_tokenizer(), text_encoder=_t5(), vae=vae, transformer=transformer, scheduler=scheduler
+    )

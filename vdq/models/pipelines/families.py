@@ -1,0 +1,122 @@
+"""The facts of families whose pipelines are those of diffusers (vdq.models.family)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vdq.models.family import Family, family_of, register
+
+# Linears that make shifts, scales and gates of the timestep: small, sensitive, called once a block with a single token.
+MODULATION = ("*.norm*.linear*", "*.adaln*", "*modulation*")
+CLASSES = "diffusers.models.transformers"
+Draw = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineFamily(Family):
+    """A family of pipelines of diffusers.
+
+    kept: patterns of linears that stay in full precision though `quantizable` names them. text: what `encode_prompt`
+    returns for one prompt, from the transformer's configuration, a number of tokens, and a function that draws normal
+    numbers of a shape: for work on structure and speed without a text encoder.
+    """
+
+    kept: tuple[str, ...] = MODULATION
+    text: Callable[[dict[str, Any], int, Draw], tuple] | None = None
+
+    def is_quantizable(self, fqn: str) -> bool:
+        return super().is_quantizable(fqn) and not any(fnmatchcase(fqn, pattern) for pattern in self.kept)
+
+
+def facts_of(structure: nn.Module) -> Family:
+    """The family of a transformer; of one that nobody has described, the linears of its blocks are quantizable, which
+    are the modules in its own nn.ModuleLists.
+    """
+    kind = type(structure)
+    blocks = [name for name, module in structure.named_children() if isinstance(module, nn.ModuleList)]
+    return family_of(structure) or PipelineFamily(
+        name=kind.__name__,
+        denoisers=(f"{kind.__module__}.{kind.__qualname__}",),
+        quantizable=tuple(f"{name}.*" for name in blocks),
+    )
+
+
+def _two(config: dict[str, Any], length: int, draw: Draw) -> tuple:
+    width = config.get("text_dim") or config.get("text_embed_dim") or config["caption_channels"]
+    return draw(1, length, width), draw(1, length, width)
+
+
+def _two_with_masks(config: dict[str, Any], length: int, draw: Draw) -> tuple:
+    text, null = _two(config, length, draw)
+    mask = torch.ones(1, length, dtype=torch.long)
+    return text, mask, null, mask
+
+
+def _hunyuan(config: dict[str, Any], length: int, draw: Draw) -> tuple:
+    pooled = draw(1, config["pooled_projection_dim"])
+    return draw(1, length, config["text_embed_dim"]), pooled, torch.ones(1, length, dtype=torch.long)
+
+
+WAN = register(
+    PipelineFamily(
+        name="Wan",
+        denoisers=(f"{CLASSES}.transformer_wan.WanTransformer3DModel",),
+        quantizable=("blocks.*",),
+        calls_a_step=2,
+        text=_two,
+    )
+)
+COGVIDEOX = register(
+    PipelineFamily(
+        name="CogVideoX",
+        denoisers=(f"{CLASSES}.cogvideox_transformer_3d.CogVideoXTransformer3DModel",),
+        quantizable=("transformer_blocks.*",),
+        text=_two,
+    )
+)
+LTX = register(
+    PipelineFamily(
+        name="LTX-Video",
+        denoisers=(f"{CLASSES}.transformer_ltx.LTXVideoTransformer3DModel",),
+        quantizable=("transformer_blocks.*",),
+        text=_two_with_masks,
+    )
+)
+HUNYUAN_VIDEO = register(
+    PipelineFamily(
+        name="HunyuanVideo",
+        denoisers=(f"{CLASSES}.transformer_hunyuan_video.HunyuanVideoTransformer3DModel",),
+        quantizable=("transformer_blocks.*", "single_transformer_blocks.*"),
+        text=_hunyuan,
+    )
+)
+LATTE = register(
+    PipelineFamily(
+        name="Latte",
+        denoisers=(f"{CLASSES}.latte_transformer_3d.LatteTransformer3DModel",),
+        quantizable=("transformer_blocks.*", "temporal_transformer_blocks.*"),
+        text=_two,
+    )
+)
+MOCHI = register(
+    PipelineFamily(
+        name="Mochi",
+        denoisers=(f"{CLASSES}.transformer_mochi.MochiTransformer3DModel",),
+        quantizable=("transformer_blocks.*",),
+        text=_two_with_masks,
+    )
+)
+ALLEGRO = register(
+    PipelineFamily(
+        name="Allegro",
+        denoisers=(f"{CLASSES}.transformer_allegro.AllegroTransformer3DModel",),
+        quantizable=("transformer_blocks.*",),
+        text=_two_with_masks,
+    )
+)

@@ -1,0 +1,465 @@
+"""Any video pipeline of diffusers as a video model: its own scheduler, guidance, encoders and decoder do the work."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vdq.diffusion.clock import StepClock
+from vdq.diffusion.noise import PromptNoise
+from vdq.diffusion.observer import StepObserver, step_observers
+from vdq.diffusion.samplers import RespacedSampler, Sampler
+from vdq.errors import UserError
+from vdq.models.base import RANDOM, Callback, VideoModel
+from vdq.models.driver import clock_follows
+from vdq.models.pipelines.driven import Driven, driven_class, watching
+from vdq.models.pipelines.families import facts_of
+from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
+from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
+from vdq.quant.layers import linear_modules
+from vdq.sources import Source
+
+log = logging.getLogger(__name__)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FRAMES = ("num_frames", "video_length", "frames")  # arguments by which a pipeline of videos is known
+OURS = {  # arguments of a call that belong to other fields, or to nobody
+    "prompt": "dataset",
+    "image": "dataset",
+    "num_inference_steps": "sampler.steps",
+    "guidance_scale": "sampler.guidance_scale",
+    "generator": "seed",
+    "latents": "seed",
+}
+NOBODYS = ("_embeds", "_mask", "callback_on", "output_type", "return_dict", "num_videos_per", "num_images_per")
+PASSED_OVER = 50  # steps of a schedule that nobody runs; some pipelines cannot make very short ones
+GUIDED = 2.0  # any scale above 1: the negative prompt is encoded as well
+
+
+class DiffusersModel(VideoModel):
+    """A video model in the layout of diffusers' pipelines.
+
+    pretrained: a local folder, a repository on the Hub, or "random". revision: of the repository. structure: see
+    Published. call: the pipeline's own arguments of a call, such as height, width and num_frames. scheduler: fields
+    that replace those of its scheduler, and `_class_name` for another one. dtype: of transformer and text encoders,
+    fp32, fp16 or bf16; decode_dtype: of the decoder; tiled: it works on tiles, which saves memory. quantizable:
+    patterns of the layers that may be quantized, None: the linears of the blocks. fps: of the videos. gigabytes: of the
+    download, for messages. net: takes the place of the denoisers, of which `weights_sha256` does not know. Weights are
+    read when they are needed. Raises UserError.
+    """
+
+    unsigned = ("pretrained", "revision", "cache", "gigabytes")
+    batch_size = 1
+    latent_shape = None  # the pipeline draws its noise in the shape it wants
+    owns_precision = True
+
+    def __init__(
+        self,
+        *,
+        pretrained: str,
+        revision: str | None = None,
+        structure: dict[str, Any] | None = None,
+        call: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        dtype: str = "bf16",
+        decode_dtype: str = "fp32",
+        tiled: bool = False,
+        quantizable: Sequence[str] | None = None,
+        fps: int = 16,
+        gigabytes: float = 0,
+        cache: str = "runs/cache",
+        net: nn.Module | None = None,
+    ) -> None:
+        for name, value in {"dtype": dtype, "decode_dtype": decode_dtype}.items():
+            if value not in DTYPES:
+                raise UserError(f"model.{name}={value} must be one of {', '.join(DTYPES)}")
+        if fps < 1:
+            raise UserError(f"model.fps={fps} must be at least 1")
+        self.fps, self.dtype, self.decode_dtype = fps, DTYPES[dtype], DTYPES[decode_dtype]
+        self.tiled = tiled
+        self.cache, self.call, self.changed_scheduler = Path(cache), dict(call or {}), dict(scheduler or {})
+        source = Source("model.pretrained", pretrained, revision, gigabytes)
+        self._published = Published(source, structure, self.cache)
+        self._net, self._patterns = net, None if quantizable is None else tuple(quantizable)
+        self._encoded: dict[str, list[Any]] = {}
+
+    # What it is -------------------------------------------------------------------------------------------------------
+
+    @property
+    def random(self) -> bool:
+        return self._published.random
+
+    @cached_property
+    def denoisers(self) -> tuple[str, ...]:
+        return tuple(name for name in DENOISERS if name in self._published.components)
+
+    @cached_property
+    def structure(self) -> nn.Module:
+        return self._together({name: self._published.empty(name) for name in self.denoisers})
+
+    @cached_property
+    def denoiser(self) -> nn.Module:
+        if self._net is not None:
+            return self._net
+        return self._together({name: self._published.load(name, self.dtype) for name in self.denoisers})
+
+    @cached_property
+    def family(self):
+        return facts_of(next(iter(self._experts(self.structure).values())))
+
+    def quantizable(self, fqn: str) -> bool:
+        if self._patterns is None:
+            return super().quantizable(fqn)
+        return any(fnmatchcase(self._within(fqn), pattern) for pattern in self._patterns)
+
+    @property
+    def companions(self) -> dict[str, str]:
+        return {"pipeline": self._published.identity}
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        return hashlib.sha256(self._published.identity.encode()).hexdigest()
+
+    # What may be asked of it ------------------------------------------------------------------------------------------
+
+    def check(self, sampler: Sampler) -> None:
+        if isinstance(sampler, RespacedSampler):
+            raise UserError(
+                f"sampler={type(sampler).__name__} is Open-Sora's; this model brings its scheduler along: sampler=own"
+            )
+        self._check_pipeline()
+        self._check_call()
+        self._check_patterns()
+        self._check_inputs(sampler)
+
+    def _check_pipeline(self) -> None:
+        kind, field = self._published.pipeline_class, self._field
+        if not self.denoisers:
+            raise UserError(
+                f"{field} is a {kind.__name__} without a transformer: it has no linears of blocks to quantize"
+            )
+        if not set(FRAMES) & set(self._signature):
+            raise UserError(f"{field} is a {kind.__name__}, which makes no videos: its call has no number of frames")
+        if "ar_step" in self._signature:
+            raise UserError(
+                f"{field} is a {kind.__name__}, which gives every frame a timestep of its own: no step is one"
+            )
+        if "audio_vae" in self._published.components:
+            raise UserError(f"{field} is a {kind.__name__}, which makes sound as well: only videos are supported")
+
+    def _check_call(self) -> None:
+        for name in self.call:
+            if name in OURS:
+                raise UserError(f"model.call.{name} cannot be set there: {OURS[name]} says it")
+            if name not in self._own_arguments:
+                near = difflib.get_close_matches(name, self._own_arguments, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(
+                    f"model.call.{name} is no argument of {self._published.pipeline_class.__name__}; allowed: "
+                    f"{', '.join(self._own_arguments)}{hint}"
+                )
+
+    def _check_patterns(self) -> None:
+        names = [self._within(fqn) for fqn, _ in linear_modules(self.structure)]
+        for pattern in self._patterns or ():
+            if not any(fnmatchcase(fqn, pattern) for fqn in names):
+                raise UserError(f"model.quantizable: {pattern!r} matches no linear of the model, such as {names[0]}")
+
+    def _check_inputs(self, sampler: Sampler) -> None:
+        """By the pipeline's own checks; what it only warns of, such as a size that it changes, is refused as well."""
+        pipeline = self._pipeline
+        with _warnings_of(self._published.pipeline_class) as warnings:
+            try:
+                pipeline.checked(
+                    prompt=[""],
+                    num_inference_steps=sampler.steps,
+                    **self._guidance(pipeline, sampler.guidance_scale),
+                    **self.call,
+                )
+            except (ValueError, TypeError) as error:
+                warnings.append(str(error))
+        if warnings:
+            raise UserError(f"model.call={self.call}: {' '.join(warnings)}")
+
+    @cached_property
+    def _signature(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self._published.pipeline_class.__call__).parameters)
+
+    @cached_property
+    def _own_arguments(self) -> list[str]:
+        """Arguments of a call that `call` may hold."""
+        others = {"self", "timesteps", "sigmas", *OURS}
+        return [n for n in self._signature if n not in others and not any(mark in n for mark in NOBODYS)]
+
+    # Time -------------------------------------------------------------------------------------------------------------
+
+    def timesteps(self, sampler: Sampler) -> Tensor:
+        """Of the scheduler after a call without a step: pipelines hand it sigmas and shifts of their own."""
+        encoding = joined([self._any_encoding()], torch.device("cpu"))
+        with self._set_up(self._pipeline, torch.device("cpu"), encoding, pass_over=True) as pipeline:
+            self._call(pipeline, [""], sampler, [torch.Generator()])
+            return pipeline.scheduler.timesteps.float().cpu()
+
+    def windows(self, sampler: Sampler) -> dict[str, range]:
+        """As diffusers' Wan: the first expert works where t >= boundary_ratio * num_train_timesteps."""
+        if len(self.denoisers) == 1:
+            return super().windows(sampler)
+        scheduler = self._scheduler()
+        scheduler.set_timesteps(sampler.steps)
+        boundary = self._published.arguments["boundary_ratio"] * scheduler.config.num_train_timesteps
+        first = int((scheduler.timesteps >= boundary).sum())
+        return dict(zip(self.denoisers, (range(first), range(first, sampler.steps)), strict=True))
+
+    # Prompts ----------------------------------------------------------------------------------------------------------
+
+    def prepare(self, prompts: list[str], device: Any) -> int:
+        new = [prompt for prompt in dict.fromkeys(prompts) if self._encoding(prompt) is None]
+        if not new:
+            return 0
+        pipeline = self._with_encoders(driven_class(self._published.pipeline_class), self.structure, DECODER)
+        pipeline.place = torch.device(device)
+        for name in self._encoder_names:
+            if isinstance(part := getattr(pipeline, name), nn.Module):
+                part.to(device)
+        for prompt in tqdm(new, desc="encoding prompts", unit="prompt", disable=len(new) < 2):
+            encoding = pipeline.encoded(prompt=[prompt], **self._guidance(pipeline, GUIDED), **self.call)
+            self._encoded_prompts.write(prompt, encoding)
+        return len(new)
+
+    def encode(self, prompts: list[str]) -> Encoded:
+        encodings = [self._encoding(prompt) for prompt in prompts]
+        if None in encodings:
+            raise RuntimeError("prompts must be prepared before they are encoded")
+        return Encoded(list(prompts), encodings)
+
+    def _encoding(self, prompt: str) -> list[Any] | None:
+        if prompt not in self._encoded:
+            found = [self._drawn(prompt)] if self.random else self._encoded_prompts.read(prompt)
+            if found is None:
+                return None
+            self._encoded[prompt] = found
+        return self._encoded[prompt]
+
+    def _any_encoding(self) -> list[Any]:
+        """For calls whose numbers do not depend on the prompt."""
+        if self._encoded:
+            return next(iter(self._encoded.values()))
+        if getattr(self.family, "text", None) is None:
+            raise UserError("the steps of this pipeline are known after its prompts are encoded")
+        return [self._drawn("")]
+
+    def _drawn(self, prompt: str) -> tuple:
+        """Random numbers in place of what the text encoders make of a prompt."""
+        if getattr(self.family, "text", None) is None:
+            raise UserError(
+                f"model.pretrained={RANDOM} is not possible for {self.family.name}: what it makes of text is not known"
+            )
+        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big")
+        generator = torch.Generator().manual_seed(seed)
+        length = self.call.get("max_sequence_length") or self._default("max_sequence_length", 120)
+        config = self._published.config(self.denoisers[0])
+        defaults = inspect.signature(self._published.kind(self.denoisers[0]).__init__).parameters
+        config = {name: p.default for name, p in defaults.items()} | config
+        return self.family.text(config, length, lambda *shape: torch.randn(shape, generator=generator).to(self.dtype))
+
+    def _default(self, argument: str, otherwise: Any) -> Any:
+        found = self._signature.get(argument)
+        return otherwise if found is None else found.default
+
+    @cached_property
+    def _encoded_prompts(self) -> EncodedStore:
+        key = [self._published.identity, self._published.pipeline_class.__name__, self.call, str(self.dtype)]
+        return EncodedStore(self.cache / "encoded", key)
+
+    # Videos -----------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        denoiser: nn.Module,
+        conditions: Encoded,
+        noise: PromptNoise,
+        clock: StepClock,
+        sampler: Sampler,
+        callback: Callback | None = None,
+        observers: Sequence[StepObserver] = (),
+    ) -> Tensor:
+        """As VideoModel says, but the state has the dtype that the pipeline gives it, and the latents are what it calls
+        so: [n, c, T, H, W], or tokens [n, S, c] where it packs them.
+        """
+        if clock.num_steps != sampler.steps:
+            raise UserError(f"clock.num_steps={clock.num_steps} must equal the sampler's steps={sampler.steps}")
+        watchers = [*step_observers(denoiser), *observers]
+
+        def seen(estimate: Tensor, latents: Tensor) -> None:
+            for observer in watchers:
+                observer.observe(clock.step, estimate)
+            if callback is not None:
+                callback(clock.step, latents)
+
+        pipeline, experts = self._pipeline, self._experts(denoiser)
+        place = next(iter(denoiser.parameters())).device
+        with ExitStack() as stack:
+            stack.enter_context(self._set_up(pipeline, place, conditions.batch(place), **experts))
+            for expert in experts.values():
+                stack.enter_context(clock_follows(clock, expert, pipeline.scheduler, self.family.calls_a_step))
+            stack.enter_context(watching(pipeline.scheduler, seen))
+            return self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents as `sample` returns them -> uint8 [n, T, H, W, 3] on the CPU, one video at a time, by the pipeline's
+        own code, whose steps are passed over.
+        """
+        decoder, sampler = self._decoder.to(latents.device), Sampler(steps=PASSED_OVER)
+        videos = []
+        for video in latents.split(1):
+            encoding = joined([self._any_encoding()], latents.device)
+            set_up = self._set_up(self._pipeline, latents.device, encoding, latents=video, pass_over=True, vae=decoder)
+            with set_up as pipeline:
+                frames = self._call(pipeline, [""], sampler, [torch.Generator().manual_seed(0)], output_type="np")
+            videos.append(torch.from_numpy((np.asarray(frames) * 255).round().astype(np.uint8)))
+        decoder.to("cpu")
+        return torch.cat(videos)
+
+    # The pipeline -----------------------------------------------------------------------------------------------------
+
+    def pipeline(self) -> Any:
+        """The plain pipeline with this model's tensors and its encoders: to be called, or saved."""
+        return self._with_encoders(self._published.pipeline_class, self.denoiser, None)
+
+    def _with_encoders(self, kind: type, denoiser: nn.Module, empty: str | None) -> Any:
+        """A pipeline of that class with these denoisers; `empty` names the decoder if it needs no weights."""
+        parts = self._experts(denoiser) | {SCHEDULER: self._scheduler()}
+        parts[DECODER] = self._published.empty(DECODER) if empty else self._decoder
+        folder = self._published.folder([f"{name}/*" for name in self._encoder_names])
+        try:
+            found = kind.from_pretrained(folder, torch_dtype=self.dtype, **parts)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self._field}: the text encoder cannot be read ({reason})") from error
+        found.set_progress_bar_config(disable=True)
+        return found
+
+    @cached_property
+    def _pipeline(self) -> Driven:
+        """Driven; without encoders, its denoisers and its decoder without weights."""
+        parts = self._experts(self.structure) | {DECODER: self._published.empty(DECODER), SCHEDULER: self._scheduler()}
+        parts |= {name: self._published.plain(name) for name in self._encoder_names}
+        kind = driven_class(self._published.pipeline_class)
+        missing = set(inspect.signature(kind.__init__).parameters) - {"self"} - set(self._published.arguments)
+        found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)
+        found.set_progress_bar_config(disable=True)
+        return found
+
+    @contextmanager
+    def _set_up(
+        self,
+        pipeline: Driven,
+        place: torch.device,
+        encoding: list[Any],
+        *,
+        latents: Tensor | None = None,
+        pass_over: bool = False,
+        **parts: nn.Module,
+    ) -> Iterator[Driven]:
+        """Inside, the pipeline works on a device with these parts and encodings, and with a new scheduler."""
+        before = {name: getattr(pipeline, name) for name in parts}
+        pipeline.place = place
+        pipeline.register_modules(**parts, scheduler=self._scheduler())
+        try:
+            with pipeline.giving(encoding, latents=latents, pass_over=pass_over):
+                yield pipeline
+        finally:
+            pipeline.register_modules(**before)
+
+    def _call(
+        self,
+        pipeline: Driven,
+        prompts: list[str],
+        sampler: Sampler,
+        generators: list[torch.Generator],
+        output_type: str = "latent",
+    ) -> Any:
+        return pipeline(
+            prompt=prompts,
+            num_inference_steps=sampler.steps,
+            generator=generators,
+            output_type=output_type,
+            return_dict=False,
+            **self._guidance(pipeline, sampler.guidance_scale),
+            **self.call,
+        )[0]
+
+    def _guidance(self, pipeline: Any, scale: float) -> dict[str, float]:
+        if "guidance_scale" in self._signature:
+            return {"guidance_scale": scale}
+        pipeline.register_modules(guider=pipeline.guider.new(guidance_scale=scale))
+        return {}
+
+    def _scheduler(self) -> Any:
+        """A new one, with the changed fields."""
+        changes = dict(self.changed_scheduler)
+        name, kind = changes.pop("_class_name", None), self._published.kind(SCHEDULER)
+        if name is not None:
+            kind = getattr(diffusers, name, None)
+            if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
+                raise UserError(f"model.scheduler._class_name={name} must be a scheduler of diffusers")
+        allowed = [field for field in inspect.signature(kind.__init__).parameters if field != "self"]
+        for field in changes:
+            if field not in allowed:
+                raise UserError(
+                    f"model.scheduler.{field} is no field of {kind.__name__}; allowed: {', '.join(allowed)}"
+                )
+        return kind.from_config(self._published.config(SCHEDULER) | changes)
+
+    @cached_property
+    def _decoder(self) -> nn.Module:
+        decoder = self._published.load(DECODER, self.decode_dtype)
+        if self.tiled:
+            decoder.enable_tiling()
+        return decoder
+
+    @property
+    def _encoder_names(self) -> list[str]:
+        return [n for n in self._published.components if n not in (*DENOISERS, DECODER, SCHEDULER)]
+
+    def _experts(self, denoiser: nn.Module) -> dict[str, nn.Module]:
+        return {self.denoisers[0]: denoiser} if len(self.denoisers) == 1 else dict(denoiser.items())
+
+    def _together(self, experts: dict[str, nn.Module]) -> nn.Module:
+        return nn.ModuleDict(experts) if len(experts) > 1 else next(iter(experts.values()))
+
+    @property
+    def _field(self) -> str:
+        return f"model.pretrained={self._published.source.value}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
+        """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""
+        return self
+
+
+@contextmanager
+def _warnings_of(kind: type) -> Iterator[list[str]]:
+    """The warnings that the module of a class logs meanwhile, in place of the console."""
+    logger, found = logging.getLogger(kind.__module__), []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())
+    logger.addHandler(handler)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates

@@ -1,0 +1,159 @@
+"""The files of a published pipeline: which classes it is made of, their configurations, and their weights."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+from vdq.errors import UserError
+from vdq.models.base import RANDOM
+from vdq.sources import Source, check_unmoved, find_folder, identity, named_folder
+
+INDEX = "model_index.json"
+DENOISERS = ("transformer", "transformer_2")
+DECODER = "vae"
+SCHEDULER = "scheduler"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A pipeline in the layout of diffusers: a local folder, a repository on the Hub, or "random".
+
+    structure: `pipeline`, the name of its class, then its components by name, each with `_class_name` and the arguments
+    of its configuration, and other arguments of the pipeline; None where the files say it. With a structure nothing is
+    fetched until weights are needed. Nothing is read before it is asked for. Raises UserError.
+    """
+
+    source: Source
+    structure: dict[str, Any] | None
+    cache: Path
+
+    def __post_init__(self) -> None:
+        if self.random and self.structure is None:
+            raise UserError(f"{self.source.field}={RANDOM} needs model.structure, as the named models have it")
+        if not self.random:
+            named_folder(self.source)
+
+    @property
+    def random(self) -> bool:
+        return self.source.value == RANDOM
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells its weights from others; read from no network."""
+        return RANDOM if self.random else identity(self.source, self.cache)
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """The pipeline's class, its components, each as [library, class] or [null, null], and its other arguments."""
+        if self._from_files:
+            return self._json(INDEX)
+        parts = {name: _library(part) for name, part in self.structure.items() if isinstance(part, dict)}
+        plain = {name: value for name, value in self.structure.items() if not isinstance(value, dict)}
+        return {"_class_name": plain.pop("pipeline"), **plain, **parts}
+
+    @cached_property
+    def pipeline_class(self) -> type:
+        name = self.index.get("_class_name")
+        kind = getattr(diffusers, str(name), None)
+        if kind is None:
+            raise UserError(
+                f"{self.source.field}={self.source.value} is a {name}, which diffusers {diffusers.__version__} lacks"
+            )
+        return kind
+
+    @cached_property
+    def components(self) -> dict[str, tuple[str, str]]:
+        """Library and class of every component that is there, by its name."""
+        return {
+            name: tuple(value)
+            for name, value in self.index.items()
+            if isinstance(value, list) and len(value) == 2 and value[1] is not None
+        }
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the pipeline that are no components, such as boundary_ratio."""
+        return {k: v for k, v in self.index.items() if not k.startswith("_") and not isinstance(v, list)}
+
+    def kind(self, name: str) -> type:
+        """The class of a component."""
+        library, kind = self.components[name]
+        return getattr(importlib.import_module(library), kind)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The configuration of a component of diffusers."""
+        if not self._from_files:
+            return {key: value for key, value in self.structure[name].items() if key != "_class_name"}
+        return self._json(f"{name}/{'scheduler_config' if name == SCHEDULER else 'config'}.json")
+
+    def empty(self, name: str) -> nn.Module:
+        """A component of diffusers without weights, on the meta device; buffers have their values."""
+        with init_empty_weights():
+            return self.kind(name).from_config(self.config(name)).eval().requires_grad_(False)
+
+    def load(self, name: str, dtype: torch.dtype) -> nn.Module:
+        """A component with its weights, on the CPU. Random ones are the same every time, and none is left at zero."""
+        if self.random:
+            return self._drawn(name).to(dtype)
+        folder = self.folder([f"{name}/*"])
+        try:
+            found = self.kind(name).from_pretrained(folder, subfolder=name, torch_dtype=dtype)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self.source.field}={self.source.value}: {name} cannot be read ({reason})") from error
+        return found.eval().requires_grad_(False)
+
+    def plain(self, name: str) -> Any:
+        """A component of diffusers that is no network, such as a guider; None for others, which only encoding needs."""
+        library, kind = self.components[name][0], self.kind(name)
+        if library.partition(".")[0] != "diffusers" or issubclass(kind, nn.Module):
+            return None
+        return kind() if self.random else kind.from_pretrained(self.folder([f"{name}/*"]), subfolder=name)
+
+    def folder(self, patterns: list[str]) -> Path:
+        """The local folder with the files that match the patterns, fetched if they must be."""
+        path = find_folder(self.source, [INDEX, *patterns])
+        check_unmoved(self.source, path, self.cache)
+        return path
+
+    @property
+    def _from_files(self) -> bool:
+        local = not self.random and Path(self.source.value).expanduser().is_dir()
+        return local or self.structure is None
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder(["*.json"]) / name
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.source.field}={self.source.value} lacks {name}, a pipeline of diffusers has it"
+            ) from (error)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise UserError(f"{path} holds a {type(found).__name__}, must hold the fields of a configuration")
+        return found
+
+    def _drawn(self, name: str) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = self.kind(name).from_config(self.config(name))
+            for parameter in net.parameters():
+                if not parameter.any():
+                    nn.init.normal_(parameter, std=0.02)
+        return net.eval().requires_grad_(False)
+
+
+def _library(part: dict[str, Any]) -> list[str]:
+    return ["diffusers", part["_class_name"]]
