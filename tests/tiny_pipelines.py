@@ -15,6 +15,8 @@ from transformers import (
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -33,6 +35,7 @@ CALLS = {  # arguments of the pipelines that make a video small
     "mochi": {"height": 32, "width": 32, "num_frames": 7, "max_sequence_length": 16},
     "allegro": {"height": 32, "width": 32, "num_frames": 8, "max_sequence_length": 16},
 }
+CALLS["hunyuan_video_1_5"] = {"height": 32, "width": 32, "num_frames": 5}
 CALLS["hunyuan_video"]["prompt_template"] = {"template": "a video of {}", "crop_start": 0}
 
 
@@ -331,4 +334,49 @@ def allegro() -> diffusers.AllegroPipeline:
     scheduler = diffusers.EulerAncestralDiscreteScheduler()
     return diffusers.AllegroPipeline(
         tokenizer=_tokenizer(), text_encoder=_t5(), vae=vae, transformer=transformer, scheduler=scheduler
+    )
+
+
+@_family
+def hunyuan_video_1_5() -> diffusers.HunyuanVideo15Pipeline:
+    """Its prompts have 1000 tokens and 729 of an image whatever the size."""
+    transformer = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=TEXT,
+        text_embed_2_dim=TEXT,
+        image_embed_dim=8,
+        rope_axes_dim=(4, 6, 6),
+        task_type="t2v",
+    )
+    vae = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(32, 32, 32, 32, 32), layers_per_block=1
+    )
+    qwen = Qwen2_5_VLTextModel(
+        Qwen2_5_VLTextConfig(
+            vocab_size=300,
+            hidden_size=TEXT,
+            intermediate_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=0,
+            rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
+        )
+    ).eval()
+    tokenizer = _tokenizer()
+    tokenizer.chat_template = "{{ messages[1]['content'] }}"
+    return diffusers.HunyuanVideo15Pipeline(
+        text_encoder=qwen,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder_2=_t5(),
+        tokenizer_2=_tokenizer(),
+        guider=diffusers.ClassifierFreeGuidance(),
     )

@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,13 +27,15 @@ NAMES = sorted(tiny_pipelines.FAMILIES)
 PROMPTS = ["a cat", "a red dog"]
 STEPS, GUIDANCE = 4, 4.0
 ONE_PROMPT = {"latte"}  # cuts the text to its length
-TWO_CALLS = {"wan", "wan2_2"}
+TWO_CALLS = {"wan", "wan2_2", "hunyuan_video_1_5"}
+WITHOUT_CALLBACK = "hunyuan_video_1_5"  # its guidance is a component, and its call takes no callback
 LINEARS = {  # of a block, as counted in the source of diffusers; Latte's two kinds of blocks have 10 and 6
     "wan": 20,
     "wan2_2": 40,
     "cogvideox": 12,
     "ltx": 20,
     "hunyuan_video": 17,
+    "hunyuan_video_1_5": 12,
     "latte": 16,
     "mochi": 21,
     "allegro": 20,
@@ -60,12 +63,18 @@ class Tiny:
             pipeline.vae.enable_tiling()
         return pipeline
 
-    def call(self, pipeline, prompts: list[str], seed: int = 1, output_type: str = "latent", **named):
-        generators = PromptNoise(seed, range(len(prompts)), None).generators()
-        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generators}
-        return pipeline(
-            prompt=prompts, output_type=output_type, **settings | tiny_pipelines.CALLS[self.name] | named
-        ).frames
+    def call(self, pipeline, prompts: list[str], seed: int = 1, output_type: str = "latent", after=None, **named):
+        """What a plain call makes; after(step) is called when a step is done."""
+        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": output_type}
+        settings["generator"] = PromptNoise(seed, range(len(prompts)), None).generators()
+        if self.name == WITHOUT_CALLBACK:
+            pipeline.guider = pipeline.guider.new(guidance_scale=settings.pop("guidance_scale"))
+            step = type(pipeline.scheduler).step.__get__(pipeline.scheduler)
+            done = iter(range(STEPS))
+            pipeline.scheduler.step = lambda *args, **kw: (step(*args, **kw), after and after(next(done)))[0]
+        elif after is not None:
+            settings["callback_on_step_end"] = lambda pipeline, step, timestep, tensors: after(step) or {}
+        return pipeline(prompt=prompts, **settings | tiny_pipelines.CALLS[self.name] | named).frames
 
     @property
     def prompts(self) -> list[str]:
@@ -115,13 +124,12 @@ def test_the_clock_is_where_the_pipelines_own_callback_is(tiny):
     for number, name in enumerate(model.denoisers):
         getattr(plain, name).register_forward_pre_hook(lambda *_, n=number: calls.append(n))
 
-    def after(pipeline, step, timestep, tensors):
+    def after(step: int) -> None:
         branches = (CONDITIONAL, UNCONDITIONAL) if tiny.name in TWO_CALLS else (None,)
         expected.extend((step, number, branch) for number, branch in zip(calls, branches, strict=True))
         calls.clear()
-        return {}
 
-    tiny.call(plain, tiny.prompts[:1], callback_on_step_end=after)
+    tiny.call(plain, tiny.prompts[:1], after=after)
     assert told == expected
     windows = model.windows(Sampler(steps=STEPS))
     for number, name in enumerate(model.denoisers):
@@ -192,14 +200,13 @@ def test_statistics_are_those_of_hooks_in_the_plain_pipeline(tiny, batch_size):
                 lambda _, args, full=full: seen.setdefault((full, step["now"]), []).append(args[0])
             )
 
-    def after(pipeline, index, timestep, tensors):
+    def after(index: int) -> None:
         step["now"] = index + 1
-        return {}
 
     for index, prompt in enumerate(PROMPTS):
         step["now"] = 0
         generator = PromptNoise(1, [index], None).generators()
-        tiny.call(plain, [prompt], generator=generator, callback_on_step_end=after)
+        tiny.call(plain, [prompt], generator=generator, after=after)
     assert set(stats.layers) == {fqn for fqn, _ in linear_modules(model.structure) if model.quantizable(fqn)}
     for fqn, layer in stats.layers.items():
         for number in model.window(fqn, Sampler(steps=STEPS)):
@@ -273,3 +280,52 @@ def test_pipelines_that_cannot_work_are_refused_with_the_reason(wan, index, mess
     path.write_text(json.dumps(json.loads(path.read_text()) | index))
     with pytest.raises(UserError, match=message):
         wan.model().check(Sampler(steps=STEPS))
+
+
+def changed_weights(folder: Path, change) -> None:
+    path = next((folder / "transformer").glob("*.safetensors"))
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for kind in ("weight", "bias"):
+        parts = [tensors.pop(f"blocks.0.attn1.to_{name}.{kind}") for name in "qkv"]
+        tensors[f"blocks.0.attn1.to_qkv.{kind}"] = torch.cat(parts)
+    return tensors
+
+
+def test_weights_that_do_not_fit_are_refused(wan):
+    changed_weights(wan.folder, fused)
+    with pytest.raises(UserError, match="8 tensors of transformer do not fit WanTransformer3DModel, .* taken apart"):
+        _ = wan.model().denoiser
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "pytorch_lora_weights.safetensors",
+            b"",
+            "has pytorch_lora_weights.safetensors beside it, which is not applied",
+        ),
+        ("transformer/diffusion_pytorch_model.safetensors", b"no tensors", "transformer cannot be read"),
+        ("transformer/diffusion_pytorch_model.safetensors", None, "transformer cannot be read"),
+        ("transformer/config.json", None, "lacks transformer/config.json, a pipeline of diffusers has it"),
+        ("transformer/config.json", b"{", "cannot be read as JSON"),
+        ("model_index.json", None, "lacks model_index.json"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(wan, file, content, message):
+    path = wan.folder / file
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        _ = wan.model().denoiser
+
+
+def test_a_model_that_is_quantized_already_is_refused(wan):
+    path = wan.folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(UserError, match="transformer is quantized already"):
+        _ = wan.model().denoiser

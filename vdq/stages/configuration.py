@@ -142,7 +142,7 @@ def _instantiate(group: str, cfg: DictConfig, **options: bool) -> Any:
     tree = OmegaConf.create()
     OmegaConf.update(tree, group, arguments)  # errors then name the field as the user wrote it
     try:
-        return instantiate(OmegaConf.select(tree, group), **options)
+        return instantiate(OmegaConf.select(tree, group), _convert_="all", **options)
     except InstantiationException as error:
         if (sentence := one_sentence(error)) is None:
             raise

@@ -146,7 +146,7 @@ class DiffusersModel(VideoModel):
         self._check_inputs(sampler)
 
     def _check_pipeline(self) -> None:
-        kind, field = self._published.pipeline_class, self._field
+        kind, field = self._published.pipeline_class, self._published.field
         if not self.denoisers:
             raise UserError(
                 f"{field} is a {kind.__name__} without a transformer: it has no linears of blocks to quantize"
@@ -247,7 +247,7 @@ class DiffusersModel(VideoModel):
 
     def _encoding(self, prompt: str) -> list[Any] | None:
         if prompt not in self._encoded:
-            found = [self._drawn(prompt)] if self.random else self._encoded_prompts.read(prompt)
+            found = self._drawn(prompt) if self.random else self._encoded_prompts.read(prompt)
             if found is None:
                 return None
             self._encoded[prompt] = found
@@ -259,9 +259,9 @@ class DiffusersModel(VideoModel):
             return next(iter(self._encoded.values()))
         if getattr(self.family, "text", None) is None:
             raise UserError("the steps of this pipeline are known after its prompts are encoded")
-        return [self._drawn("")]
+        return self._drawn("")
 
-    def _drawn(self, prompt: str) -> tuple:
+    def _drawn(self, prompt: str) -> list[Any]:
         """Random numbers in place of what the text encoders make of a prompt."""
         if getattr(self.family, "text", None) is None:
             raise UserError(
@@ -348,7 +348,7 @@ class DiffusersModel(VideoModel):
             found = kind.from_pretrained(folder, torch_dtype=self.dtype, **parts)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self._field}: the text encoder cannot be read ({reason})") from error
+            raise UserError(f"{self._published.field}: the text encoder cannot be read ({reason})") from error
         found.set_progress_bar_config(disable=True)
         return found
 
@@ -440,10 +440,6 @@ class DiffusersModel(VideoModel):
 
     def _together(self, experts: dict[str, nn.Module]) -> nn.Module:
         return nn.ModuleDict(experts) if len(experts) > 1 else next(iter(experts.values()))
-
-    @property
-    def _field(self) -> str:
-        return f"model.pretrained={self._published.source.value}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
         """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""
