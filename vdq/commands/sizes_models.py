@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from vdq.commands.sizes import planned_on
 from vdq.files import write_text
@@ -53,7 +54,8 @@ def overrides(name: str) -> list[str]:
     return [f"model={name}", *(f"model.weights.{part}={RANDOM}" for part in parts)]
 
 
-def composed(*fields: str) -> OmegaConf:
+def composed(*fields: str) -> DictConfig:
+    """The configuration with these fields set."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(fields))
 
@@ -61,7 +63,8 @@ def composed(*fields: str) -> OmegaConf:
 def sizes(name: str) -> dict[str, dict[str, ModelSize]]:
     """Of one model in half precision: by bits and method."""
     base = Experiment(composed(*overrides(name), "logger=csv"))
-    structure = copy.deepcopy(base.model.structure).to("meta", torch.bfloat16)
+    # Not the method of diffusers' models, which warns of modules that the numbers need in fp32.
+    structure = nn.Module.to(copy.deepcopy(base.model.structure), "meta", torch.bfloat16)
     found: dict[str, dict[str, ModelSize]] = {bits: {} for bits in BITS}
     for bits in BITS:
         for quant in options("quant"):
