@@ -58,7 +58,11 @@ class Generation(pl.LightningModule):
         note: str = "",
     ) -> None:
         super().__init__()
-        self.model, self.denoiser, self.clock = model, denoiser, clock
+        self.model, self.clock = model, clock
+        if model.places_itself:
+            self.__dict__["denoiser"] = denoiser  # no submodule, which a Trainer would move
+        else:
+            self.denoiser = denoiser
         self.sampler, self.prompts, self.indices, self.batch_size = sampler, prompts, indices, batch_size
         self.seed, self.folder, self.title, self.arithmetic, self.note = seed, folder, title, arithmetic, note
 
