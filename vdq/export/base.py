@@ -46,7 +46,7 @@ class Exporter(ABC):
 
     @property
     def choices(self) -> dict[str, Any]:
-        """Those entries of the manifest's contents that the options alone decide."""
+        """The entries of the manifest's contents that the options alone decide."""
         return {}
 
     @abstractmethod

@@ -72,7 +72,7 @@ class OnnxDenoiser(nn.Module):
 
 
 def load(path: str | Path, *, sampler: Sampler | None = None, threads: int | None = None) -> ArtefactModel:
-    """The model of an artefact of `export=onnx_qdq`. `sampler`: None is the one it was made for.
+    """Loads the model of an artefact of `export=onnx_qdq`. `sampler`: None is the one it was made for.
 
     Raises UserError when the artefact is damaged, of another version or incomplete, when a graph and the step map do
     not fit together, for another sampler or step count, and where ONNX Runtime does not multiply bytes exactly.

@@ -80,13 +80,15 @@ class PackedExporter(Exporter):
 
 @dataclass(frozen=True, eq=False)
 class PackedModel(ArtefactModel):
-    """With the parameters of its layers."""
+    """A packed artefact that is loaded, with the parameters of its layers."""
 
     _: KW_ONLY
     state: QuantState
 
     def video_model(self, **changes: Any) -> VideoModel:
-        """As of every artefact; raises UserError also where the changes make another schedule."""
+        """The model around this denoiser, as of every artefact; raises UserError also where the changes make another
+        schedule.
+        """
         model = super().video_model(**changes)
         if set(changes) - set(model.unsigned):
             self.state.serving(listed(model.timesteps(self.sampler)))
@@ -140,11 +142,12 @@ def planned(contents: dict[str, Any]) -> QuantState:
 
 
 def _structure(architecture: dict[str, Any] | None, model: VideoModel | None, path: Path) -> nn.Module:
-    """The denoiser without weights, on the meta device."""
+    """The denoiser with its parameters on the meta device; buffers that no file holds have their values."""
     if architecture is None and model is None:
         raise UserError(f"{path} does not describe its denoiser: it can be loaded with `model`, the model of the run")
     if model is not None:
-        return copy.deepcopy(model.structure).to("meta")
+        empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.structure.parameters()}
+        return copy.deepcopy(model.structure, empty)
     with torch.device("meta"):
         return rebuild(architecture, nn.Module, "denoiser")
 

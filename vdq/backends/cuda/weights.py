@@ -106,7 +106,9 @@ class StreamedSets(nn.Module):
 
 
 def integer_weights(layer: LayerSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of all ranges: w int8 [ranges, out, in] on `device`; sum_i (w_i + offset) and offset int32 [ranges, out]."""
+    """The weights of all ranges: w int8 [ranges, out, in] on `device`; sum_i (w_i + offset) and offset int32 [ranges,
+    out].
+    """
     table = torch.empty(layer.quant.weight.num_sets, *layer.weight.shape, dtype=torch.int8, device=device)
     totals, offsets = [], []
     for range_, codes in enumerate(table):  # not a stack, which holds everything twice
