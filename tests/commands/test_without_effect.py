@@ -32,6 +32,7 @@ REFUSED = {
     "sampler.guidance_scale=1 sampler.guidance_channels=4": "guidance_channels=4 has no effect: .*guides none",
     "sampler.guidance_channels=0 sampler.guidance_scale=5": "guidance_scale=5 has no effect: .*guides none",
     "stages=[benchmark] benchmark.hidden_size=64": "hidden_size=64 has no effect: .* has no block",
+    "stages=[benchmark] benchmark.parts=[block] benchmark.call={num_frames:9}": "only blocks of models of diffusers",
     "stages=[benchmark] benchmark.parts=[block] benchmark.videos=2": "videos=2 has no effect: .* has no sampler",
     "stages=[evaluate] videos=x quant=asq": "quant=asq has no effect: a folder of videos is scored without a model",
     "force=true stages=[tabulate]": "force=true has no effect: stages=\\[tabulate\\] makes nothing of it again",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.benchmark.plan import SAMPLER
 from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.files import check_folder
@@ -68,10 +69,15 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         _ = experiment.kept_layers
     if scores:
         _ = experiment.metrics_here
-    if cfg.videos is None:
+    if cfg.videos is None and reads_prompts(experiment, stages):
         _ = experiment.prompts
     if scores:
         _ = experiment.metrics
+
+
+def reads_prompts(experiment: Experiment, stages: list[str]) -> bool:
+    """Whether these stages read prompts; they may have to be fetched."""
+    return set(stages) != {"benchmark"} or SAMPLER in experiment.benchmark.parts
 
 
 def _check_caches(group: str, cfg: DictConfig) -> None:
