@@ -133,6 +133,14 @@ def test_an_interrupted_run_goes_on(wan):
     assert torch.equal(load_file(video)["latents"], before)
 
 
+@pytest.mark.slow
+def test_two_processes_calibrate_and_sample_what_one_does(wan, tmp_path_factory):
+    two = program_of("wan", tmp_path_factory)
+    options = ("quant=asq", "bits=w8a8")
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    assert torch.equal(two.latents(*options, *ddp), wan.latents(*options))
+
+
 def test_a_run_with_known_prompts_is_named_without_weights(wan, monkeypatch):
     folder = wan.run("quant=asq", "bits=w8a8")
     monkeypatch.setattr(DiffusersModel, "denoiser", property(lambda self: pytest.fail("weights were read")))

@@ -480,6 +480,10 @@ class DiffusersModel(VideoModel):
     def _together(self, experts: dict[str, nn.Module]) -> nn.Module:
         return nn.ModuleDict(experts) if len(experts) > 1 else next(iter(experts.values()))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which make what cannot be sent: the class of the driven pipeline has no address."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pipeline", "_signature")}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
         """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""
         return self

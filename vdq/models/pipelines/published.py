@@ -131,6 +131,9 @@ class Published:
             fused = " (fused projections must be taken apart: unfuse_qkv_projections)" if "to_qkv" in str(wrong) else ""
             what = f"{len(wrong)} tensors of {name} do not fit {self.components[name][1]}"
             raise UserError(f"{self.field}: {what}, such as {wrong[0]}{fused}")
+        # Clones: the rounding of sums depends on how a tensor is aligned, and a mapped file aligns it anyhow.
+        for tensor in (*found.parameters(), *found.buffers()):
+            tensor.data = tensor.data.clone()
         return found.eval().requires_grad_(False)
 
     def plain(self, name: str) -> Any:
