@@ -1,4 +1,4 @@
-"""Guidance of two calls a step: statistics and, where a recipe wants them, activation scales of each branch."""
+"""Guidance of two calls a step: statistics and, where a method wants them, activation scales of each branch."""
 
 import json
 from dataclasses import replace
@@ -143,9 +143,9 @@ def test_weights_and_smoothing_serve_both_branches(stats, alpha):
         assert bool((both.amax(1) <= other.act.scale * (1 + 1e-6)).all())
 
 
-@pytest.mark.parametrize("recipe", ["cw_tw", "tsq_tsw", "asq_tsw"])
-def test_a_run_of_branches_is_scored_packed_and_reloaded(program, recipe):
-    overrides = [f"quant={recipe}", PER_BRANCH]
+@pytest.mark.parametrize("method", ["cw_tw", "tsq_tsw", "asq_tsw"])
+def test_a_run_of_branches_is_scored_packed_and_reloaded(program, method):
+    overrides = [f"quant={method}", PER_BRANCH]
     folder = program.run(*overrides, *EXPORTED)
     report = pd.read_csv(folder / "report.csv")
     assert report.loc[report["kind"] == "static", "per_branch"].all()
@@ -153,7 +153,7 @@ def test_a_run_of_branches_is_scored_packed_and_reloaded(program, recipe):
     card = (folder / "export" / "packed" / "README.md").read_text()
     assert "for each branch of guidance (20 layers)" in card
     own = program.latents(*overrides)
-    assert not torch.equal(own, program.latents(f"quant={recipe}"))
+    assert not torch.equal(own, program.latents(f"quant={method}"))
     model = packed.load(folder / "export" / "packed", model=ToyModel())
     prompts = Experiment(program.config()).prompts.evaluation
     assert torch.equal(model.sample(model.video_model().encode(prompts), PromptNoise(42, [0, 1], LATENT)), own)

@@ -24,7 +24,7 @@ from vdq.quant.storage import load as load_file
 from vdq.quant.storage import save as save_file
 from vdq.stages.experiment import Experiment
 
-RECIPE = ("quant=tsq_tsw", "quant.per_branch=true")
+PER_BRANCH = ("quant=tsq_tsw", "quant.per_branch=true")
 EXPORTED = ("stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
 NEAREST = "quant.match=nearest"
 
@@ -67,7 +67,7 @@ def program(tmp_path_factory) -> Shifted:
 
 @pytest.fixture(scope="module")
 def folder(program) -> Path:
-    return program.run(*RECIPE, *EXPORTED) / "export" / "packed"
+    return program.run(*PER_BRANCH, *EXPORTED) / "export" / "packed"
 
 
 def nearest(wanted: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -111,19 +111,19 @@ def test_another_schedule_is_refused_with_both_named(program, folder, shift, ove
     before = set(program.runs.iterdir())
     message = rf"the parameters are for 4 steps, 1000 ... 8.9286, the sampler has {schedule}; match=nearest takes"
     with pytest.raises(UserError, match=message):
-        other.run(*RECIPE, *overrides, f"artefact={folder}")
+        other.run(*PER_BRANCH, *overrides, f"artefact={folder}")
     assert set(program.runs.iterdir()) == before
     sampler, model = Experiment(other.config(*overrides)).sampler, ShiftedModel(shift and {"shift": shift})
     with pytest.raises(UserError, match=message):
         packed.load(folder, model=model, sampler=sampler)
     with pytest.raises(UserError, match="sampler.guidance_scale=3 must be 7.0"):
-        other.run(*RECIPE, *overrides, f"artefact={folder}", NEAREST, "sampler.guidance_scale=3")
+        other.run(*PER_BRANCH, *overrides, f"artefact={folder}", NEAREST, "sampler.guidance_scale=3")
 
 
 @pytest.mark.parametrize(("shift", "steps"), [(None, 6), (12.0, STEPS), (None, 3)])
 def test_nearest_timesteps_are_taken_and_told(program, folder, caplog, shift, steps):
     other = Shifted(program.runs, shift=shift)
-    overrides = (*RECIPE, f"sampler.steps={steps}", f"artefact={folder}", NEAREST)
+    overrides = (*PER_BRANCH, f"sampler.steps={steps}", f"artefact={folder}", NEAREST)
     with caplog.at_level(logging.WARNING):
         path = other.run(*overrides, *EXPORTED)
     assert torch.equal(other.latents(*overrides), by_hand(folder, steps, shift or 3.0))
@@ -164,7 +164,7 @@ def test_an_artefact_samples_the_nearest_timesteps_by_itself(folder):
 def test_a_match_that_does_nothing_is_refused(program, folder, overrides, message):
     given = [f"artefact={folder}" if each == "artefact" else each for each in overrides]
     with pytest.raises(UserError, match=message):
-        program.run(*RECIPE, *given)
+        program.run(*PER_BRANCH, *given)
 
 
 def test_an_artefact_without_timesteps_is_read_where_the_sampler_is_its_own(program, folder, tmp_path):
@@ -178,11 +178,11 @@ def test_an_artefact_without_timesteps_is_read_where_the_sampler_is_its_own(prog
     model = packed.load(old, model=ShiftedModel())
     prompts = Experiment(program.config()).prompts.evaluation
     own = model.sample(model.model.encode(prompts), PromptNoise(42, [0, 1], LATENT))
-    assert torch.equal(own, program.latents(*RECIPE))
+    assert torch.equal(own, program.latents(*PER_BRANCH))
     with pytest.raises(UserError, match="sampler.steps=6 must be 4, as artefact"):
-        program.run(*RECIPE, "sampler.steps=6", f"artefact={old}")
+        program.run(*PER_BRANCH, "sampler.steps=6", f"artefact={old}")
     with pytest.raises(UserError, match="match=nearest needs the timesteps of the parameters"):
-        program.run(*RECIPE, f"artefact={old}", NEAREST)
+        program.run(*PER_BRANCH, f"artefact={old}", NEAREST)
 
 
 def test_files_without_timesteps_are_read(program, folder, tmp_path):
@@ -196,7 +196,7 @@ def test_files_without_timesteps_are_read(program, folder, tmp_path):
 
 def test_statistics_of_another_schedule_are_refused(program, folder):
     stats = Stats.load(next((program.runs / "cache").glob("stats_*.safetensors")))
-    experiment, model = Experiment(program.config(*RECIPE)), ShiftedModel({"shift": 12.0})
+    experiment, model = Experiment(program.config(*PER_BRANCH)), ShiftedModel({"shift": 12.0})
     with pytest.raises(UserError, match="statistics are of 4 steps, 1000 ... 8.9286, must be of the sampler's 4 steps"):
         experiment.method.convert(
             model.denoiser,

@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.commands import tabulate
 from vdq.commands.run import run
+from vdq.errors import UserError
 from vdq.quant.operations import Operations
 from vdq.quant.state import LayerReport, QuantState
-from vdq.stages.configuration import option, options
+from vdq.stages.configuration import made, option, options
 from vdq.stages.experiment import Experiment
 from vdq.stages.identity import changed_fields
 from vdq.stages.pipeline import STAGES
@@ -72,6 +73,19 @@ def test_a_method_of_the_users_own_folder_is_compared_with_its_file(tmp_path, mo
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)  # as in a run with --config-dir
     assert changed_fields(cfg) == "symmetric_acts=True"
     assert {"own", "asq"} <= set(options("quant")) and option("quant", "own").name == "own"
+
+
+@pytest.mark.parametrize("path", ["nowhere.Method", "vdq.nowhere.Method", "vdq.methods.static.Nothing"])
+def test_a_class_that_is_not_found_is_named(path):
+    with pytest.raises(UserError, match=f"^quant._target_={path} is not found"):
+        made("quant", OmegaConf.create({"_target_": path, "name": "own"}))
+
+
+def test_an_error_inside_the_module_of_a_class_is_not_the_users(tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("import not_installed_anywhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="not_installed_anywhere"):
+        made("quant", OmegaConf.create({"_target_": "broken_module.Method", "name": "own"}))
 
 
 def test_runs_made_before_a_methods_file_changed_are_told_apart(tmp_path):

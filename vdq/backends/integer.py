@@ -139,7 +139,7 @@ class HostIntegerLinear(IntegerLinear):
 
     @property
     def act_bits(self) -> int:
-        """Of the clock's step."""
+        """Activation bits at the clock's step."""
         return self.step_bits[self.clock.step]
 
     @property

@@ -24,7 +24,7 @@ def listed(timesteps: Tensor | None) -> Timesteps | None:
 
 
 def described(timesteps: Timesteps) -> str:
-    """In short: "8 steps, 999 ... 125"."""
+    """Timesteps in short, such as "8 steps, 999 ... 125"."""
     return f"{len(timesteps)} steps, {timesteps[0]:.5g} ... {timesteps[-1]:.5g}"
 
 
@@ -36,11 +36,11 @@ def same(one: Timesteps, other: Timesteps) -> bool:
 
 
 def nearest(wanted: Timesteps, known: Timesteps) -> list[int]:
-    """Of every wanted timestep the number of the nearest known one, the earlier of two as near."""
+    """For every wanted timestep the number of the nearest known one, the earlier of two as near."""
     return [min(range(len(known)), key=lambda step: abs(known[step] - timestep)) for timestep in wanted]
 
 
 def distance(one: Timesteps, other: Timesteps) -> Distance:
-    """Of two lists of one length."""
+    """How far two lists of one length are apart."""
     apart = [abs(a - b) for a, b in zip(one, other, strict=True)]
     return Distance(max(apart), sum(apart) / len(apart))

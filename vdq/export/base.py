@@ -18,9 +18,10 @@ from vdq.quant.state import QuantState
 class QuantizedRun:
     """A run whose parameters are decided.
 
-    name, signature: of the run folder. model: the video model; denoiser: its own in full precision, fp32 on the CPU.
-    state: how it is quantized. config: the composed configuration as plain data; its groups model, quant, sampler and
-    backend say with `_target_` what made the objects here.
+    name, signature: of the run folder. model: the video model; denoiser: its own in full precision, in the dtype of the
+    model on the CPU. state: how it is quantized. prompt: one that the model has prepared. config: the composed
+    configuration as plain data; its groups model, quant, sampler and backend say with `_target_` what made the objects
+    here.
     """
 
     name: str
@@ -31,6 +32,7 @@ class QuantizedRun:
     sampler: Sampler
     backend: Backend
     config: dict[str, Any]
+    prompt: str = ""
 
 
 class Exporter(ABC):
@@ -48,12 +50,17 @@ class Exporter(ABC):
 
     @property
     def choices(self) -> dict[str, Any]:
-        """Those entries of the manifest's contents that the options alone decide."""
+        """The entries of the manifest's contents that the options alone decide."""
         return {}
 
     @abstractmethod
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         """Raises UserError with the reason if such a run cannot be exported. Called before any model is built."""
+
+    def check_model(self, model: VideoModel) -> None:  # noqa: B027  (an exporter may take every model)
+        """Raises UserError with the reason if such a model cannot be exported. Called before calibration; loads no
+        weights.
+        """
 
     @abstractmethod
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:

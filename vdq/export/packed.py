@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdq.backends.base import Backend
-from vdq.diffusion.clock import BRANCHES, StepClock
+from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
 from vdq.diffusion.timesteps import listed
 from vdq.errors import UserError
@@ -32,18 +32,17 @@ from vdq.export import artefact
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.card import card
 from vdq.export.model import ArtefactModel
-from vdq.export.rebuild import rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
 from vdq.models.base import VideoModel
 from vdq.quant.convert import apply
-from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections, split
-from vdq.quant.linear import check_shapes
 from vdq.quant.set_bytes import SetBytes, summary
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import QuantState
+from vdq.quant.stored_layers import Kind, restored_layers, stored_layer
 from vdq.quant.weight_codes import stand_in
+from vdq.rebuild import rebuild
 
 log = logging.getLogger(__name__)
 KIND, VERSION = "packed", 2
@@ -105,13 +104,15 @@ class PackedExporter(Exporter):
 
 @dataclass(frozen=True, eq=False)
 class PackedModel(ArtefactModel):
-    """With the parameters of its layers."""
+    """A packed artefact that is loaded, with the parameters of its layers."""
 
     _: KW_ONLY
     state: QuantState
 
     def video_model(self, **changes: Any) -> VideoModel:
-        """As of every artefact; raises UserError also where the changes make another schedule."""
+        """The model around this denoiser, as of every artefact; raises UserError also where the changes make another
+        schedule.
+        """
         model = super().video_model(**changes)
         if set(changes) - set(model.unsigned):
             self.state.serving(listed(model.timesteps(self.sampler)))
@@ -165,22 +166,14 @@ def planned(contents: dict[str, Any]) -> QuantState:
 
 
 def _structure(architecture: dict[str, Any] | None, model: VideoModel | None, path: Path) -> nn.Module:
-    """The denoiser without weights, on the meta device."""
+    """The denoiser with its parameters on the meta device; buffers that no file holds have their values."""
     if architecture is None and model is None:
         raise UserError(f"{path} does not describe its denoiser: it can be loaded with `model`, the model of the run")
     if model is not None:
-        return copy.deepcopy(model.structure).to("meta")
+        empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.structure.parameters()}
+        return copy.deepcopy(model.structure, empty)
     with torch.device("meta"):
         return rebuild(architecture, nn.Module, "denoiser")
-
-
-class Kind(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Kind:
-        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def expected_tensors(structure: nn.Module, contents: dict[str, Any]) -> dict[str, Kind]:
@@ -237,15 +230,7 @@ def _stored_tensors(
             yield f"{p.fqn}.weight", SOURCES, p.weight
         if size is not None:
             chosen.append((size, from_weight))
-        quant = quant if from_weight else quant.with_codes(p.weight)
-        written["layers"][p.fqn], same = quant.description(), shared.stored_as(p, quant)
-        written["same"] |= {name: stored for name, stored in same.items() if stored != name}
-        for part in quant.parts:
-            for field, tensor in part.tensors().items():
-                name = f"{p.fqn}.{part.kind}.{field}"
-                if same[name] == name:
-                    written["tensors"][name] = list(Kind.of(tensor))
-                    yield name, part.label_of(field), tensor
+        yield from stored_layer(p, quant if from_weight else quant.with_codes(p.weight), shared, written)
     if told := summary(chosen):
         log.info("export: weight sets: %s", told)
     yield from ((name, FULL_PRECISION, tensor) for name, tensor in _unquantized(denoiser).items())
@@ -281,30 +266,6 @@ def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Kind], path: 
 
 def _words(kind: Kind) -> str:
     return f"{kind.dtype} {list(kind.shape)}"
-
-
-def restored_layers(
-    structure: nn.Module, contents: dict[str, Any], tensors: dict[str, Tensor], path: Path
-) -> dict[str, LayerQuant]:
-    """The quantized layers. Raises UserError for one whose tensors do not fit it or each other."""
-    named: dict[str, dict[str, Tensor]] = {fqn: {} for fqn in contents["layers"]}
-    for name in (*contents["tensors"], *contents["same"]):
-        fqn, kind, field = name.rsplit(".", 2)
-        if (stored := contents["same"].get(name, name)) not in tensors or fqn not in named:
-            raise UserError(f"{path} lacks tensor {stored}, which stands for {name}")
-        named[fqn][f"{kind}.{field}"] = tensors[stored]
-    weights = {p.fqn: p.weight for p in projections(structure)}
-    layers = {}
-    for fqn, description in contents["layers"].items():
-        try:
-            layers[fqn] = LayerQuant.restored(description, named[fqn])
-            check_shapes(layers[fqn], *weights[fqn].shape)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: layer {fqn}: {error}") from error
-        wanted = (len(BRANCHES) if layers[fqn].per_branch else 1) * contents["num_steps"]
-        if layers[fqn].num_steps != wanted:
-            raise UserError(f"{path}: layer {fqn} has {layers[fqn].num_steps} steps, must be {wanted}")
-    return layers
 
 
 def filled(net: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:

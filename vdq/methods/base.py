@@ -75,7 +75,7 @@ class Method(ABC):
         return {}
 
     def check_calls(self, calls_a_step: int) -> None:
-        """Raise UserError when the recipe does not fit a family with so many calls of the denoiser a step."""
+        """Raises UserError when the method does not fit a family with so many calls of the denoiser a step."""
         if self.per_branch and calls_a_step < len(BRANCHES):
             raise UserError(
                 "quant.per_branch=true has no effect: this model computes both branches of guidance in one call"

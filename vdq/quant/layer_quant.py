@@ -106,7 +106,9 @@ class LayerQuant:
 
     @classmethod
     def restored(cls, description: list[dict[str, Any]], tensors: dict[str, Tensor]) -> LayerQuant:
-        """Inverse of `description` and `tensors`. Raises ValueError where they do not belong together."""
+        """The layer that has this `description` and these `tensors`. Raises ValueError where they do not belong
+        together.
+        """
         named: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in tensors.items():
             kind, _, name = full_name.partition(".")
@@ -131,12 +133,12 @@ class LayerQuant:
         return cls(weight=weight, act=act, inputs=of(InputTransform), branches=of(Branch), outputs=of(OutputTransform))
 
     def to(self, device: torch.device | str) -> LayerQuant:
-        """The same on another device, codes where they are; tensors that parts share stay shared."""
+        """The layer on another device, codes where they are; tensors that parts share stay shared."""
         move = _once(lambda tensor: tensor.to(device))
         return LayerQuant.composed(part.to(move) for part in self.parts)
 
     def picked(self, steps: Sequence[int]) -> LayerQuant:
-        """The same for other steps, each with the parameters of one of these (of both branches of one): M of 0..N-1."""
+        """The layer for other steps, each with the parameters of one of these (or both branches of it): M of 0..N-1."""
         calls = len(BRANCHES) if self.per_branch else 1
         chosen = (calls * torch.tensor(steps)[:, None] + torch.arange(calls)).flatten().to(self.weight.steps.device)
         pick = _once(lambda entries: entries.index_select(0, chosen))
@@ -154,7 +156,7 @@ class LayerQuant:
         return weight
 
     def restored_weight(self, weight: Tensor, set_: int) -> Tensor:
-        """Inverse of `transformed_weight`."""
+        """Undoes `transformed_weight`."""
         for transform in reversed(self.inputs):
             weight = transform.restored_weight(weight, set_)
         for output in reversed(self.outputs):
@@ -170,7 +172,7 @@ class LayerQuant:
         return self.weight.packed(weight, self.transformed_weight)
 
     def with_codes(self, weight: Tensor) -> LayerQuant:
-        """The same with its codes stored, so that nothing more is made from the weight [out, in]."""
+        """The layer with its codes stored, so that nothing more is made from the weight [out, in]."""
         return replace(self, weight=self.weight.stored(self.packed_codes(weight)))
 
     def dequantized_weight(self, weight: Tensor, set_: int) -> Tensor:
@@ -180,7 +182,7 @@ class LayerQuant:
     # What runs --------------------------------------------------------------------------------------------------------
 
     def unfolded(self, weight: Tensor) -> LayerQuant:
-        """The same layer without folds, as it gets its input and has to give its output: weight [out, in]."""
+        """The layer without folds, as it gets its input and has to give its output: weight [out, in]."""
         if self._folded is None and not self.outputs:
             return self
         return replace(self.with_codes(weight), inputs=self._arrived_rotated(), outputs=())

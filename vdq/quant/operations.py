@@ -18,8 +18,8 @@ FLOAT_BITS = 16  # of a floating-point operand, whatever type a simulation compu
 
 
 class Operations(NamedTuple):
-    """Of linear layers, in one call of the denoiser for one video, the mean over the steps; guidance makes two such
-    calls a step.
+    """Operations of linear layers in one call of the denoiser for one video, the mean over the steps; guidance makes
+    two such calls a step.
 
     integer_macs: multiply-adds of codes. float_macs: multiply-adds in floating point, of low-rank branches and of
     layers in full precision. rotation_adds: additions of rotations at run time, log2(block) a channel. bit_operations:
@@ -53,8 +53,8 @@ def layer_operations(
     act_bits: float | None = None,
     kept_steps: tuple[int, ...] = (),
 ) -> Operations:
-    """Of a layer [out, in] on so many rows, None for one in full precision; act_bits: the mean where it is chosen while
-    sampling. kept_steps: at which the layer is the original.
+    """Operations of a layer [out, in] on so many rows, None for one in full precision; act_bits: the mean where it is
+    chosen while sampling. kept_steps: at which the layer is the original.
     """
     macs = shape[0] * shape[1] * rows
     exact = Operations(float_macs=macs, bit_operations=macs * FLOAT_BITS**2)
@@ -75,7 +75,7 @@ def layer_operations(
 def operations(
     denoiser: nn.Module, state: QuantState, rows: dict[str, int], act_bits: float | None = None
 ) -> dict[str, Operations]:
-    """Of every linear projection by fqn: denoiser is the original, rows those of `call_rows`."""
+    """Operations of every linear projection by fqn: denoiser is the original, rows those of `call_rows`."""
     more = act_bits, state.kept_steps
     return {
         p.fqn: layer_operations(state.layers.get(p.fqn), tuple(p.weight.shape), rows[p.input_fqn], *more)
@@ -84,12 +84,12 @@ def operations(
 
 
 def quantized_operations(denoiser: nn.Module, state: QuantState, rows: dict[str, int]) -> dict[str, Operations]:
-    """Of quantized layers alone, whose floating-point multiply-adds are those of branches."""
+    """Operations of quantized layers alone, whose floating-point multiply-adds are those of branches."""
     return {fqn: each for fqn, each in operations(denoiser, state, rows).items() if fqn in state.layers}
 
 
 def total(by_layer: dict[str, Operations]) -> Operations:
-    """Of all layers together."""
+    """Operations of all layers together."""
     found = Operations()
     for each in by_layer.values():
         found = found.plus(each)

@@ -59,8 +59,8 @@ class RecordedInputs:
         change: Tensor,
         signature: str,
     ) -> "RecordedInputs":
-        """From what vdq.quant.search.InputRecorder has of every step. Raises UserError naming a layer whose inputs do
-        not fit into half precision.
+        """Made of what vdq.quant.search.InputRecorder has of every step. Raises UserError naming a layer whose inputs
+        do not fit into half precision.
         """
         halved = {fqn: _by_step(steps).half() for fqn, steps in inputs.items()}
         for fqn, tensor in halved.items():
@@ -76,7 +76,7 @@ class RecordedInputs:
         return LayerInputs(self.inputs[fqn], self.places[fqn], self.step_error, self.step_change)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file, written atomically."""
+        """Writes one safetensors file, atomically."""
         tensors = {f"{name}.{fqn}": t for name in _LAYERS for fqn, t in getattr(self, name).items()}
         tensors |= {name: getattr(self, name) for name in _STEPS}
         storage.save(path, tensors, {"signature": self.signature}, kind=KIND)

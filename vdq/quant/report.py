@@ -52,7 +52,7 @@ class ModelSize:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Of the quantized layers with all that they need; None without one."""
+        """Bits for each quantized weight with all that its layer needs; None without a quantized layer."""
         return 8 * (self.weights + self.parameters + self.sources) / self.elements if self.elements else None
 
 

@@ -18,13 +18,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of the model. kind: static, dynamic or full_precision. weight_error: relative L2 error of the
-    quantized weight, rotation and smoothing undone, over all ranges. act_range_spread: widest range of one step /
-    narrowest, after shift and smoothing; 1 is constant in time. Both are None where unknown. reason: why the layer
+    """What became of one layer of the model. kind: static, dynamic or full_precision. weight_error: relative L2 error
+    of the quantized weight, rotation and smoothing undone, over all ranges. act_range_spread: widest range of one step
+    / narrowest, after shift and smoothing; 1 is constant in time. Both are None where unknown. reason: why the layer
     stays in full precision. mean_act_bits: over the steps. act_groups: of tokens, 0 if dynamic. rotation: block size.
-    bits_per_weight: codes with all that the layer needs beside them. per_branch: whether each branch of
-    guidance has act_ranges of its own. kept_steps: at which the layer is the original. stored: what stands for several
-    weight sets in a file, and why.
+    bits_per_weight: codes with all that the layer needs beside them. per_branch: whether each branch of guidance has
+    act_ranges of its own. kept_steps: at which the layer is the original. stored: what stands for several weight sets
+    in a file, and why.
     """
 
     fqn: str
@@ -98,7 +98,7 @@ class QuantState:
         return None if self.calibrated is None else distance(self.timesteps, self.calibrated)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file, written atomically."""
+        """Writes one safetensors file, atomically."""
         tensors = {f"{fqn}.{name}": t for fqn, quant in self.layers.items() for name, t in quant.tensors().items()}
         header = {
             "layers": {fqn: quant.description() for fqn, quant in self.layers.items()},

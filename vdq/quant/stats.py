@@ -60,13 +60,13 @@ class LayerStats:
 
     @classmethod
     def of_branches(cls, branches: Sequence["LayerStats"]) -> "LayerStats":
-        """Of the calls of all branches together, which are kept."""
+        """Statistics of the calls of all branches together, which are kept."""
         return replace(reduce(cls.merge, branches), branches=tuple(branches))
 
     @property
     def calls(self) -> "LayerStats":
-        """Of every call by itself, each [2 * num_steps, C], in the order in which StepClock.calls counts them. Raises
-        UserError when a branch saw no input at a step, or there are no branches.
+        """Statistics of every call by itself, each [2 * num_steps, C], in the order in which StepClock.calls counts
+        them. Raises UserError when a branch saw no input at a step, or there are no branches.
         """
         if not self.branches:
             raise UserError(
@@ -80,7 +80,7 @@ class LayerStats:
         return LayerStats(**stacked, packed=self.packed)
 
     def with_zeros(self) -> "LayerStats":
-        """The same with recorded inputs that are zero (LayerInputs.zeros)."""
+        """These statistics with recorded inputs that are zero (LayerInputs.zeros)."""
         return replace(self, recorded=LayerInputs.zeros(*self.min.shape, self.min.device))
 
     @property
@@ -105,7 +105,7 @@ class LayerStats:
         )
 
     def beyond(self, window: range) -> "LayerStats":
-        """The same with every step outside a window of consecutive steps replaced by the nearest one inside it."""
+        """The statistics with every step outside a window of consecutive steps replaced by the nearest one inside."""
         steps = torch.arange(len(self.rows)).clamp(window.start, window.stop - 1)
         branches = tuple(branch.beyond(window) for branch in self.branches)
         return replace(self, branches=branches, **{name: getattr(self, name)[steps] for name in _TENSORS})
@@ -137,7 +137,7 @@ class Stats:
         return reduce(_merge, others, self)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file, written atomically."""
+        """Writes one safetensors file, atomically."""
         tensors = {f"{fqn}.{name}": t for fqn, layer in self.layers.items() for name, t in _stored(layer).items()}
         header = {"num_steps": self.num_steps, "num_prompts": self.num_prompts, "signature": self.signature}
         header["timesteps"] = self.timesteps

@@ -63,6 +63,8 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     if cfg.videos is None:
         experiment.method.check_calls(experiment.model.family.calls_a_step)
         experiment.model.check(experiment.sampler)
+        if "export" in stages:
+            experiment.exporter.check_model(experiment.model)
         _ = experiment.kept_layers
     if scores:
         _ = experiment.metrics_here

@@ -152,11 +152,25 @@ def _instantiate(group: str, cfg: DictConfig, **options: bool) -> Any:
 
 def _check_types(group: str, arguments: dict[str, Any]) -> None:
     """Of all fields of an object and of its parts."""
-    target = get_method(arguments["_target_"])
+    target = _located(group, arguments["_target_"])
     check_types(f"{group}.", arguments, get_type_hints(target.__init__ if isinstance(target, type) else target))
     for name, part in arguments.items():
         if isinstance(part, dict) and "_target_" in part:
             _check_types(f"{group}.{name}", part)
+
+
+def _located(group: str, path: str) -> Any:
+    """The class or function of an import path. Raises UserError where there is none; an error inside its module keeps
+    its traceback.
+    """
+    try:
+        return get_method(path)
+    except ImportError as error:
+        cause = error.__cause__
+        absent = isinstance(cause, ModuleNotFoundError) and f"{path}.".startswith(f"{cause.name}.")
+        if not absent and not isinstance(cause, AttributeError):
+            raise
+        raise UserError(f"{group}._target_={path} is not found; Python looks where PYTHONPATH says") from error
 
 
 def folders() -> tuple[Path, ...]:

@@ -22,6 +22,7 @@ from vdq.diffusion.timesteps import Timesteps, listed, same
 from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.methods.base import INPUTS
+from vdq.models.image_prompt import described
 from vdq.quant import recorded_inputs, state, stats
 from vdq.stages.components import Components
 from vdq.stages.configuration import option, options, plain
@@ -75,19 +76,21 @@ class Identity:
 
     @cached_property
     def stats_signature(self) -> str:
-        """Of the statistics."""
-        return signature_of(self._sampling() | {"calibration": self._of.prompts.calibration, "version": stats.VERSION})
+        """The signature of the statistics."""
+        return signature_of(
+            self._sampling() | {"calibration": described(self._of.prompts.calibration), "version": stats.VERSION}
+        )
 
     @cached_property
     def recorded_signature(self) -> str:
-        """Of the recorded inputs."""
+        """The signature of the recorded inputs."""
         return signature_of({"stats": self.stats_signature, "version": recorded_inputs.VERSION})
 
     @cached_property
     def signature(self) -> str:
-        """Of the run."""
+        """The signature of the run."""
         of = self._of
-        content = self._sampling() | {"evaluation": of.prompts.evaluation, "quant": signed(of.cfg.quant)}
+        content = self._sampling() | {"evaluation": described(of.prompts.evaluation), "quant": signed(of.cfg.quant)}
         if of.method.quantizes:
             content |= {"backend": signed(of.cfg.backend), "versions": self.versions}
         if self.artefact is not None:
@@ -101,7 +104,7 @@ class Identity:
 
     @property
     def metrics_signature(self) -> str:
-        """Of the metrics' configuration, of the weights they use and of their versions."""
+        """The signature of the metrics' configuration, of the weights they use and of their versions."""
         metrics = self._of.metrics
         assets = [metric.assets for metric in metrics.values()]
         return signature_of({"metrics": signed(self._of.cfg.metrics), "assets": assets, "versions": self.judges})
@@ -138,7 +141,10 @@ class Identity:
         manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
         state = packed.planned(manifest["contents"])
         wanted = self._timesteps()
-        differs = None not in (wanted, state.timesteps) and not same(state.timesteps, wanted)
+        if None in (wanted, state.timesteps):
+            differs = wanted is None and self._of.match is not None
+        else:
+            differs = not same(state.timesteps, wanted)
         for group in ("model", "sampler", "quant"):
             ours, its = signed(cfg[group]), _counting(cfg[group], manifest["contents"]["config"][group])
             skipped = {"match", *(SCHEDULES.get(group, ()) if differs else ())}

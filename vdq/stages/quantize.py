@@ -108,8 +108,8 @@ def matched(state: QuantState) -> str:
 
 
 def call_operations(experiment: Experiment, state: QuantState, act_bits: float | None = None) -> dict[str, Operations]:
-    """Of every layer in one call of the denoiser for one video (vdq.quant.operations); none where the model does not
-    say what a call gets.
+    """Operations of every layer in one call of the denoiser for one video (vdq.quant.operations); none where the model
+    does not say what a call gets.
     """
     structure = experiment.model.structure
     example_inputs = experiment.model.family.example_inputs

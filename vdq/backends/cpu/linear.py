@@ -74,7 +74,7 @@ class Int8Linear(HostIntegerLinear):
 
     @property
     def weights(self) -> WeightSet:
-        """Of the clock's step."""
+        """The weights of the clock's step."""
         return self.sets[self.range_]
 
     @property

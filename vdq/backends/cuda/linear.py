@@ -93,7 +93,7 @@ class Int8CudaLinear(IntegerLinear, ExactBuffers):
         return Codes(values, sums, None, None, x.dtype)
 
     def codes(self, x: Tensor) -> Codes:
-        """Of x [..., in]."""
+        """The codes of x [..., in]."""
         groups = 0
         if isinstance(self.quant.act, TokenSharedActs):
             groups = self.token_rows.unfold(x).shape[0]

@@ -156,7 +156,7 @@ class RequantizedSets(WeightSets):
 
 
 def integer_weights(layer: LayerSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of all ranges: w int8 [ranges, out, in] on `device`, and the total and offset of WeightSets."""
+    """The weights of all ranges: w int8 [ranges, out, in] on `device`, and the total and offset of WeightSets."""
     table = torch.empty(layer.quant.weight.num_sets, *layer.weight.shape, dtype=torch.int8, device=device)
     totals, offsets = [], []
     for range_, codes in enumerate(table):  # not a stack, which holds everything twice

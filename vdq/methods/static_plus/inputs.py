@@ -17,7 +17,8 @@ from vdq.quant.transform import in_half
 
 
 class LayerInput:
-    """Of one input. kind of shift: "mean", "mid" or None; rotation: block size, 0 for none; damping: of GPTQ.
+    """What layers of one input share. kind of shift: "mean", "mid" or None; rotation: block size, 0 for none; damping:
+    of GPTQ.
 
     constant: whether the input is the same at every step, as text is; then one step stands for all, here and in the
     tables. shift: fp16 [Ka, in], or None, Ka one or the number of steps. stats: of X - shift.
@@ -38,7 +39,9 @@ class LayerInput:
         return len(self.stats.rows)
 
     def seen(self, s: Tensor | None) -> SeenInput:
-        """As the quantizer gets it: s [1, in], or None for no smoothing, of which there is one for all weights."""
+        """The input as the quantizer gets it: s [1, in], or None for no smoothing, of which there is one for all
+        weights.
+        """
         return self._unsmoothed if s is None else self._seen(s)
 
     @cached_property
@@ -73,7 +76,7 @@ class SeenInput:
 
     @cached_property
     def feedback(self) -> Feedback:
-        """Of GPTQ, over all steps."""
+        """GPTQ's feedback over the inputs of all steps."""
         return feedback(gram(self.rows), damping=self.damping)
 
 

@@ -58,7 +58,7 @@ class StaticActs(UniformGrids, ActQuantizer):
         return torch.tensor(bounds, dtype=torch.float32, device=self.steps.device).unbind(1)
 
     def step_qparams(self) -> QParams:
-        """Those of every step, each [N, ...] fp32."""
+        """Scales and zero points of every step, each [N, ...] fp32."""
         return QParams(self.of_steps("scale"), self.of_steps("zero_point"))
 
     def variants(self) -> Tensor:
@@ -249,7 +249,7 @@ class StaticFakeQuant(ExactBuffers):
 
 
 class TokenGroupFakeQuant(ActFakeQuant, ExactBuffers):
-    """With the grids of all steps at hand, [N, G, 3]."""
+    """Runs TokenGroupActs with the grids of all steps at hand, [N, G, 3]."""
 
     exact = ("grid",)
     grid: Tensor

@@ -88,24 +88,26 @@ class Part:
     # Storage ----------------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by field."""
+        """The part's tensors by field."""
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
     def description(self) -> dict[str, Any]:
-        """Its kind and every field that is no tensor, as JSON."""
+        """The part's kind and every field that is no tensor, as JSON."""
         tensors = self.tensors()
         return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
 
     @staticmethod
     def restored(description: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
-        """Inverse of `description` and `tensors`. Raises UserError for a kind that no imported module defines."""
+        """The part that has this `description` and these `tensors`. Raises UserError for a kind that no imported module
+        defines.
+        """
         facts = dict(description)
         if (kind := facts.pop("kind")) not in KINDS:
             raise UserError(f"kind={kind} is no known part of a layer, import what defines it; known: {known_kinds()}")
         return KINDS[kind](**facts | tensors)
 
     def to(self, move: Callable[[Tensor], Tensor]) -> Self:
-        """The same with its tensors moved by `move`."""
+        """The part with its tensors moved by `move`."""
         return replace(self, **{name: move(t) for name, t in self.tensors().items() if name not in self.on_host})
 
     def label_of(self, name: str) -> str:
@@ -151,7 +153,7 @@ class Part:
         return self.kind.replace("_", " ")
 
     def cost(self, rows: int, out_features: int, in_features: int) -> Cost:
-        """Of a call on so many rows."""
+        """What a call on so many rows costs."""
         return Cost()
 
 
@@ -220,7 +222,7 @@ class InputTransform(Part):
         raise NotImplementedError
 
     def restored_weight(self, weight: Tensor, set_: int) -> Tensor:
-        """Inverse of `weight`."""
+        """Undoes `weight`."""
         raise NotImplementedError
 
     def extremes(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -228,7 +230,7 @@ class InputTransform(Part):
         return None
 
     def rotated(self, block: int) -> InputTransform:
-        """The same of an input that arrives rotated by such blocks. Raises ValueError where there is none."""
+        """The transform of an input that arrives rotated by such blocks. Raises ValueError where there is none."""
         raise ValueError(f"{self.kind} comes before the rotation, which a folded layer leaves to the one before")
 
 
@@ -272,11 +274,11 @@ class WeightQuantizer(Part):
         return pack_codes(sets, bits=self.bits, symmetric=self.symmetric)
 
     def stored(self, codes: Tensor) -> WeightQuantizer:
-        """The same with packed codes that are kept, as `packed` makes them: uint8 [Kw, bytes]."""
+        """The quantizer with packed codes that are kept, as `packed` makes them: uint8 [Kw, bytes]."""
         raise NotImplementedError
 
     def variants(self) -> Tensor:
-        """Those of its tables, or without one those of its sets."""
+        """Numbers by its tables, or without one by its sets."""
         found = super().variants()
         return self.steps if found is None else found
 
@@ -320,12 +322,12 @@ class ActQuantizer(Part):
 
     @property
     def bits_of_steps(self) -> list[int] | None:
-        """Of every step where they differ between steps, else None."""
+        """The bits of every step where they differ between steps, else None."""
         return None
 
     @property
     def mean_bits(self) -> float | None:
-        """Over the steps; None if they are chosen while sampling."""
+        """Bits on average over the steps; None if they are chosen while sampling."""
         return self.bits
 
     def mean_bits_beside(self, kept_steps: Collection[int]) -> float | None:
@@ -386,7 +388,7 @@ class OutputTransform(Part):
         raise NotImplementedError
 
     def restored_weight(self, weight: Tensor) -> Tensor:
-        """Inverse of `weight`."""
+        """Undoes `weight`."""
         raise NotImplementedError
 
     def bias(self, bias: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class AffineWeights(UniformGrids, WeightQuantizer):
         return len(self.scale)
 
     def qparams(self, set_: int) -> QParams:
-        """Those of one set, each [out, 1] fp32."""
+        """Scale and zero point of one set, each [out, 1] fp32."""
         return QParams(self.scale[set_], self.zero_point[set_])
 
     def codes_of(self, weight: Tensor, set_: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
@@ -52,7 +52,7 @@ class AffineWeights(UniformGrids, WeightQuantizer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StoredWeights(AffineWeights):
-    """With the codes themselves, which follow from no rounding, or whose weight is no longer there.
+    """Uniform grids with the codes themselves, which follow from no rounding, or whose weight is no longer there.
 
     codes: uint8 [Kw, bytes], packed (vdq.quant.bit_packing). They stay on the host, may be memory-mapped, and are only
     read; of the layer's weight its shape, dtype and device are then all that is used.
