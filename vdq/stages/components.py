@@ -102,11 +102,6 @@ class Components:
         return self.keep.of_layers(p.fqn for p in projections(self.model.structure, self.model.quantizable))
 
     @property
-    def match(self) -> str | None:
-        """What the parameters of an artefact do on another schedule (QuantState.serving)."""
-        return self.cfg.quant.get("match")
-
-    @property
     def arithmetic(self) -> str:
         """What the quantized layers compute with, in words."""
         return self.backend.arithmetic if self.method.quantizes else "full precision"
