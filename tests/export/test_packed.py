@@ -92,6 +92,21 @@ def test_original_weights_in_place_of_codes_sample_the_same_bits(backend, make_r
         packed.PackedExporter(weight_sets="disk")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weight_sets", ["keep", "requantize"])
+def test_weights_in_half_precision_stay_so(weight_sets, dtype, make_run, expected_latents, tmp_path):
+    run = make_run("quant=tsq_tsw", "bits=w6a8", "quant.keep=['*.attn.k']")
+    run = replace(run, denoiser=copy.deepcopy(run.denoiser).to(dtype))
+    expected = expected_latents(run)
+    assert not torch.equal(expected, expected_latents(replace(run, denoiser=copy.deepcopy(run.denoiser).float())))
+    artefact.write(packed.PackedExporter(weight_sets=weight_sets), run, tmp_path / "packed")
+    model = packed.load(tmp_path / "packed")
+    # Not with what is used again in several steps, whose sums in half precision depend on the size of the batch.
+    noise, conditions = PromptNoise(42, [0, 1], model.latent_shape), run.model.encode(["a", "b"])
+    assert torch.equal(run.model.sample(model.denoiser, conditions, noise, model.clock, run.sampler), expected)
+    assert {parameter.dtype for parameter in model.denoiser.parameters()} == {dtype}
+
+
 @pytest.mark.parametrize("kept", [(), ("quant.keep_steps=[1]",)])
 @pytest.mark.parametrize("recipe_of", ["tsq_tsw", "asq", "static_plus"])
 def test_what_is_smaller_is_stored_and_counted(recipe_of, kept, make_run, expected_latents, tmp_path, monkeypatch):
