@@ -12,6 +12,8 @@ from diffusers import AutoModel, DiffusionPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import vdq.diffusers  # noqa: F401  (teaches diffusers to read what is written)
+from tests import tiny_pipelines
 from tests.export.pipelines import (
     SAMPLER,
     documented,
@@ -25,6 +27,7 @@ from tests.export.pipelines import (
 from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.diffusers import DiffusersExporter
+from vdq.export.transformers import transformers
 from vdq.methods import FullPrecisionMethod, StaticMethod
 from vdq.methods.dvd_quant.method import DVDQuantMethod
 
@@ -155,3 +158,14 @@ def test_methods_that_do_not_fit_are_refused_before_calibration(method, message)
 def test_the_documented_code_loads_it(pipelines):
     pipeline = documented("diffusers", pipelines / "wan_export", "wan")
     assert torch.equal(plain_call(pipeline, "wan"), latents_of("wan", quantized_run("wan", *RUNS["wan"])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(tiny_pipelines.FAMILIES))
+def test_every_family_is_handed_over(name, tmp_path):
+    run = quantized_run(name, "quant=tsq_tsw", "bits=w8a8")
+    artefact.write(DiffusersExporter(), run, tmp_path / "diffusers")
+    pipeline = run.model.pipeline()
+    for part, net in transformers(run.model, run.denoiser).items():
+        setattr(pipeline, part, type(net).from_pretrained(tmp_path / "diffusers", subfolder=part))
+    assert torch.equal(plain_call(pipeline, name), latents_of(name, run))
