@@ -4,7 +4,9 @@ step, prompts as a list of tensors, float timesteps, arguments by name, other na
 
 import json
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -164,6 +167,12 @@ class ExpertsModel(ToyModel):
         return {"high_noise": range(1), "low_noise": range(1, sampler.steps)}
 
 
+@cache  # composing takes as long as the toy does
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
 @dataclass(frozen=True)
 class Program:
     """The stages with the toy as their model, below one folder."""
@@ -174,8 +183,7 @@ class Program:
     def config(self, *overrides: str):
         own = ["sampler=own_20", f"sampler.steps={STEPS}", "metrics=fidelity", "logger=csv", "dataset.num_prompts=2"]
         own += [f"paths.runs={self.runs}", f"paths.results={self.runs / 'results'}"]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=["alpha=half", *own, *overrides])
+        cfg = deepcopy(composed("alpha=half", *own, *overrides))
         cfg.model = {"_target_": f"{MODULE}.{self.model}", "name": self.model}
         return cfg
 
@@ -242,7 +250,9 @@ def seen() -> dict[str, list[list[Tensor]]]:
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 10])
+@pytest.mark.parametrize(
+    "batch_size", [1, 4, pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow)]
+)
 def test_statistics_are_the_same_at_every_batch_size(seen, tmp_path, batch_size):
     program = Program(tmp_path / "runs")
     run(program.config("quant=asq", "stages=[calibrate]", f"batch_size={batch_size}"))
@@ -261,10 +271,13 @@ def test_statistics_are_the_same_at_every_batch_size(seen, tmp_path, batch_size)
 
 
 METHODS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
+SETTINGS = {"cw_tw", "tsw", "asq_tsw", "tsq_2tr", "tsq_4tr", "tsq_10tr"}  # of the class that asq and tsq_tsw are of
 OPTIONS = {"qvd": ["quant.temporal_bits=null"], "tsq_10tr": ["sampler.steps=10"]}  # without which they refuse
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if name in SETTINGS else []) for name in METHODS]
+)
 def test_every_method_samples_is_scored_packed_and_reloaded(program, method):
     overrides = [f"quant={method}", "bits=w8a8", *OPTIONS.get(method, [])]
     if method == "fp16":

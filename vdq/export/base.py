@@ -38,10 +38,12 @@ class QuantizedRun:
 class Exporter(ABC):
     """Writes one kind of artefact. `_target_` in conf/export is the registry; `name` is the option's name, the name of
     the folder and the `kind` in its manifest. `path` is where the folder shall be, None: export/<name> in the run's.
+    keeps_steps: whether the artefact can run some steps in full precision (QuantState.kept_steps).
     """
 
     name: str
     version: int  # of the folder's layout; a loader takes no other
+    keeps_steps = False
 
     def __init__(self, *, path: str | None = None) -> None:
         self.path = path

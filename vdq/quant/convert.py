@@ -13,6 +13,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import qparams_from_range, tensor_range
 from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.bit_switch import BitSwitch
+from vdq.quant.keep import KeptSteps, of_same_weights
 from vdq.quant.layers import Projection, linear_modules, split
 from vdq.quant.linear import FusedParts, LayerSpec
 from vdq.quant.parts import AffineWeights, InputTransform
@@ -50,8 +51,9 @@ def affine_weights(
 def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: LayerBuilder) -> nn.Module:
     """A quantized copy of `denoiser`, whose layers read `clock`. The original stays as it is, for the reference.
 
-    Only what is not quantized is copied. Every module that `backend` built carries its `fqn`. Raises ValueError when
-    the step counts differ, the state names a layer the model lacks, or the backend does not support a layer.
+    Only what is not quantized is copied, and no weight that a layer runs with at kept steps. Every module that
+    `backend` built carries its `fqn`. Raises ValueError when the step counts differ, the state names a layer the model
+    lacks, or the backend does not support a layer.
     """
     rows = BatchLayout()
     built = _built(denoiser, state, clock, backend, rows)
@@ -88,7 +90,10 @@ def _built(
         if specs:
             built = [backend.layer(specs[p.fqn].unfolded()) if p.fqn in specs else _plain(p) for p in parts]
             names = getattr(linear, "parts", None)
-            found[fqn] = FusedParts(dict(zip(names, built, strict=True))) if names else built[0]
+            module = FusedParts(dict(zip(names, built, strict=True))) if names else built[0]
+            if state.kept_steps:
+                module = KeptSteps(of_same_weights(linear), module, clock, state.kept_steps)
+            found[fqn] = module
     if missing:
         raise ValueError(f"the model has no layer {min(missing)} that the quantization state names")
     return found
@@ -107,7 +112,9 @@ def _bit_switch(state: QuantState, clock: StepClock) -> BitSwitch | None:
     found = {found for quant in state.layers.values() if (found := quant.act.switching) is not None}
     if len(found) > 1:
         raise ValueError(f"layers switch between bits differently, (low, high, delta) must be one of {sorted(found)}")
-    return BitSwitch(clock, **dict(zip(("low", "high", "delta"), *found, strict=True))) if found else None
+    if not found:
+        return None
+    return BitSwitch(clock, **dict(zip(("low", "high", "delta"), *found, strict=True)), kept=state.kept_steps)
 
 
 def _fuse(module: nn.Module, backend: LayerBuilder) -> None:

@@ -146,6 +146,6 @@ class Generation(pl.LightningModule):
 
 
 def _mean_act_bits(folder: Path) -> float | None:
-    """Over videos and steps, where it was decided while sampling; of every session."""
-    bits = [step for schedule in read_schedules(folder) for step in schedule["act_bits"]]
+    """Over videos and quantized steps, where it was decided while sampling; of every session."""
+    bits = [bits for schedule in read_schedules(folder) for bits in schedule["act_bits"] if bits is not None]
     return sum(bits) / len(bits) if bits else None
