@@ -102,7 +102,12 @@ OTHERS = {
     "metrics": SCORES,
     "paths": ["stages=[tabulate]"],
     "benchmark": ["stages=[benchmark]"],
-    "export": ["stages=[export]"],
+    "export": [
+        "stages=[export]",
+        "quant=cw_tw",
+        "quant.symmetric_weights=true",
+        "quant.symmetric_acts=true",
+    ],  # for all
 }
 # What to start from by the groups that are asked for: all fields of all their options, or those that are named.
 STARTS = {

@@ -37,11 +37,9 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     _ = experiment.identity.artefact
     if "export" in stages:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
-        if experiment.keep.steps and not experiment.exporter.keeps_steps:
-            raise UserError(
-                f"export={experiment.exporter.name} cannot run steps in full precision, quant.keep_steps="
-                f"{list(experiment.keep.steps)} must be []; export=packed can"
-            )
+        if experiment.keep.steps:
+            steps = experiment.sampler.steps
+            experiment.exporter.check_steps(experiment.keep.of_steps(steps), steps)
         if experiment.exporter.path is not None:
             artefact.check_place(Path(experiment.exporter.path))
     if set(stages) != {"export"}:  # an exporter has limits of its own
