@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 def check(experiment: Experiment, stages: list[str]) -> None:
-    """Makes what these stages will need; raises UserError if something is wrong with it.
+    """Raises UserError for what these stages cannot do, as far as the configuration alone tells.
 
-    Cheap things first: what the configuration alone shows is refused before anything is loaded or fetched.
+    Cheap things first, the model last, of which nothing but its configuration is fetched; `fetch` does the rest.
     """
     cfg = experiment.cfg
     if {"calibrate", "sample", "evaluate"} & set(stages):
@@ -42,10 +42,7 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     experiment.backend.check_parts(experiment.method.parts())
     if "benchmark" in stages:
         experiment.benchmark.check_recipes([name for name in options("quant") if name != "fp16"])
-    weights = cfg.model.get("weights")
-    random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
-    scores = "evaluate" in stages and (cfg.videos is not None or not random)
-    if scores:
+    if _scores(cfg, stages):
         experiment.tracker.check()
     for name in cfg.paths if "tabulate" in stages or cfg.tabulate else ["runs"]:
         check_folder(f"paths.{name}", cfg.paths[name])
@@ -53,12 +50,27 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         _check_caches(group, cfg[group])
     if cfg.videos is None:
         experiment.model.check(experiment.sampler)
+
+
+def fetch(experiment: Experiment, stages: list[str]) -> None:
+    """Makes the metrics and prompts of these stages and fetches their files; raises UserError if one cannot be had.
+
+    What is here is looked at before anything is fetched.
+    """
+    scores = _scores(experiment.cfg, stages)
     if scores:
         _ = experiment.metrics_here
-    if cfg.videos is None:
+    if experiment.cfg.videos is None:
         _ = experiment.prompts
     if scores:
         _ = experiment.metrics
+
+
+def _scores(cfg: DictConfig, stages: list[str]) -> bool:
+    """Whether metrics are taken. Of a model with random weights none is."""
+    weights = cfg.model.get("weights")
+    random = OmegaConf.is_dict(weights) and RANDOM in weights.values()
+    return "evaluate" in stages and (cfg.videos is not None or not random)
 
 
 def _check_caches(group: str, cfg: DictConfig) -> None:
