@@ -51,7 +51,7 @@ QUANT, BITS = "tsq_tsw", "w6a8"
 # %% [markdown]
 # ## The configuration
 #
-# Overrides are those of the command line. Everything below `quant` is an argument of the recipe's class, `_target_`.
+# Overrides are those of the command line. Everything below `quant` is an argument of the method's class, `_target_`.
 
 # %%
 overrides = [

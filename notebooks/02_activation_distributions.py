@@ -57,7 +57,7 @@ ALPHA = 0.5
 #
 # Calibration runs the full-precision model on the calibration prompts, or finds that it was done. It keeps for each
 # layer input, step and channel the minimum, the maximum and the averaged absolute maximum. That is enough for every
-# recipe.
+# method.
 
 # %%
 with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -121,8 +121,8 @@ figure.colorbar(image, ax=axes, label="log10 of max |x| / largest", extend="min"
 plt.show()
 
 # %% [markdown]
-# **Over steps.** The range of the whole tensor, relative to the widest one. A recipe with one activation range (ASQ)
-# leaves codes unused where the curve is low. A recipe with a range for each step (TSQ + TSW) uses all of them at every
+# **Over steps.** The range of the whole tensor, relative to the widest one. A method with one activation range (ASQ)
+# leaves codes unused where the curve is low. A method with a range for each step (TSQ + TSW) uses all of them at every
 # step.
 
 # %%

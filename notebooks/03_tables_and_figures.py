@@ -16,7 +16,7 @@
 # Reads the registry and computes no run. With few runs the table has empty rows; `make tables` makes all of them.
 #
 # **Numbers of the testbed are not the paper's.** Its model is small, and its CLIP and DOVER are its own. They compare
-# recipes with each other. The paper's numbers appear beside ours only where all runs used its model and its metrics'
+# methods with each other. The paper's numbers appear beside ours only where all runs used its model and its metrics'
 # networks.
 
 # %%
@@ -58,7 +58,7 @@ display(registry.reindex(columns=fields).tail() if len(registry) else "Make one:
 
 # %% [markdown]
 # Runs can be compared if they have the same reference (prompts, noise, steps, weights), the same metrics, and unchanged
-# recipes. Here is the group with the most prompts of the table's prompt set, with its full-precision run. The first set
+# methods. Here is the group with the most prompts of the table's prompt set, with its full-precision run. The first set
 # (`opensora`) is `shapes` on the testbed, the second (`ucf101`) is `shapes_short`.
 
 # %%
@@ -108,7 +108,7 @@ display(paper_report.claims_of(TABLE, table, noise).style.hide(axis="index"))
 # %% [markdown]
 # ## Quality against bits
 #
-# Left is every recipe over the bit-widths that were run, right quality over the size of the model.
+# Left is every method over the bit-widths that were run, right quality over the size of the model.
 
 # %%
 if len(group) and METRIC in group:

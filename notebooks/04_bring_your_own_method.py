@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Bring your own method
 #
-# A recipe is a class. A configuration names it in `_target_`, and that may be a class of this notebook. Nothing in vdq
+# A method is a class. A configuration names it in `_target_`, and that may be a class of this notebook. Nothing in vdq
 # changes.
 
 # %%
@@ -45,7 +45,7 @@ BITS = "w6a6"
 SHARES = (1.0, 0.8, 0.6, 0.4)
 
 # %% [markdown]
-# ## The recipe
+# ## The method
 #
 # ASQ gives each activation the range from the smallest to the largest value that calibration saw. A few large values
 # then decide how coarse the codes are. Here only a share of that range is kept: values outside are clamped, all others
@@ -72,7 +72,7 @@ class ClampedMethod(StaticMethod):
 # The configuration is that of ASQ with another class and one more field. `share` behaves as any field: it is part of
 # the run's signature, and a wrong value is refused before a model is built.
 #
-# A signature covers the fields of a recipe, not its code. While the code still changes, `force=true` computes the run
+# A signature covers the fields of a method, not its code. While the code still changes, `force=true` computes the run
 # again.
 
 # %%

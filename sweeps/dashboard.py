@@ -20,7 +20,7 @@ from vdq.metrics.catalogue import CLIPSIM, PSNR, Value
 
 TITLE = "Static quantization of video diffusion"
 HEAT_MAP = "vdq-layer-errors"
-RECIPE, ALPHA = wr.Config("quant.name"), wr.Config("quant.alpha")
+METHOD, ALPHA = wr.Config("quant.name"), wr.Config("quant.alpha")
 REPORT, VIDEOS = "quantization_report", "videos"
 LEGEND = "${config:quant.name} ${summary:bits}"
 WIDE = wr.Layout(w=24, h=14)
@@ -53,13 +53,13 @@ def questions(entity: str) -> list[Question]:
     return [
         Question(
             "Alpha curves",
-            "Quality against smoothing strength, one point a run, grouped by recipe. `wandb sweep sweeps/alpha.yaml`",
+            "Quality against smoothing strength, one point a run, grouped by method. `wandb sweep sweeps/alpha.yaml`",
             [_scatter(CLIPSIM, "alpha", ALPHA), _scatter(PSNR, "alpha", ALPHA)],
             filters="SummaryMetric('num_prompts') = 16",  # as conf/experiment/alpha.yaml has
         ),
         Question(
             "Bits against quality",
-            "Each recipe at each bit-width, and what the model weighs. `wandb sweep sweeps/testbed.yaml`",
+            "Each method at each bit-width, and what the model weighs. `wandb sweep sweeps/testbed.yaml`",
             [
                 _scatter(PSNR, "weight bits", wr.SummaryMetric("weight_bits")),
                 _scatter(CLIPSIM, "weight bits", wr.SummaryMetric("weight_bits")),
@@ -81,14 +81,14 @@ def questions(entity: str) -> list[Question]:
 
 def workspace(entity: str, project: str) -> ws.Workspace:
     sections = [ws.Section(name=q.title, panels=q.panels, is_open=True) for q in questions(entity)]
-    runs = ws.RunsetSettings(groupby=[expr.Config(RECIPE.name)])
+    runs = ws.RunsetSettings(groupby=[expr.Config(METHOD.name)])
     return ws.Workspace(entity=entity, project=project, name=TITLE, sections=sections, runset_settings=runs)
 
 
 def report(entity: str, project: str) -> wr.Report:
     blocks: list = [wr.TableOfContents()]
     for question in questions(entity):
-        groups = [f"config.{RECIPE.name}"]
+        groups = [f"config.{METHOD.name}"]
         runset = wr.Runset(entity=entity, project=project, groupby=groups, filters=question.filters)
         grid = wr.PanelGrid(runsets=[runset], panels=question.panels)
         blocks += [wr.H2(question.title), wr.MarkdownBlock(question.text), grid]

@@ -1,11 +1,13 @@
 """Shared helpers: where the golden fixtures are, and one test case per golden file of a kind."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 from tests.flat_layers import changed, flat, weight_grid
 from vdq.models.stdit import STDiT
 from vdq.quant import LayerQuant, QParams, QuantState, projections
-from vdq.quant.coded import pack_codes
 from vdq.quant.low_rank import low_rank
 from vdq.quant.transform import shift_correction
+from vdq.quant.weight_codes import pack_codes
 
 OWN = Path(__file__).parent / "fixtures"
 BESIDE = Path(__file__).parents[2] / "shared"  # beside the checkout, where there is one: larger cases, and media
@@ -91,6 +93,15 @@ def fixtures() -> Path:
 def every_fixtures() -> list[Path]:
     """Every folder of golden fixtures that is there; the first one that has a case counts."""
     return [folder for folder in FIXTURES if folder.is_dir()]
+
+
+@pytest.fixture(scope="session")
+def recipe() -> ModuleType:
+    """How the videos and weights of CLIP's and DOVER's fixtures are made."""
+    spec = importlib.util.spec_from_file_location("recipe", OWN / "recipe.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

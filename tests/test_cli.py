@@ -231,6 +231,6 @@ def test_option_that_would_do_nothing_is_refused_on_the_command_line_of_one_run(
 def test_help_and_composed_config_are_readable():
     shown = python("run.py", "--help")
     assert shown.returncode == 0 and "quant: asq, asq_tsw, cw_tw" in shown.stdout and "bits: w16a16" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 140  # the line of recipes is the longest
+    assert max(map(len, shown.stdout.splitlines())) <= 140  # the line of methods is the longest
     composed = python("run.py", "--cfg", "job", "quant=asq", "bits=w4a6", "alpha=half")
     assert composed.returncode == 0 and "asq: 0.5" in composed.stdout and "act: 6" in composed.stdout

@@ -12,7 +12,10 @@ from omegaconf import DictConfig
 
 from vdq.commands.run import run
 from vdq.errors import UserError
+from vdq.export.base import Exporter
 from vdq.installation import CONF
+from vdq.methods.base import Method
+from vdq.models.base import VideoModel
 from vdq.tracking.registry import read_result
 
 EXAMPLES = {page.stem: page for page in (Path(__file__).parents[1] / "docs" / "extending").glob("*.md")}
@@ -89,6 +92,15 @@ def test_model_is_calibrated_quantized_sampled_and_scored(folder):
     assert read_result(folder)["psnr"] > 20
 
 
+@pytest.mark.parametrize(("page", "contract"), [("method", Method), ("model", VideoModel), ("exporter", Exporter)])
+def test_a_page_names_every_member_of_its_contract(page, contract):
+    text = EXAMPLES[page].read_text(encoding="utf-8")
+    told = re.findall(r"`([^`\n]+)`", text[text.rindex("\n```\n") :])
+    members = {name for name in {**vars(contract), **contract.__annotations__} if not name.startswith("_")}
+    assert members - set(re.findall(r"\w+", " ".join(told))) == set()
+
+
 def test_every_page_has_its_test():
-    marks = {mark.args[1][0] for test in globals().values() for mark in getattr(test, "pytestmark", [])}
+    tests = [mark for test in globals().values() for mark in getattr(test, "pytestmark", [])]
+    marks = {mark.args[1][0] for mark in tests if mark.args[0] == "folder"}
     assert marks == set(EXAMPLES)

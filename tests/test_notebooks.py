@@ -101,13 +101,13 @@ def test_is_a_percent_script_without_paths_of_a_machine(path):
 
 
 @every_notebook
-def test_defines_nothing_but_the_recipe_that_it_is_about(path):
+def test_defines_nothing_but_the_method_that_it_is_about(path):
     assert [node.name for node in definitions(path)] == (["ClampedMethod"] if path == OWN_METHOD else [])
 
 
-def test_recipe_has_fewer_than_30_lines():
-    [recipe] = definitions(OWN_METHOD)
-    assert recipe.end_lineno - recipe.lineno + 1 < 30
+def test_method_has_fewer_than_30_lines():
+    [method] = definitions(OWN_METHOD)
+    assert method.end_lineno - method.lineno + 1 < 30
 
 
 def test_no_ipynb_is_committed():

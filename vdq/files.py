@@ -36,7 +36,9 @@ def complete_or_nothing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def complete_folder_or_nothing(path: Path) -> Iterator[Path]:
-    """The same for a folder, which is empty at first. A folder that is there is replaced as a whole."""
+    """Yields a new, empty folder that takes the name when the block ends well. A folder that is there is replaced as a
+    whole.
+    """
     with _temporary(path) as partial, _temporary(path) as replaced:
         partial.mkdir()
         yield partial
@@ -114,7 +116,7 @@ def check_folder(field: str, path: str | Path) -> None:
 
 
 def check_file(field: str, path: Path) -> None:
-    """The same for a file in such a folder."""
+    """Raises UserError unless a file can be made there."""
     check_folder(f"{field}: its folder", path.parent)
     check_name(field, path)
     if path.is_dir():

@@ -44,7 +44,7 @@ _offline: ContextVar[bool] = ContextVar("offline", default=False)
 
 @contextmanager
 def without_network() -> Iterator[None]:
-    """Within it nothing is fetched: what is not on this machine is refused as where there is no internet."""
+    """Within the block nothing is fetched: what is not on this machine is refused as where there is no internet."""
     token = _offline.set(True)
     try:
         yield
@@ -77,7 +77,7 @@ def named_file(source: Source) -> Path | tuple[str, ...]:
 
 
 def named_folder(source: Source) -> Path | tuple[str, ...]:
-    """The same for a local folder or a repository."""
+    """As `named_file`, for a local folder or a repository."""
     path = Path(source.value).expanduser()
     return path if path.is_dir() else _hub_name(source, path, REPOSITORY, "folder or owner/name")
 

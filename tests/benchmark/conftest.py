@@ -29,5 +29,5 @@ def states(random_block):
 
 
 @pytest.fixture(scope="package")
-def recipes():
+def methods():
     return [("tsq_tsw", Int8CpuBackend()), ("dynamic", Int8CpuBackend()), ("tsq_tsw, simulated", FakeQuantBackend())]

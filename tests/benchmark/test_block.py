@@ -16,9 +16,9 @@ ROWS, TOKENS, C, CAPTION, FRAMES = 2, 32, 64, 6, 2  # tokens and captions of a r
 
 
 @pytest.mark.parametrize("part", [*LINEARS, CHAIN, BLOCK])
-def test_contenders_compute_the_part(random_block, recipes, states, part):
+def test_contenders_compute_the_part(random_block, methods, states, part):
     with torch.no_grad():
-        rows = {row.name: row for row in contenders(random_block, part, recipes, states)}
+        rows = {row.name: row for row in contenders(random_block, part, methods, states)}
         full = rows[FULL].run(0)
         for name, row in rows.items():
             if name != FULL:
@@ -37,8 +37,8 @@ def test_contenders_compute_the_part(random_block, recipes, states, part):
     assert facts["static"] and not rows["dynamic"].facts["static"]
 
 
-def test_the_timed_block_is_that_of_a_quantized_model(random_block, recipes, states):
-    name, backend = recipes[0]
+def test_the_timed_block_is_that_of_a_quantized_model(random_block, methods, states):
+    name, backend = methods[0]
     net = apply(random_block.net, states[name], random_block.clock, backend)
     seen = []
     net.blocks[0].register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
@@ -49,9 +49,9 @@ def test_the_timed_block_is_that_of_a_quantized_model(random_block, recipes, sta
         assert torch.equal(call(x), expected)
 
 
-def test_switching_uses_the_weights_of_the_next_step(random_block, recipes, states):
+def test_switching_uses_the_weights_of_the_next_step(random_block, methods, states):
     with torch.no_grad():
-        rows = {row.name: row for row in contenders(random_block, "mlp.fc1", recipes, states)}
+        rows = {row.name: row for row in contenders(random_block, "mlp.fc1", methods, states)}
         row = rows[f"tsq_tsw, {SWITCHING}"]
         first, second, third = (row.run(0) for _ in range(3))
     assert torch.equal(first, third) and not torch.equal(first, second)

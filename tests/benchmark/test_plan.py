@@ -23,10 +23,10 @@ def test_wrong_fields_are_named(fields, words):
         Plan(**fields)
 
 
-def test_unknown_recipe_is_named():
+def test_unknown_method_is_named():
     plan = Plan(integer=["asq"], simulated=["asqq"])
     with pytest.raises(ValueError, match="benchmark.simulated has the unknown name asqq; allowed: asq, tsq_tsw"):
-        plan.check_recipes(["tsq_tsw", "asq"])
+        plan.check_methods(["tsq_tsw", "asq"])
 
 
 def test_default_is_the_size_of_the_targets():

@@ -1,4 +1,4 @@
-"""What was asked for, decided by the slowest static recipe, the worst shape and the fastest valid peer."""
+"""What was asked for, decided by the slowest static method, the worst shape and the fastest valid peer."""
 
 import pytest
 

@@ -9,7 +9,7 @@ from vdq.commands.packed_sizes import measure, table
 from vdq.stages.experiment import Experiment
 
 CONF = Path(__file__).parents[2] / "conf"
-RECIPES = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem != "fp16")
+METHODS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem != "fp16")
 BITS = sorted(path.stem for path in (CONF / "bits").glob("*.yaml"))
 SMALL = ["model.denoiser.depth=2", "model.denoiser.hidden_size=48", "model.denoiser.num_heads=4", "logger=csv"]
 
@@ -23,7 +23,7 @@ def assert_measured_is_computed(row: dict, header: float) -> None:
 
 def test_small_model_is_written_measured_and_removed(tmp_path):
     rows = table(["asq_tsw", "dynamic"], ["w8a8", "w6a8"], [*SMALL, f"paths.runs={tmp_path}"]).to_dict("records")
-    assert [(row["recipe"], row["bits"]) for row in rows] == [
+    assert [(row["method"], row["bits"]) for row in rows] == [
         ("asq_tsw", "w8a8"),
         ("asq_tsw", "w6a8"),
         ("dynamic", "w8a8"),
@@ -43,9 +43,9 @@ def test_full_precision_and_a_full_disk_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_testbed_in_every_recipe_and_width_has_the_computed_size(tmp_path):
+def test_testbed_in_every_method_and_width_has_the_computed_size(tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         base = Experiment(compose("config", overrides=["logger=csv", f"paths.runs={tmp_path}"]))
-    for recipe in RECIPES:
+    for method in METHODS:
         for bits in BITS:
-            assert_measured_is_computed(measure(base.variant(quant=recipe, bits=bits), tmp_path), 0.16)
+            assert_measured_is_computed(measure(base.variant(quant=method, bits=bits), tmp_path), 0.16)

@@ -16,7 +16,7 @@ REFUSED = {
     "benchmark.rounds=9": "benchmark.rounds=9 has no effect: .* 'stages=\\[benchmark\\]' does",
     "metrics=fidelity stages=[sample]": "metrics=fidelity has no effect: stages=\\[sample\\] scores nothing",
     "batch_size=2 stages=[tabulate]": "batch_size=2 has no effect: stages=\\[tabulate\\] samples nothing",
-    "quant=asq stages=[choose_alpha]": "quant=asq has no effect: .* takes the recipes of the grid",
+    "quant=asq stages=[choose_alpha]": "quant=asq has no effect: .* takes the methods of the grid",
     "bits=w4a4 quant=fp16": "bits=w4a4 has no effect: quant=fp16 is not quantized",
     "backend.weight_sets=keep quant=fp16": "backend.weight_sets=keep has no effect: quant=fp16 is not quantized",
     "bits=w4a4 stages=[calibrate]": "bits=w4a4 has no effect: the statistics are the same for all",

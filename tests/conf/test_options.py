@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.backends.cuda.backend import unavailable
 from vdq.errors import UserError
+from vdq.methods import Method
 from vdq.metrics.catalogue import CATALOGUE
 from vdq.stages.experiment import Experiment
 
@@ -50,9 +51,9 @@ def test_composes_and_makes_its_cheap_objects(group, option):
         with pytest.raises(UserError, match="backend int8_cuda cannot run here: "):
             Experiment(cfg)
     else:
-        Experiment(cfg)  # sampler, recipe, backend, prompts, tracker
+        Experiment(cfg)  # sampler, method, backend, prompts, tracker
     for target in targets(OmegaConf.to_container(cfg, resolve=True)):
-        arguments = target.keys() - {"_target_", "_partial_", "name"}
+        arguments = target.keys() - {"_target_", "_partial_", "name", *Method.neutral}
         inspect.signature(get_method(target["_target_"])).bind_partial(**dict.fromkeys(arguments))
 
 
@@ -64,7 +65,7 @@ def test_bits_option_is_what_its_name_says(option):
 
 
 @pytest.mark.parametrize("option", names("quant"))
-def test_recipe_is_named_as_its_file(option):
+def test_method_is_named_as_its_file(option):
     experiment = Experiment(config(f"quant={option}", "bits=w4a6"))
     assert experiment.cfg.quant.name == option
     assert experiment.identity.bits == ("w4a6" if experiment.method.quantizes else "")
@@ -97,10 +98,10 @@ def test_experiment_sweeps_over_options_that_exist(option):
 
 def test_alphas_of_every_model_are_complete():
     texts = [(CONF / "quant" / f"{name}.yaml").read_text() for name in names("quant")]
-    recipes = {name for text in texts for name in re.findall(r"\${alpha\.(\w+)}", text)}
+    methods = {name for text in texts for name in re.findall(r"\${alpha\.(\w+)}", text)}
     for option in names("alpha"):
         alphas = OmegaConf.load(CONF / "alpha" / f"{option}.yaml")
-        assert set(alphas) == recipes and all(0 <= alpha <= 1 for alpha in alphas.values())
+        assert set(alphas) == methods and all(0 <= alpha <= 1 for alpha in alphas.values())
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -37,6 +37,22 @@ def test_the_branch_is_that_of_the_last_call():
     assert clock.step == 1
 
 
+def test_the_clock_of_calls_counts_both_branches_of_every_step():
+    clock = StepClock(3)
+    calls = clock.calls
+    assert calls is clock.calls and calls.num_steps == 6 and calls in clock.to(torch.bfloat16).modules()
+    seen = []
+    for step in range(3):
+        for branch in (CONDITIONAL, UNCONDITIONAL):
+            clock.set(step, branch)
+            assert (clock.step, int(clock.index)) == (step, step)
+            seen.append((calls.step, int(calls.index)))
+    assert seen == [(call, call) for call in range(6)] and calls.index.dtype == torch.long
+    with pytest.raises(ValueError, match="branch=None must be that of the call"):
+        clock.set(1)
+    assert (clock.step, calls.step) == (2, 5)
+
+
 def test_num_steps_must_be_positive():
     with pytest.raises(ValueError, match="num_steps=0"):
         StepClock(0)

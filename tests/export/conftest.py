@@ -1,4 +1,4 @@
-"""A quantized run of every recipe on a denoiser so small that sampling it takes a moment."""
+"""A quantized run of every method on a denoiser so small that sampling it takes a moment."""
 
 from collections.abc import Callable
 from functools import cache
@@ -16,14 +16,14 @@ from vdq.models.guidance import Conditions
 from vdq.models.stdit import STDiT
 from vdq.models.stdit_model import STDiTModel
 from vdq.quant import Observer, Stats, apply
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.search import InputRecorder
 from vdq.stages.experiment import Experiment
 
 CONF = Path(__file__).parents[2] / "conf"
-RECIPES = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem != "fp16")
+METHODS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml") if path.stem != "fp16")
 LATENT = (4, 2, 4, 4)
-STEPS = 4  # ten for the recipe of ten ranges
+STEPS = 4  # ten for the method of ten ranges
 
 
 class TinyModel(STDiTModel):
@@ -70,8 +70,8 @@ def calibrated(steps: int) -> Stats:
     with Observer(MODEL.denoiser, clock, MODEL.quantizable) as observer, recorder:
         MODEL.sample(MODEL.denoiser, MODEL.encode(["a", "b"]), PromptNoise(1, [0, 1], LATENT), clock, plain.sampler)
     counted = torch.logspace(-2, 0, steps), torch.full((steps,), 0.1)
-    samples = Samples.recorded(recorder.inputs, recorder.places, *counted, "")
-    return observer.stats(num_prompts=2).with_samples(samples)
+    recorded = RecordedInputs.of_steps(recorder.inputs, recorder.places, *counted, "")
+    return observer.stats(num_prompts=2).with_inputs(recorded)
 
 
 @cache
@@ -85,6 +85,7 @@ def quantized_run(*overrides: str) -> QuantizedRun:
         num_steps=steps,
         quantizable=MODEL.quantizable,
         timesteps=MODEL.timesteps(made.sampler),
+        keep=made.keep,
     )
     return QuantizedRun(
         name="tiny_0123456789",
@@ -116,5 +117,5 @@ def expected_latents() -> Callable[[QuantizedRun], Tensor]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "recipe" in metafunc.fixturenames:
-        metafunc.parametrize("recipe", RECIPES)
+    if "method_name" in metafunc.fixturenames:
+        metafunc.parametrize("method_name", METHODS)

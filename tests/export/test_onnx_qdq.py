@@ -53,7 +53,7 @@ PRODUCTS = ("FullyConnected", "MatMul")  # OpenVINO's names
 
 @pytest.fixture(scope="module", autouse=True)
 def traced_once():
-    """The traced graph is the same for every recipe, and tracing is what takes long."""
+    """The traced graph is the same for every method, and tracing is what takes long."""
     with pytest.MonkeyPatch.context() as patch:
         original, kept = onnx_graph.traced, []
         patch.setattr(onnx_graph, "traced", lambda net: kept[0] if kept else kept.append(original(net)) or kept[0])

@@ -26,7 +26,7 @@ from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.methods import FullPrecisionMethod, StaticMethod
 from vdq.models.stdit import FusedLinear
-from vdq.quant import apply, model_size, projections
+from vdq.quant import apply, model_size, projections, set_bytes
 from vdq.quant.codebook import Codebook
 from vdq.quant.report import MEGABYTE
 
@@ -45,11 +45,11 @@ def sample(model: packed.PackedModel, run) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backend", ["fake_quant", *(pytest.param(b, marks=pytest.mark.slow) for b in INTEGER)])
-def test_samples_the_same_bits(recipe, backend, make_run, expected_latents, tmp_path):
-    integers = ["quant.temporal_bits=null"] if recipe == "qvd" and backend != "fake_quant" else []
-    if recipe == "dvd_quant" and backend in INTEGER:
+def test_samples_the_same_bits(method_name, backend, make_run, expected_latents, tmp_path):
+    integers = ["quant.temporal_bits=null"] if method_name == "qvd" and backend != "fake_quant" else []
+    if method_name == "dvd_quant" and backend in INTEGER:
         pytest.skip("quant=dvd_quant runs simulated only")
-    run = make_run(f"quant={recipe}", "bits=w4a8", f"backend={backend}", *integers)
+    run = make_run(f"quant={method_name}", "bits=w4a8", f"backend={backend}", *integers)
     expected = expected_latents(run)
     assert expected.isfinite().all() and expected.std() > 0
     assert torch.equal(sample(packed.load(export(run, tmp_path / "packed")), run), expected)
@@ -77,6 +77,56 @@ def test_another_backend_samples_what_it_samples_from_full_precision(backend, ma
     path = export(make_run("quant=tsq_2tr"), tmp_path / "packed")
     run = make_run("quant=tsq_2tr", f"backend={backend}")
     assert torch.equal(sample(packed.load(path, backend=INTEGER[backend]()), run), expected_latents(run))
+
+
+@pytest.mark.parametrize("backend", ["fake_quant", *INTEGER])
+def test_original_weights_in_place_of_codes_sample_the_same_bits(backend, make_run, expected_latents, tmp_path):
+    run = make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}")
+    artefact.write(packed.PackedExporter(weight_sets="requantize"), run, tmp_path / "packed")
+    model = packed.load(tmp_path / "packed")
+    assert torch.equal(sample(model, run), expected_latents(run))
+    stored = load_file(tmp_path / "packed" / FILE)
+    assert not any(name.endswith(".codes") for name in stored)
+    assert all(torch.equal(stored[f"{p.fqn}.weight"], p.weight) for p in projections(run.denoiser))
+    with pytest.raises(UserError, match="^export.weight_sets=disk must be one of auto, keep, requantize$"):
+        packed.PackedExporter(weight_sets="disk")
+
+
+@pytest.mark.parametrize("kept", [(), ("quant.keep_steps=[1]",)])
+@pytest.mark.parametrize("recipe_of", ["tsq_tsw", "asq", "static_plus"])
+def test_what_is_smaller_is_stored_and_counted(recipe_of, kept, make_run, expected_latents, tmp_path, monkeypatch):
+    """With layers that are not small: four sets of 16-bit codes take twice an fp32 weight, one set half of it."""
+    monkeypatch.setattr(set_bytes, "SMALL", 0)
+    run = make_run(f"quant={recipe_of}", "bits=w16a16" if recipe_of != "static_plus" else "bits=w8a8", *kept)
+    model = packed.load(export(run, tmp_path / "packed"))
+    assert torch.equal(sample(model, run), expected_latents(run))
+    sources, coded = len(model.contents["sources"]), len(run.state.layers)
+    assert sources == (coded if kept or recipe_of == "tsq_tsw" else 0)
+    codes = sum(name.endswith(".codes") for name in load_file(tmp_path / "packed" / FILE))
+    assert codes == (coded if recipe_of == "static_plus" or sources == 0 else 0)
+    stored = sum(model.contents["bytes"].values()) / MEGABYTE
+    assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["fake_quant", *INTEGER])
+def test_kept_layers_and_steps_are_stored_and_sample_the_same_bits(backend, make_run, expected_latents, tmp_path):
+    kept = ("quant.keep=['*.attn.k','*.mlp.fc2']", "quant.keep_steps=[0,-1]")
+    run = make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}", *kept)
+    expected = expected_latents(run)
+    assert not torch.equal(expected, expected_latents(make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}")))
+    path = export(run, tmp_path / "packed")
+    model = packed.load(path)
+    assert torch.equal(sample(model, run), expected)
+    assert model.state.kept_steps == (0, 3) and FQN.replace("fc1", "fc2") not in model.state.layers
+    stored = sum(model.contents["bytes"].values()) / MEGABYTE
+    assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
+    text = (path / "README.md").read_text()
+    assert "| kept layers | 2 in full precision: `*.attn.k`, `*.mlp.fc2` |" in text
+    assert "| kept steps | 0, 3 of 0..3 in full precision |" in text
+
+
+def test_the_card_of_what_is_not_kept_says_nothing_of_it(make_run, tmp_path):
+    assert "keep" not in (export(make_run("quant=asq"), tmp_path / "packed") / "README.md").read_text()
 
 
 SINGLE = ["shift", "rotation", "correction", "bits", "codes", "branch", "groups"]
@@ -160,8 +210,8 @@ def test_codes_on_disk_are_numpys(bits, make_run, tmp_path):
         np.testing.assert_array_equal(codes, np.packbits(columns.ravel(), bitorder="little"))
 
 
-def test_no_weight_of_a_quantized_layer_is_stored(recipe, make_run, tmp_path):
-    run = make_run(f"quant={recipe}")
+def test_no_weight_of_a_quantized_layer_is_stored(method_name, make_run, tmp_path):
+    run = make_run(f"quant={method_name}")
     tensors = load_file(export(run, tmp_path / "packed") / FILE)
     assert not {f"{fqn}.weight" for fqn in run.state.layers} & tensors.keys()
     assert not [name for name in tensors if name.endswith("qkv.weight")]
@@ -173,9 +223,9 @@ def test_no_weight_of_a_quantized_layer_is_stored(recipe, make_run, tmp_path):
 
 
 @pytest.mark.parametrize("bits", [3, 6, 8, 16])
-def test_measured_size_is_the_computed_one(recipe, bits, make_run, tmp_path):
+def test_measured_size_is_the_computed_one(method_name, bits, make_run, tmp_path):
     """Within the safetensors header, part by part."""
-    run = make_run(f"quant={recipe}", f"bits.weight={bits}")
+    run = make_run(f"quant={method_name}", f"bits.weight={bits}")
     path, computed = tmp_path / "packed", model_size(run.denoiser, run.state)
     parts = artefact.write(packed.PackedExporter(), run, path)["contents"]["bytes"]
     full = parts.pop(packed.FULL_PRECISION)
@@ -228,7 +278,7 @@ def test_parts_of_a_fused_linear_may_stay_in_full_precision(tmp_path):
     with torch.device("meta"):
         empty = Net()
     coded = packed.QuantState(packed.restored_layers(empty, contents, tensors, tmp_path), 2)
-    loaded = apply(packed.filled(empty, tensors, coded), coded, StepClock(2), FakeQuantBackend())
+    loaded = apply(packed.filled(empty, tensors), coded, StepClock(2), FakeQuantBackend())
     x = torch.randn(3, 6)
     assert torch.equal(loaded(x), apply(net, state, StepClock(2), FakeQuantBackend())(x))
 
@@ -250,13 +300,13 @@ def test_full_precision_is_refused(make_run):
         packed.PackedExporter().check(FullPrecisionMethod(), run.sampler, run.backend)
 
 
-def test_card_says_what_it_is(recipe, make_run, tmp_path):
-    path = export(make_run(f"quant={recipe}", "bits=w6a8"), tmp_path / "packed")
+def test_card_says_what_it_is(method_name, make_run, tmp_path):
+    path = export(make_run(f"quant={method_name}", "bits=w6a8"), tmp_path / "packed")
     card, contents = (path / "README.md").read_text(), json.loads((path / "manifest.json").read_text())["contents"]
-    bits = "6, 8" if recipe == "qvd" else "6"  # its temporal layers have 8
-    assert f"quant={recipe}" in card and f"with {bits}-bit weights" in card and "`0123456789`" in card
+    bits = "6, 8" if method_name == "qvd" else "6"  # its temporal layers have 8
+    assert f"quant={method_name}" in card and f"with {bits}-bit weights" in card and "`0123456789`" in card
     assert "| weights | 6 bits per output channel" in card
-    dynamic = recipe in ("dynamic", "dvd_quant")
+    dynamic = method_name in ("dynamic", "dvd_quant")
     assert ("dynamic: 8 bits" in card) == dynamic == ("static: 8 bits" not in card)
     assert all(f"| {part} | {count:,} |" in card for part, count in contents["bytes"].items())
     assert "Licence" in card and "{" not in card

@@ -22,7 +22,7 @@ PROMPT, STEPS = "A small red circle moves from left to right on a white backgrou
 
 @pytest.fixture(scope="module")
 def run():
-    """The shipped testbed with a recipe that needs no calibration."""
+    """The shipped testbed with a method that needs no calibration."""
     model = ShapesModel()
     method = DynamicMethod(weight_bits=8, act_bits=8)
     config = {

@@ -10,10 +10,10 @@ from vdq.reports import alpha
 
 @pytest.fixture
 def grid(testbed, monkeypatch, tmp_path):
-    """A testbed whose grid has two alphas of one recipe, and a place for the choice that is not conf/."""
+    """A testbed whose grid has two alphas of one method, and a place for the choice that is not conf/."""
     monkeypatch.setattr(choose_alpha, "CONF", tmp_path / "conf")
     for module in (choose_alpha, alpha, __import__("vdq.commands.search_alpha", fromlist=["run"])):
-        for name, value in {"GRID": (0.2, 0.5, 0.8), "RECIPES": ("asq",), "WIDTHS": ("w4a4",)}.items():
+        for name, value in {"GRID": (0.2, 0.5, 0.8), "METHODS": ("asq",), "WIDTHS": ("w4a4",)}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
     return testbed

@@ -17,14 +17,14 @@ SIZES = {2: (2, 2, 2), 8: (2, 4, 4), 32: (8, 4, 4), 256: (16, 8, 8)}
 
 def test_neither_batch_size_nor_remainder_changes_a_sample(testbed, tmp_path):
     """8-bit codes would show any difference of rounding: a value near an edge falls into the next code."""
-    recipe = ("stages=[sample]", "quant=asq", "bits=w8a8", f"dataset.num_prompts={EVERYONE}")
+    overrides = ("stages=[sample]", "quant=asq", "bits=w8a8", f"dataset.num_prompts={EVERYONE}")
     together = replace(testbed, runs=tmp_path / "together")
-    together.run(*recipe, f"batch_size={EVERYONE}")
+    together.run(*overrides, f"batch_size={EVERYONE}")
     expected = files(together.runs)
     assert len(expected) == 2 * EVERYONE  # of the reference, too
     for count in COUNTS:
         bed = replace(testbed, runs=tmp_path / str(count))
-        bed.run(*recipe, f"batch_size={count}")
+        bed.run(*overrides, f"batch_size={count}")
         assert [name for name, content in files(bed.runs).items() if content != expected[name]] == [], count
 
 

@@ -56,7 +56,7 @@ def test_more_processes_than_prompts(testbed):
 
 
 @pytest.mark.parametrize("precision", [pytest.param("16-true", marks=pytest.mark.slow), "bf16-true"])
-def test_half_precision_samples_but_recipes_start_from_the_full_weights(testbed, finished, precision):
+def test_half_precision_samples_but_methods_start_from_the_full_weights(testbed, finished, precision):
     """Statistics, parameters and signature are those of full precision where only the sampling is half."""
     bed = replace(testbed, settings=(*testbed.settings, f"trainer.precision={precision}"))
     folder = bed.run("quant=cw_tw")

@@ -31,7 +31,7 @@ def test_data_free_run_with_a_schedule_for_every_video(testbed, work, caplog):
     assert (folder / "act_bits.png").stat().st_size > 0
 
 
-def test_other_recipes_have_the_bits_they_were_given(finished):
+def test_other_methods_have_the_bits_they_were_given(finished):
     run = finished.experiment("quant=tsq_tsw")
     for folder, bits in ((run.folder, 8), (run.reference.folder, None)):
         assert read(folder / "result.json")["mean_act_bits"] == bits

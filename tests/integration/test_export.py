@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from vdq.diffusion.noise import PromptNoise
 from vdq.export import packed
 
 EXPORT = ("stages=[export]", "export=packed")
-RECIPE = ("quant=tsq_tsw", "bits=w8a8")
+TSQ_TSW = ("quant=tsq_tsw", "bits=w8a8")
 
 
 def latents(folder: Path) -> torch.Tensor:
@@ -26,7 +27,7 @@ def exported(finished, tmp_path_factory):
     """The finished runs, of which tsq_tsw has an artefact."""
     bed = replace(finished, runs=tmp_path_factory.mktemp("exported") / "runs")
     shutil.copytree(finished.runs, bed.runs, ignore=shutil.ignore_patterns("videos_*"))
-    bed.run(*RECIPE, *EXPORT)
+    bed.run(*TSQ_TSW, *EXPORT)
     return bed
 
 
@@ -42,7 +43,7 @@ def test_artefact_samples_the_run_without_its_denoiser_and_its_runs(exported, fo
     moved = shutil.copytree(folder, tmp_path / "moved")
     model = packed.load(moved)
     videos = model.video_model(weights=str(weights))
-    prompts = exported.experiment(*RECIPE).prompts.evaluation
+    prompts = exported.experiment(*TSQ_TSW).prompts.evaluation
     noise = PromptNoise(model.contents["seed"], range(len(prompts)), model.latent_shape)
     sampled = model.sample(videos.encode(prompts), noise)
     assert torch.equal(sampled, latents(folder.parents[1]))
@@ -58,12 +59,18 @@ def test_other_companions_are_refused(exported, folder, tmp_path):
 
 
 def test_run_of_an_artefact_is_a_run_of_its_own_with_the_same_videos(exported, folder, work):
-    run = exported.run(f"artefact={folder}", *RECIPE)
+    run = exported.run(f"artefact={folder}", *TSQ_TSW)
     assert work == ["sampling tsq_tsw", "scoring"]  # nothing is calibrated, and full precision is there
     assert run != folder.parents[1] and torch.equal(latents(run), latents(folder.parents[1]))
     ours, theirs = (json.loads((path / "result.json").read_text()) for path in (run, folder.parents[1]))
     assert ours["psnr"] == theirs["psnr"] and ours["size_mb"] == theirs["size_mb"]
     assert ours["changed"] == f"artefact={folder}" and theirs["changed"] == ""
+    report, whole = (pd.read_csv(path / "report.csv").set_index("fqn") for path in (run, folder.parents[1]))
+    unknown = ["weight_error", "act_range_spread"]  # weights and statistics are no part of an artefact
+    assert report[unknown].isna().all(axis=None)
+    assert whole.loc[whole["kind"] == "static", unknown].notna().all(axis=None)
+    pd.testing.assert_frame_equal(report.drop(columns=[*unknown, "reason"]), whole.drop(columns=[*unknown, "reason"]))
+    assert (report["reason"].isna() == whole["reason"].isna()).all()
 
 
 @pytest.mark.parametrize(
@@ -79,17 +86,17 @@ def test_run_of_an_artefact_is_a_run_of_its_own_with_the_same_videos(exported, f
 )
 def test_artefact_of_something_else_is_refused_before_any_model_is_built(overrides, sentence, exported, folder, work):
     with pytest.raises(ValueError, match=sentence):
-        exported.run(f"artefact={folder}", *RECIPE, *overrides)
+        exported.run(f"artefact={folder}", *TSQ_TSW, *overrides)
     assert work == []
 
 
 def test_export_is_done_once_and_again_with_force(exported, folder, caplog):
     before = (folder / "manifest.json").stat().st_ino
     with caplog.at_level(logging.INFO, logger="vdq"):
-        exported.run(*RECIPE, *EXPORT)
+        exported.run(*TSQ_TSW, *EXPORT)
         assert f"export: found, {folder}" in caplog.text
         assert (folder / "manifest.json").stat().st_ino == before
-        exported.run(*RECIPE, *EXPORT, "force=true")
+        exported.run(*TSQ_TSW, *EXPORT, "force=true")
     assert "MB, full precision is 8.72 MB" in caplog.text
     assert (folder / "manifest.json").stat().st_ino != before
     assert len(latents(folder.parents[1])) == 2  # force=true repeats the export and nothing else
@@ -102,7 +109,7 @@ def test_another_or_a_damaged_artefact_is_not_overwritten(exported, folder, tmp_
         exported.run("quant=asq", "bits=w4a8", *EXPORT, f"export.path={path}")
     (path / "README.md").unlink()
     with pytest.raises(ValueError, match=r"README.md is missing; .*force=true replaces an artefact"):
-        exported.run(*RECIPE, *EXPORT, f"export.path={path}")
+        exported.run(*TSQ_TSW, *EXPORT, f"export.path={path}")
     exported.run("quant=asq", "bits=w4a8", *EXPORT, f"export.path={path}", "force=true")
     assert packed.load(path).contents["config"]["quant"]["name"] == "asq"
 
@@ -117,7 +124,7 @@ def test_what_cannot_be_exported_is_refused_before_any_model_is_built(testbed):
 
 
 def test_one_command_from_prompts_to_artefact(testbed):
-    """A recipe without statistics, 4-bit weights, integer backend."""
+    """A method without statistics, 4-bit weights, integer backend."""
     folder = testbed.run("quant=dynamic", "bits=w4a8", "backend=int8_cpu", "stages=[sample,export]", "export=packed")
     model = packed.load(folder / "export" / "packed")
     prompts = testbed.experiment().prompts.evaluation

@@ -38,7 +38,7 @@ def test_jobs_in_processes_of_their_own(testbed, launcher):
     log = everything(output, testbed.runs)
     assert process.returncode == 1, log  # since one of three was refused
     assert output.splitlines()[-1].startswith("error: job 0 failed: ") and "num_time_ranges=3" in output
-    assert "error: num_time_ranges=3 does not divide 2 denoising steps" in log and "Traceback" not in log
+    assert "error: num_time_ranges=3 must be in 1..2, the denoising steps" in log and "Traceback" not in log
     assert "Callback" not in log  # Hydra only warns of a failing callback
 
     assert table(output) == ["fp16", "tsw", "tsw"]

@@ -1,4 +1,4 @@
-"""Recipes with several noises, from the runs to the table."""
+"""Methods with several noises, from the runs to the table."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ def test_table_of_two_noises(finished, tmp_path):
     bed.run("stages=[tabulate]")
     assert not (results / "neighbours.md").exists()  # one noise
     first = bed.run("quant=dynamic")
-    for recipe in ("tsq_tsw", "dynamic"):
-        bed.run(f"quant={recipe}", "seed=43")
+    for method in ("tsq_tsw", "dynamic"):
+        bed.run(f"quant={method}", "seed=43")
     other = bed.run("quant=tsq_tsw", "quant.momentum=0.5", "seed=43")
     bed.run("stages=[tabulate]")
     table = pd.read_csv(results / "neighbours.csv").set_index("method")
@@ -35,7 +35,7 @@ def test_table_of_two_noises(finished, tmp_path):
     assert {path: path.read_bytes() for path in (bed.runs / "results").rglob("*") if path.is_file()} == before
 
 
-def test_every_recipe_and_seed_is_wanted(finished):
+def test_every_method_and_seed_is_wanted(finished):
     table = status.progress(["neighbours"], [*finished.overrides, "sampler.steps=20"])  # which 10 time ranges divide
     quantized = sum(path.stem != "fp16" for path in status.CONF.glob("quant/*.yaml"))
     assert table.loc[0, "runs"] == 3 * (1 + 5 * quantized)

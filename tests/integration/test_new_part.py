@@ -28,11 +28,11 @@ class PowerOfTwoMethod(StaticMethod):
 
 
 def test_it_runs_is_packed_and_loaded_and_refused_by_name(testbed, tmp_path):
-    recipe = ("quant=tsq_tsw", f"quant._target_={__name__}.PowerOfTwoMethod", "quant.name=new", "bits=w6a8")
+    overrides = ("quant=tsq_tsw", f"quant._target_={__name__}.PowerOfTwoMethod", "quant.name=new", "bits=w6a8")
     with pytest.raises(UserError, match="^backend=int8_cpu does not run the part power_of_two; it runs affine, "):
-        testbed.run(*recipe, "backend=int8_cpu", "stages=[sample]")
-    folder = testbed.run(*recipe, "stages=[sample,export]", "export=packed", f"export.path={tmp_path}/new")
-    again = testbed.run(*recipe, "stages=[sample]", f"artefact={tmp_path}/new")
+        testbed.run(*overrides, "backend=int8_cpu", "stages=[sample]")
+    folder = testbed.run(*overrides, "stages=[sample,export]", "export=packed", f"export.path={tmp_path}/new")
+    again = testbed.run(*overrides, "stages=[sample]", f"artefact={tmp_path}/new")
     paths = [run / "samples" / "0000.safetensors" for run in (folder, again, *testbed.runs.glob("fp16*"))]
     ours, loaded, full = (load_file(path)["latents"] for path in paths)
     assert torch.equal(ours, loaded) and 0 < (ours - full).norm() < 0.5 * full.norm()

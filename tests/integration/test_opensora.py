@@ -100,7 +100,7 @@ def test_videos_are_those_of_the_parts_put_together_by_hand(finished, folder, ti
         assert read_video(reference / "videos" / f"{index:04d}.mp4").shape == (4, 32, 48, 3)
 
 
-def test_a_second_recipe_uses_what_is_there(start, finished, folder, monkeypatch):
+def test_a_second_method_uses_what_is_there(start, finished, folder, monkeypatch):
     monkeypatch.setattr("vdq.models.captions.T5EncoderModel.from_pretrained", lambda *_, **__: pytest.fail("T5 loaded"))
     monkeypatch.setattr("vdq.models.checkpoint.torch.load", lambda *_, **__: pytest.fail("the .pth was read"))
     before = [path.stat().st_mtime_ns for path in sorted(folder.glob("fp16_*/samples/*"))]
@@ -111,7 +111,7 @@ def test_a_second_recipe_uses_what_is_there(start, finished, folder, monkeypatch
 
 @pytest.mark.parametrize("stages", ["[calibrate,quantize,sample]", "[benchmark]"])
 def test_the_text_encoder_is_gone_before_the_denoiser_is_loaded(start, tmp_path, monkeypatch, stages):
-    """Also by a recipe that needs no calibration."""
+    """Also by a method that needs no calibration."""
     order = []
     for module, name in (("captions.T5EncoderModel", "from_pretrained"), ("opensora", "load_denoiser")):
         target = f"vdq.models.{module}.{name}"

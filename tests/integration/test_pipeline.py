@@ -38,7 +38,7 @@ def read(path: Path):
     return json.loads(path.read_text())
 
 
-def test_folder_is_named_by_recipe_bits_prompts_and_signature(folder):
+def test_folder_is_named_by_method_bits_prompts_and_signature(folder):
     name, _, signature = folder.name.rpartition("_")
     assert name == "tsq_tsw_w8a8_shapes"
     assert signature == read(folder / "result.json")["signature"]

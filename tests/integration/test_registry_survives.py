@@ -72,8 +72,8 @@ def copied(bed, folder: Path):
 def undisturbed(finished, tmp_path_factory: pytest.TempPathFactory):
     """The three rows of the sweep, from single runs that nothing interrupted."""
     bed = replace(finished, runs=tmp_path_factory.mktemp("undisturbed") / "runs")
-    for recipe in ("cw_tw", "tsw"):
-        bed.run(f"quant={recipe}")
+    for method in ("cw_tw", "tsw"):
+        bed.run(f"quant={method}")
     return bed
 
 
@@ -98,8 +98,8 @@ def test_killed_sweep_goes_on_without_losing_or_repeating_a_row(testbed, undistu
     output = kill(process)
     early = runs(testbed.runs)
     assert 1 <= len(early) < 3, output
-    for recipe in ("cw_tw", "tsw"):
-        testbed.run(f"quant={recipe}")
+    for method in ("cw_tw", "tsw"):
+        testbed.run(f"quant={method}")
     assert_same_rows(testbed.runs, undisturbed.runs)
     late = runs(testbed.runs).set_index("signature")
     assert late.loc[early["signature"], "finished"].tolist() == early["finished"].tolist()  # not done again

@@ -39,7 +39,7 @@ def benchmarks(bed):
     return {content["part"]: content for content in found}
 
 
-def test_benchmark_of_one_recipe(bed, work, capsys):
+def test_benchmark_of_one_method(bed, work, capsys):
     bed.run("stages=[benchmark]", "quant=tsq_tsw", "benchmark.rounds=3", *SMALL)
     assert work == []  # the parameters of the finished run are there
     content = benchmarks(bed)["sampler"]
@@ -112,7 +112,7 @@ def test_tabulate_writes_table_grid_and_cost(bed, capsys, caplog):
     bed.run("stages=[tabulate]", "quant=tsq_tsw")
     results = bed.runs / "results" / "shapes"
     table = pd.read_csv(results / "runs_shapes.csv").set_index("quant")
-    assert "other" not in " ".join(table["signature"])  # not comparable: prompts, recipe, judge or alpha differ
+    assert "other" not in " ".join(table["signature"])  # not comparable: prompts, method, judge or alpha differ
     assert table.loc["tsq_tsw", "signature"] == result["signature"]
     assert table.loc["tsq_tsw", "clipsim"] == pytest.approx(result["clipsim"])
     assert pd.isna(table.loc["fp16", "latent_rel_l2"])

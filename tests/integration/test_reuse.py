@@ -70,7 +70,7 @@ def test_statistics_are_made_again_where_force_names_them(testbed, work):
 
 
 @pytest.mark.parametrize("change", ["quant.alpha=0.3", "bits=w4a4", "quant=asq", "quant.num_time_ranges=2"])
-def test_alpha_bits_recipe_and_ranges_need_neither_calibration_nor_reference(finished, work, change):
+def test_alpha_bits_method_and_ranges_need_neither_calibration_nor_reference(finished, work, change):
     before = stats_files(finished)
     folder = finished.run("quant=asq_tsw", change)
     assert work == [f"sampling {'asq' if change == 'quant=asq' else 'asq_tsw'}", SCORING]
@@ -130,8 +130,8 @@ def test_signature_follows_the_weights_not_their_path(finished, tmp_path):
 
 def test_batch_size_is_in_no_signature_and_changes_statistics_by_rounding_at_most(finished, tmp_path):
     single = replace(finished, runs=tmp_path / "runs")
-    recipe = ("stages=[sample]", "quant=tsq_tsw", "bits=w16a16")
-    assert single.run(*recipe, "batch_size=1").name == finished.run(*recipe).name
+    overrides = ("stages=[sample]", "quant=tsq_tsw", "bits=w16a16")
+    assert single.run(*overrides, "batch_size=1").name == finished.run(*overrides).name
     a, b = (load_file(stats_files(bed)[0]) for bed in (single, finished))
     for name, value in a.items():
         torch.testing.assert_close(value, b[name], rtol=1e-6, atol=0)

@@ -72,7 +72,7 @@ def test_runs_that_other_metrics_scored_are_scored_again(overrides, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("narrowed", "recipes"),
+    ("narrowed", "methods"),
     [
         (["quant=asq"], {("asq", 8, 0.5)}),
         (["quant=asq,tsw", "bits=w4a8"], {("asq", 4, 0.5), ("tsw", 4, None)}),
@@ -80,10 +80,10 @@ def test_runs_that_other_metrics_scored_are_scored_again(overrides, tmp_path):
         (["quant.momentum=0.5", "quant=asq"], {("asq", 8, 0.5)}),
     ],
 )
-def test_command_line_takes_the_place_of_what_is_swept(overrides, tmp_path, narrowed, recipes):
+def test_command_line_takes_the_place_of_what_is_swept(overrides, tmp_path, narrowed, methods):
     path = experiment(tmp_path, "one", quant="cw_tw,asq,tsq_tsw", bits="w8a8")
     found = status.missing(["one"], [path, *overrides, *narrowed])
-    assert {(run.cfg.quant.name, run.method.weight_bits, run.cfg.quant.get("alpha")) for run in found} == recipes
+    assert {(run.cfg.quant.name, run.method.weight_bits, run.cfg.quant.get("alpha")) for run in found} == methods
     assert all(run.cfg.quant.momentum == 0.5 for run in found if "quant.momentum=0.5" in narrowed)
 
 

@@ -34,7 +34,7 @@ def test_counts_the_runs_that_the_sweep_would_make(options, capsys):
     assert capsys.readouterr().out.split() == ["mine"]
 
 
-def test_fields_of_a_recipe_may_be_swept(options):
+def test_fields_of_a_method_may_be_swept(options):
     table = status.progress(["mine"], options(**{"quant": "asq,tsq_tsw", "quant.alpha": "0.1,0.5"}))
     assert table.loc[0, ["runs", "finished"]].tolist() == [4, 1]  # 0.5 is the testbed's alpha
 

@@ -13,7 +13,7 @@ from vdq.diffusion.samplers import DDIMSampler
 from vdq.methods.dynamic import DynamicMethod
 from vdq.methods.static import StaticMethod
 from vdq.models.opensora import OpenSoraModel
-from vdq.quant.calls import CallCounter
+from vdq.quant.call_counter import CallCounter
 from vdq.quant.convert import apply
 from vdq.quant.layers import projections
 from vdq.quant.observers import Observer
@@ -63,8 +63,8 @@ def test_size_and_length_are_overrides():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["tsq_tsw", "dynamic"])
-def test_one_step_of_the_full_model_on_random_weights(recipe):
+@pytest.mark.parametrize("method", ["tsq_tsw", "dynamic"])
+def test_one_step_of_the_full_model_on_random_weights(method):
     """All 364 layers run, and 8 bits stay near full precision also on weights without meaning."""
     small = model("opensora_v1_512", "model.image_size=[64,64]", "model.num_frames=2")
     sampler, clock = DDIMSampler(steps=1), StepClock(1)
@@ -78,7 +78,7 @@ def test_one_step_of_the_full_model_on_random_weights(recipe):
         expected = sample(net)
     stats = observer.stats(num_prompts=2)
     settings = {"weight_bits": 8, "act_bits": 8, "alpha": 0.5, "num_time_ranges": "per_step"}
-    method = StaticMethod(**settings) if recipe == "tsq_tsw" else DynamicMethod(**settings)
+    method = StaticMethod(**settings) if method == "tsq_tsw" else DynamicMethod(**settings)
     state = method.convert(net, stats, num_steps=1, quantizable=small.quantizable)
     assert len(state.layers) == 364
     quantized = apply(net, state, clock, FakeQuantBackend())

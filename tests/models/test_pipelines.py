@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +20,7 @@ from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler, Sampler
 from vdq.errors import UserError
+from vdq.models.image_prompt import ImagePrompt
 from vdq.models.pipelines.model import DiffusersModel
 from vdq.quant.layers import linear_modules
 from vdq.quant.observers import Observer
@@ -24,16 +28,22 @@ from vdq.quant.observers import Observer
 NAMES = sorted(tiny_pipelines.FAMILIES)
 PROMPTS = ["a cat", "a red dog"]
 STEPS, GUIDANCE = 4, 4.0
-ONE_PROMPT = {"latte"}  # cuts the text to its length
-TWO_CALLS = {"wan", "wan2_2"}
+IMAGES = {"wan_i2v", "cogvideox_i2v", "ltx_i2v"}
+ONE_PROMPT = {"latte", *IMAGES}  # cuts the text to its length; has one image a call
+TWO_CALLS = {"wan", "wan2_2", "wan_i2v", "hunyuan_video_1_5"}
+WITHOUT_CALLBACK = "hunyuan_video_1_5"  # its guidance is a component, and its call takes no callback
 LINEARS = {  # of a block, as counted in the source of diffusers; Latte's two kinds of blocks have 10 and 6
     "wan": 20,
     "wan2_2": 40,
     "cogvideox": 12,
+    "cogvideox_i2v": 12,
+    "ltx_i2v": 20,
+    "wan_i2v": 20,
     "ltx": 20,
     "hunyuan_video": 17,
+    "hunyuan_video_1_5": 12,
     "latte": 16,
-    "mochi": 23,
+    "mochi": 21,
     "allegro": 20,
 }
 
@@ -59,16 +69,39 @@ class Tiny:
             pipeline.vae.enable_tiling()
         return pipeline
 
-    def call(self, pipeline, prompts: list[str], seed: int = 1, output_type: str = "latent", **named):
-        generators = PromptNoise(seed, range(len(prompts)), None).generators()
-        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generators}
-        return pipeline(
-            prompt=prompts, output_type=output_type, **settings | tiny_pipelines.CALLS[self.name] | named
-        ).frames
+    def call(self, pipeline, prompts: list[str], seed: int = 1, output_type: str = "latent", after=None, **named):
+        """What a plain call makes; after(step) is called when a step is done."""
+        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": output_type}
+        settings["generator"] = PromptNoise(seed, range(len(prompts)), None).generators()
+        if self.name == WITHOUT_CALLBACK:
+            pipeline.guider = pipeline.guider.new(guidance_scale=settings.pop("guidance_scale"))
+            step = type(pipeline.scheduler).step.__get__(pipeline.scheduler)
+            done = iter(range(STEPS))
+            pipeline.scheduler.step = lambda *args, **kw: (step(*args, **kw), after and after(next(done)))[0]
+        elif after is not None:
+            settings["callback_on_step_end"] = lambda pipeline, step, timestep, tensors: after(step) or {}
+        if self.name in IMAGES:
+            settings["image"] = prompts[0].opened()
+        prompts = list(map(str, prompts))
+        return pipeline(prompt=prompts, **settings | tiny_pipelines.CALLS[self.name] | named).frames
+
+    @property
+    def both(self) -> list[str]:
+        """Two prompts, with images where the pipeline takes them."""
+        if self.name not in IMAGES:
+            return PROMPTS
+        found = []
+        for number, prompt in enumerate(PROMPTS):
+            path = self.cache.parent / f"{number}.png"
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+            found.append(ImagePrompt(prompt, path))
+        return found
 
     @property
     def prompts(self) -> list[str]:
-        return PROMPTS[:1] if self.name in ONE_PROMPT else PROMPTS
+        """As many of them as may be in one batch."""
+        return self.both[:1] if self.name in ONE_PROMPT else self.both
 
 
 @pytest.fixture(scope="session", params=NAMES)
@@ -114,13 +147,12 @@ def test_the_clock_is_where_the_pipelines_own_callback_is(tiny):
     for number, name in enumerate(model.denoisers):
         getattr(plain, name).register_forward_pre_hook(lambda *_, n=number: calls.append(n))
 
-    def after(pipeline, step, timestep, tensors):
+    def after(step: int) -> None:
         branches = (CONDITIONAL, UNCONDITIONAL) if tiny.name in TWO_CALLS else (None,)
         expected.extend((step, number, branch) for number, branch in zip(calls, branches, strict=True))
         calls.clear()
-        return {}
 
-    tiny.call(plain, tiny.prompts[:1], callback_on_step_end=after)
+    tiny.call(plain, tiny.prompts[:1], after=after)
     assert told == expected
     windows = model.windows(Sampler(steps=STEPS))
     for number, name in enumerate(model.denoisers):
@@ -132,7 +164,7 @@ def test_timesteps_are_those_of_the_calls(tiny):
     experts = [model.denoiser] if len(model.denoisers) == 1 else list(model.denoiser.values())
     for expert in experts:
         expert.register_forward_pre_hook(
-            lambda _, args, named: seen.append(float(named["timestep"].flatten()[0])), with_kwargs=True
+            lambda _, args, named: seen.append(float(named["timestep"].max())), with_kwargs=True
         )
     sampled(model, tiny.prompts[:1])
     told = model.timesteps(Sampler(steps=STEPS, guidance_scale=GUIDANCE))
@@ -174,11 +206,11 @@ def test_statistics_are_those_of_hooks_in_the_plain_pipeline(tiny, batch_size):
     model, clock, seen = tiny.model(), StepClock(STEPS), {}
     if batch_size > len(tiny.prompts):
         pytest.skip("this pipeline encodes prompts one by one")
-    model.prepare(PROMPTS, "cpu")
+    model.prepare(tiny.both, "cpu")
     with Observer(model.denoiser, clock, model.quantizable, model.packed) as observer:
         for first in range(0, 2, batch_size):
             indices = range(first, first + batch_size)
-            prompts = [PROMPTS[index] for index in indices]
+            prompts = [tiny.both[index] for index in indices]
             sampler = Sampler(steps=STEPS, guidance_scale=GUIDANCE)
             model.sample(model.denoiser, model.encode(prompts), PromptNoise(1, indices, None), clock, sampler)
     stats = observer.stats(num_prompts=2, window=lambda fqn: model.window(fqn, Sampler(steps=STEPS)))
@@ -191,14 +223,13 @@ def test_statistics_are_those_of_hooks_in_the_plain_pipeline(tiny, batch_size):
                 lambda _, args, full=full: seen.setdefault((full, step["now"]), []).append(args[0])
             )
 
-    def after(pipeline, index, timestep, tensors):
+    def after(index: int) -> None:
         step["now"] = index + 1
-        return {}
 
-    for index, prompt in enumerate(PROMPTS):
+    for index, prompt in enumerate(tiny.both):
         step["now"] = 0
         generator = PromptNoise(1, [index], None).generators()
-        tiny.call(plain, [prompt], generator=generator, callback_on_step_end=after)
+        tiny.call(plain, [prompt], generator=generator, after=after)
     assert set(stats.layers) == {fqn for fqn, _ in linear_modules(model.structure) if model.quantizable(fqn)}
     for fqn, layer in stats.layers.items():
         for number in model.window(fqn, Sampler(steps=STEPS)):
@@ -210,16 +241,26 @@ def test_statistics_are_those_of_hooks_in_the_plain_pipeline(tiny, batch_size):
                 torch.testing.assert_close(found[number], expected, rtol=2e-3, atol=2e-4)
 
 
-def test_the_call_after_encoding_needs_no_text_encoder(wan):
-    model = wan.model()
-    latents = sampled(model, PROMPTS)
+def test_encoded_prompts_need_no_text_encoder(wan):
+    model, expected = wan.model(), sampled(wan.model(), PROMPTS)
+    assert model.prepare(PROMPTS, "cpu") == 0  # the files of another model of the same weights
     for part in ("text_encoder", "tokenizer"):
         for path in (wan.folder / part).iterdir():
             path.unlink()
-    again = wan.model()
-    assert torch.equal(sampled(again, PROMPTS), latents)
-    with pytest.raises(UserError, match="text encoder cannot be read"):
-        again.prepare(["a new prompt"], "cpu")
+    assert torch.equal(sampled(model, PROMPTS), expected)
+    with pytest.raises(UserError, match="the text encoder cannot be read"):
+        model.prepare(["a new prompt"], "cpu")
+
+
+def test_images_of_one_text_are_encoded_each(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan_i2v")
+    tiny = Tiny("wan_i2v", tiny_pipelines.save("wan_i2v", folder / "pipeline"), folder / "cache")
+    first, second = (ImagePrompt("a cat", prompt.image) for prompt in tiny.both)
+    model = tiny.model()
+    assert model.prepare([first, second], "cpu") == 2
+    assert not torch.equal(sampled(model, [first]), sampled(model, [second]))
+    with pytest.raises(UserError, match="batch_size=2 must be 1 for videos of images"):
+        sampled(model, [first, second])
 
 
 def test_a_changed_scheduler_is_that_of_a_plain_pipeline_with_it(wan):
@@ -239,7 +280,7 @@ def test_a_changed_scheduler_is_that_of_a_plain_pipeline_with_it(wan):
         ({"call": {"hight": 32}}, "model.call.hight is no argument of WanPipeline; .*; did you mean height?"),
         ({"call": {"num_inference_steps": 3}}, "model.call.num_inference_steps cannot be set there: sampler.steps"),
         ({"call": {"prompt": "x"}}, "model.call.prompt cannot be set there: dataset says it"),
-        ({"call": {"height": 33, "width": 32}}, "must be divisible by 16 but are 33"),
+        ({"call": {"height": 33, "width": 32}}, "have to be divisible by 16 but are 33"),
         ({"call": {"height": 32, "width": 32, "num_frames": 6}}, "has to be divisible by 4"),
         ({"call": {"height": 0, "width": 32}}, "model.call.height=0 must be an integer in 1..1048576"),
         ({"call": {"num_frames": True}}, "model.call.num_frames=True must be an integer"),
@@ -275,9 +316,56 @@ def test_samplers_of_open_sora_are_refused(wan):
     ],
 )
 def test_pipelines_that_cannot_work_are_refused_with_the_reason(wan, index, message):
-    import json
-
     path = wan.folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | index))
     with pytest.raises(UserError, match=message):
         wan.model().check(Sampler(steps=STEPS))
+
+
+def changed_weights(folder: Path, change) -> None:
+    path = next((folder / "transformer").glob("*.safetensors"))
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for kind in ("weight", "bias"):
+        parts = [tensors.pop(f"blocks.0.attn1.to_{name}.{kind}") for name in "qkv"]
+        tensors[f"blocks.0.attn1.to_qkv.{kind}"] = torch.cat(parts)
+    return tensors
+
+
+def test_weights_that_do_not_fit_are_refused(wan):
+    changed_weights(wan.folder, fused)
+    with pytest.raises(UserError, match="8 tensors of transformer do not fit WanTransformer3DModel, .* taken apart"):
+        _ = wan.model().denoiser
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "pytorch_lora_weights.safetensors",
+            b"",
+            "has pytorch_lora_weights.safetensors beside it, which is not applied",
+        ),
+        ("transformer/diffusion_pytorch_model.safetensors", b"no tensors", "transformer cannot be read"),
+        ("transformer/diffusion_pytorch_model.safetensors", None, "transformer cannot be read"),
+        ("transformer/config.json", None, "lacks transformer/config.json, a pipeline of diffusers has it"),
+        ("transformer/config.json", b"{", "cannot be read as JSON"),
+        ("model_index.json", None, "lacks model_index.json"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(wan, file, content, message):
+    path = wan.folder / file
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        _ = wan.model().denoiser
+
+
+def test_a_model_that_is_quantized_already_is_refused(wan):
+    path = wan.folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(UserError, match="transformer is quantized already"):
+        _ = wan.model().denoiser

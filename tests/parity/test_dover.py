@@ -1,6 +1,5 @@
 """DOVER against recordings of the upstream implementation: every case in the folder `dover` of the fixtures."""
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,18 +26,9 @@ TRAINING_ONLY = {"cls", "use_checkpoint"}  # names in small.json that are no set
 
 @pytest.fixture(scope="module")
 def folder(fixtures: Path) -> Path:
-    if not (fixtures / "dover" / "recipe.py").is_file():
-        pytest.skip(f"{fixtures} has no dover/recipe.py")
+    if not (fixtures / "dover").is_dir():
+        pytest.skip(f"{fixtures} has no folder dover")
     return fixtures / "dover"
-
-
-@pytest.fixture(scope="module")
-def recipe(folder: Path) -> ModuleType:
-    """How the fixtures' videos and weights are made; kept with them."""
-    spec = importlib.util.spec_from_file_location("dover_recipe", folder / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def recorded(folder: Path, pattern: str) -> list[dict]:

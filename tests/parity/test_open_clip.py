@@ -1,6 +1,5 @@
 """Our encoder and metric against EvalCrafter's own numbers, on the recorded random weights of the full network."""
 
-import importlib.util
 import json
 
 import pytest
@@ -20,15 +19,12 @@ def recorded(fixtures):
     folder = fixtures / "clip"
     if not (folder / "clip.json").is_file():
         pytest.skip(f"{fixtures} has no clip/clip.json")
-    spec = importlib.util.spec_from_file_location("clip_recipe", folder / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    return recipe, json.loads((folder / "clip.json").read_text()), load_file(folder / "clip.safetensors")
+    return json.loads((folder / "clip.json").read_text()), load_file(folder / "clip.safetensors")
 
 
 @pytest.fixture(scope="module")
-def weights(recorded, tmp_path_factory):
-    recipe, numbers, _ = recorded
+def weights(recorded, recipe, tmp_path_factory):
+    numbers, _ = recorded
     path = tmp_path_factory.mktemp("clip") / "open_clip_model.safetensors"
     shapes, seed = numbers["shapes"], numbers["weight_seed"]
     state = {key: torch.as_tensor(recipe.clip_tensor(seed, key, tuple(shape))) for key, shape in shapes.items()}
@@ -37,8 +33,8 @@ def weights(recorded, tmp_path_factory):
 
 
 @pytest.mark.parametrize("preprocessing", MODES)
-def test_equals_evalcrafter(recorded, weights, tmp_path, preprocessing):
-    recipe, numbers, tensors = recorded
+def test_equals_evalcrafter(recorded, recipe, weights, tmp_path, preprocessing):
+    numbers, tensors = recorded
     encoder = OpenClip(str(weights), None, str(tmp_path), preprocessing)
     assert encoder.name == "ViT-B-32-quickgelu open_clip_model.safetensors"  # not OpenAI's weights, whatever the name
     metric = ClipMetric(encoder=encoder, label=preprocessing)

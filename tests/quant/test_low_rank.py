@@ -9,9 +9,9 @@ from vdq.backends import FakeQuantBackend, ReferenceBackend
 from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
 from vdq.quant.batch_layout import BatchLayout
-from vdq.quant.coded import pack_codes
 from vdq.quant.linear import LayerSpec
 from vdq.quant.low_rank import low_rank
+from vdq.quant.weight_codes import pack_codes
 
 IN, OUT, RANK = 24, 20, 4
 WEIGHT = torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0))

@@ -60,10 +60,25 @@ def test_smoothed_range_equals_that_of_the_smoothed_activation_bit_for_bit():
     for step in range(6):
         smoothed = x[step].numpy() / s[step].numpy()
         assert lo[step] == smoothed.min() and hi[step] == smoothed.max()
-    joined_lo, joined_hi = range_over_steps(lo, hi, TimeRanges(6, 2))
+    joined_lo, joined_hi = range_over_steps(lo, hi, TimeRanges(6, 2).index)
     smoothed = x.numpy() / s[:, None].numpy()
     assert joined_lo.tolist() == [smoothed[:3].min(), smoothed[3:].min()]
     assert joined_hi.tolist() == [smoothed[:3].max(), smoothed[3:].max()]
+
+
+def test_ranges_of_unequal_length_join_their_own_steps():
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(7, 3, generator=generator)
+    groups = [[0, 1, 2], [3, 4], [5, 6]]  # by hand
+    lo, hi = range_over_steps(values[:, 0], values[:, 1], TimeRanges(7, 3).index)
+    assert lo.tolist() == [values[g, 0].numpy().min() for g in groups]
+    assert hi.tolist() == [values[g, 1].numpy().max() for g in groups]
+    joined = aggregate_absmax(values.abs(), TimeRanges(7, 3), momentum=0.8, order="descending_t").numpy()
+    for average, (first, *rest) in zip(joined, groups, strict=True):
+        expected = values[first].abs().numpy()
+        for step in rest:
+            expected = 0.8 * expected + 0.2 * values[step].abs().numpy()
+        np.testing.assert_allclose(average, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), "high"])

@@ -1,6 +1,8 @@
 """Partition of the denoising steps into time ranges."""
 
+import numpy as np
 import pytest
+import torch
 
 from vdq.quant.time_ranges import TimeRanges
 
@@ -26,7 +28,23 @@ def test_per_step():
     assert TimeRanges(6, "per_step").num_ranges == 6
 
 
-@pytest.mark.parametrize("count", [0, -1, 3, 40, 2.0, "all", None])
-def test_ranges_that_do_not_divide_are_refused(count):
-    with pytest.raises(ValueError, match=f"num_time_ranges={count} .*1, 2, 4, 5, 10, 20, per_step"):
+@pytest.mark.parametrize(("steps", "count"), [(50, 4), (50, 10), (13, 4), (7, 5), (20, 1), (20, 20), (3, 2)])
+def test_ranges_are_as_equal_as_they_can_be(steps, count):
+    """Against numpy's own split: the same sizes, in another order."""
+    ranges = TimeRanges(steps, count)
+    spans = [list(ranges.steps(number)) for number in range(count)]
+    assert sum(spans, []) == list(range(steps))
+    assert [number for number, span in enumerate(spans) for _ in span] == ranges.index.tolist()
+    assert sorted(map(len, spans)) == sorted(map(len, np.array_split(np.arange(steps), count)))
+    assert len(spans[0]) == max(map(len, spans))  # the first is one of the longer ones
+    assert [part.tolist() for part in ranges.split(torch.arange(steps))] == spans
+
+
+def test_longer_ranges_lie_among_the_others():
+    assert [len(TimeRanges(50, 4).steps(number)) for number in range(4)] == [13, 12, 13, 12]
+
+
+@pytest.mark.parametrize("count", [0, -1, 21, 40, 2.0, "all", None])
+def test_other_numbers_of_ranges_are_refused(count):
+    with pytest.raises(ValueError, match=f"num_time_ranges={count} must be in 1..20, the denoising steps, or per_step"):
         TimeRanges(20, count)

@@ -15,9 +15,9 @@ from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import QParams
 from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.codebook import Codebook
-from vdq.quant.coded import pack_codes
 from vdq.quant.linear import LayerSpec
 from vdq.quant.transform import shift_correction, video_rows
+from vdq.quant.weight_codes import pack_codes
 
 STEPS, IN, OUT = 4, 48, 20
 TRANSFORMS = ["shift", "smoothing", "rotation", "shift+smoothing", "shift+rotation", "shift+smoothing+rotation"]

@@ -26,7 +26,7 @@ def test_highest_mean_over_bit_widths_and_the_smaller_of_equals():
 
 
 def scored(alphas: dict[float, tuple[list[float], float]]) -> pd.DataFrame:
-    """A grid of one recipe at two bit-widths: alpha -> CLIPSIM of the prompts at the first one, PSNR. At the second one
+    """A grid of one method at two bit-widths: alpha -> CLIPSIM of the prompts at the first one, PSNR. At the second one
     every prompt is worth 1 less, which must not count as noise."""
     rows = [
         {"quant": "asq", "bits": bits, "alpha": alpha, "psnr": psnr, "scores": [score - less for score in scores]}

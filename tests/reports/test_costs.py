@@ -52,7 +52,7 @@ def test_legend_names_both_references_and_what_a_branch_costs(table):
     assert "**static_plus is not W4 on a model this small.** At w4a8 its layers store 9.2 bits a weight" in note
     assert "multiply 10.0% as much in floating point" in note
     assert note.endswith(
-        "It takes 3.25 MB for 35.0 dB; the best other recipe of no more bytes is dynamic at w8a8 (dynamic, 2.90 MB, "
+        "It takes 3.25 MB for 35.0 dB; the best other method of no more bytes is dynamic at w8a8 (dynamic, 2.90 MB, "
         "41.0 dB), the best static one asq at w8a8 (static, 3.00 MB, 37.0 dB)."
     )
     plain = cost_note(table[table["method"] != "static_plus"])

@@ -1,4 +1,4 @@
-"""Tables over recipes, bit-widths and seeds, with made-up runs in them; numpy is the oracle."""
+"""Tables over methods, bit-widths and seeds, with made-up runs in them; numpy is the oracle."""
 
 from itertools import product
 from pathlib import Path
@@ -56,7 +56,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def seeds(make):
-    """Rows of all recipes; quality falls with the bits, and seeds differ by tenths."""
+    """Rows of all methods; quality falls with the bits, and seeds differ by tenths."""
     rows = [make("fp16", "full", seed, None) for seed in SEEDS]
     for (quant, psnr), bits, seed in product(PSNR.items(), BITS, SEEDS):
         cost = {"calibration_prompts": 10, "calibration_seconds": 20.0 + seed, "quantize_seconds": 1.5}
@@ -144,7 +144,7 @@ def test_goals_without_a_run_are_not_testable(seeds, missing):
     assert "not testable" in verdicts
 
 
-def test_changed_recipes_reach_no_goal(seeds):
+def test_changed_methods_reach_no_goal(seeds):
     changed = seeds.assign(changed=seeds["changed"].where(seeds["method"] != "static_plus", "shift=null"))
     assert set(goals(changed)["here"]) == {"not testable"}
 
@@ -188,7 +188,7 @@ def test_ablation_compares_runs_of_the_same_noise(variant, tmp_path):
     values = table.set_index(["variant", "bits"])
     for (
         bits
-    ) in BITS:  # the whole recipe stands there with the seed of its variants, so that differences can be read off
+    ) in BITS:  # the whole method stands there with the seed of its variants, so that differences can be read off
         whole = values.loc[("static_plus", bits)]
         assert whole["seeds"] == 1 and whole["runs"] == f"static_plus_{bits}_42_"
         for name in words:
@@ -216,7 +216,7 @@ def test_effects_that_may_be_chance_are_marked(variant, tmp_path):
     assert psnr(noise) == {"static_plus": "=", "without rounding": "= (~-1.00)", "shift mean": "= (~-1.00)"}
 
 
-def test_runs_of_an_earlier_version_of_the_recipe_are_left_out(variant):
+def test_runs_of_an_earlier_version_of_the_method_are_left_out(variant):
     earlier = variant("w4a4", 42, 50.0, shift="median")
     path = Path(earlier["folder"], "config.yaml")
     config = yaml.safe_load(path.read_text())
@@ -226,7 +226,7 @@ def test_runs_of_an_earlier_version_of_the_recipe_are_left_out(variant):
     assert ablation.variants(by_seed(pd.DataFrame(rows)))["variant"].tolist() == ["static_plus", "without rounding"]
 
 
-def test_ablation_needs_the_whole_recipe(variant):
+def test_ablation_needs_the_whole_method(variant):
     with pytest.raises(ValueError, match="no run of static_plus as its file has it"):
         ablation.variants(by_seed(pd.DataFrame([variant("w4a4", 42, 30.0, shift="mean")])))
 
@@ -251,10 +251,10 @@ def test_variants_in_words(fields, words):
     assert (place, sorted(text.split(", "))) == (words[0], sorted(words[1].split(", ")))
 
 
-def test_experiment_starts_from_the_recipes_file():
-    recipe = yaml.safe_load((CONF / "quant" / f"{ablation.RECIPE}.yaml").read_text())
+def test_experiment_starts_from_the_methods_file():
+    method = yaml.safe_load((CONF / "quant" / f"{ablation.METHOD}.yaml").read_text())
     swept = yaml.safe_load((CONF / "experiment" / "ablation.yaml").read_text())
-    assert swept["parts"] == {name: recipe[name] for name in ablation.OFF}
+    assert swept["parts"] == {name: method[name] for name in ablation.OFF}
     assert swept["quant"] == {name: f"${{parts.{name}}}" for name in ablation.OFF}
     neighbours = yaml.safe_load((CONF / "experiment" / "neighbours.yaml").read_text())
     assert swept["dataset"] == neighbours["dataset"]  # one table is made of both
@@ -266,7 +266,7 @@ def test_experiment_leaves_out_and_adds_every_part():
     (sweep,) = OverridesParser.create().parse_overrides([f"parts={cfg.hydra.sweeper.params.parts}"])
     whole = OmegaConf.to_container(cfg.parts)
     variants = [ablation.described(whole | part, whole)[1] for part in sweep.sweep_iterator(lambda x: x)]
-    assert len(set(variants)) == len(variants) and {ablation.RECIPE, "plain"} < set(variants)
+    assert len(set(variants)) == len(variants) and {ablation.METHOD, "plain"} < set(variants)
     for part, off in ablation.OFF.items():
         assert whole[part] == off or f"without {part}" in variants
         assert any(name.startswith(f"plain, {part}") for name in variants)

@@ -82,7 +82,7 @@ def test_coverage_of_a_shares_interval(count):
 
 
 @pytest.mark.parametrize("count", [8, 48])
-def test_equal_recipes_are_seldom_told_apart(count):
+def test_equal_methods_are_seldom_told_apart(count):
     rng = np.random.default_rng(2)
     draws = 1000
     told = [compare(rng.standard_normal(count)) for _ in range(draws)]
@@ -140,10 +140,10 @@ def test_noise_of_another_processor(tmp_path):
 
 
 def test_noise_covers_what_rounding_does_to_a_difference():
-    """Two recipes of equal quality: on each processor every video's score is moved at random."""
+    """Two methods of equal quality: on each processor every video's score is moved at random."""
     rng = np.random.default_rng(4)
     videos, draws = 16, 4000
-    rounding = rng.normal(0, 0.5, (2, 2, draws, videos))  # processor, recipe
+    rounding = rng.normal(0, 0.5, (2, 2, draws, videos))  # processor, method
     change = rounding[1, 0] - rounding[0, 0]
     table = measured(w8a8=np.sqrt((change**2).mean()))
     moved = (rounding[0, 0] - rounding[0, 1]).mean(-1)  # what rounding alone makes of their difference

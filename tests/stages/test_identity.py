@@ -13,8 +13,7 @@ from vdq.methods.static import StaticMethod
 from vdq.methods.static_plus.method import StaticPlusMethod
 from vdq.metrics.clip import ClipMetric
 from vdq.models.shapes import ShapesModel
-from vdq.quant import samples as recorded
-from vdq.quant import state, stats
+from vdq.quant import recorded_inputs, state, stats
 from vdq.stages.experiment import Experiment
 
 NAMES = ("stats_signature", "recorded_signature", "signature", "metrics_signature")
@@ -40,7 +39,7 @@ def signatures(model):
 
 RAISED = {
     "statistics": (stats, "VERSION", {"stats_signature", "recorded_signature", "signature"}),
-    "recorded inputs": (recorded, "VERSION", {"recorded_signature", "signature"}),
+    "recorded inputs": (recorded_inputs, "VERSION", {"recorded_signature", "signature"}),
     "quantization": (state, "VERSION", {"signature"}),
     "method": (StaticPlusMethod, "version", {"signature"}),
     "another method": (StaticMethod, "version", set()),

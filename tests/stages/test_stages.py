@@ -10,14 +10,17 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.commands import tabulate
 from vdq.commands.run import run
+from vdq.errors import UserError
 from vdq.quant.operations import Operations
 from vdq.quant.state import LayerReport, QuantState
-from vdq.stages.configuration import option
+from vdq.stages.configuration import made, option, options
 from vdq.stages.experiment import Experiment
+from vdq.stages.identity import changed_fields
 from vdq.stages.pipeline import STAGES
 from vdq.stages.quantize import report_table
 from vdq.stages.run_folder import intact
@@ -56,11 +59,36 @@ def test_a_run_is_finished_by_default():
         (("quant=fp16",), ""),
     ],
 )
-def test_difference_from_the_recipe_is_named(overrides, changed):
+def test_difference_from_the_method_is_named(overrides, changed):
     assert Experiment(config(*overrides)).identity.changed == changed
 
 
-def test_runs_made_before_a_recipes_file_changed_are_told_apart(tmp_path):
+def test_a_method_of_the_users_own_folder_is_compared_with_its_file(tmp_path, monkeypatch):
+    (tmp_path / "quant").mkdir()
+    text = (CONF / "quant" / "asq.yaml").read_text().replace("name: asq", "name: own")
+    (tmp_path / "quant" / "own.yaml").write_text(text)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = [f"hydra.searchpath=[file://{tmp_path}]", "quant=own", "quant.symmetric_acts=true"]
+        cfg = compose("config", given, return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)  # as in a run with --config-dir
+    assert changed_fields(cfg) == "symmetric_acts=True"
+    assert {"own", "asq"} <= set(options("quant")) and option("quant", "own").name == "own"
+
+
+@pytest.mark.parametrize("path", ["nowhere.Method", "vdq.nowhere.Method", "vdq.methods.static.Nothing"])
+def test_a_class_that_is_not_found_is_named(path):
+    with pytest.raises(UserError, match=f"^quant._target_={path} is not found"):
+        made("quant", OmegaConf.create({"_target_": path, "name": "own"}))
+
+
+def test_an_error_inside_the_module_of_a_class_is_not_the_users(tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text("import not_installed_anywhere")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="not_installed_anywhere"):
+        made("quant", OmegaConf.create({"_target_": "broken_module.Method", "name": "own"}))
+
+
+def test_runs_made_before_a_methods_file_changed_are_told_apart(tmp_path):
     made = OmegaConf.to_container(config("quant=static_plus", "bits=w4a4"), resolve=True)
     rows = []
     for name, fields in {"same": {}, "other": {"low_rank": 4}, "earlier": None}.items():
@@ -82,7 +110,7 @@ def test_results_of_models_and_of_trials_do_not_meet():
     assert config("debug=quick").paths.results == "runs/quick_results"
 
 
-def test_reference_is_the_full_precision_recipe_with_all_else_equal():
+def test_reference_is_the_full_precision_method_with_all_else_equal():
     experiment = Experiment(config("quant=asq", "dataset.num_prompts=3", "seed=7", "sampler.steps=10"))
     experiment.__dict__["model"] = "shared"
     reference = experiment.reference

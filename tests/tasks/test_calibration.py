@@ -60,7 +60,7 @@ def test_batch_size_changes_no_statistics(calibrate, batch_size):
 
 
 def test_noise_is_not_that_of_the_evaluation(calibrate, model, trainer, tmp_path, monkeypatch):
-    """No recipe is fitted to the noise that it is scored on."""
+    """No method is fitted to the noise that it is scored on."""
     starts = []
 
     def sample(self, denoiser, conditions, noise, *_) -> torch.Tensor:

@@ -115,7 +115,7 @@ def test_every_processor_of_an_interrupted_run_is_recorded(sample, monkeypatch):
     assert json.loads((folder / "sampling.json").read_text())["processor"] == "A and B"
 
 
-def test_recipe_whose_layers_are_never_called_is_an_error(sample, model, tmp_path):
+def test_method_whose_layers_are_never_called_is_an_error(sample, model, tmp_path):
     clock = StepClock(STEPS)
     net = quantized(model, clock)
     net.forward = lambda x, *_: torch.cat([x, x], dim=1)

@@ -1,4 +1,4 @@
-"""What is recorded for recipes that judge by the output of layers."""
+"""What is recorded for methods that judge by the output of layers."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from vdq.diffusion.samplers import DDIMSampler
 from vdq.diffusion.schedule import ddim_step
 from vdq.models.guidance import guided
 from vdq.quant.probe import StepProbe
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.search import ROWS
 from vdq.tasks.recording import PROBED, Recording
 
@@ -19,7 +19,7 @@ STEPS = 3
 
 @pytest.fixture
 def record(model, trainer, tmp_path):
-    def run(**settings: object) -> Samples:
+    def run(**settings: object) -> RecordedInputs:
         path = tmp_path / "samples.safetensors"
         task = Recording(
             **{"path": path, "signature": "s", "model": model, "denoiser": model.denoiser, "clock": StepClock(STEPS)}
@@ -27,7 +27,7 @@ def record(model, trainer, tmp_path):
             | settings
         )
         trainer.predict(task, return_predictions=False)
-        return Samples.load(path)
+        return RecordedInputs.load(path)
 
     return run
 

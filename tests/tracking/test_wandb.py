@@ -150,7 +150,7 @@ def test_every_layer_is_reported(logged):
     assert table["kind"].tolist() == ["static", "full_precision"]
 
 
-def test_tables_and_pictures_of_the_recipe_are_there(logged, folder):
+def test_tables_and_pictures_of_the_method_are_there(logged, folder):
     assert logged.table("step_bits")["act_bits"].tolist() == [8, 4]
     picture = [logged.values[f"act_bits.{name}"] for name in ("_type", "width", "height")]
     assert picture == ["image-file", 8, 8]

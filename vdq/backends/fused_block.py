@@ -21,8 +21,8 @@ class BlockOps(ABC):
     """What a block is made of. `layers` are modules that the backend built.
 
     Every layer that computes is called as a module (`layer(codes, ...)`), once for each call of an operation here that
-    names it as what computes, so that hooks see it (vdq.quant.calls). Channels C come last; rows are tokens, and x, the
-    residual stream, has its tokens in (frame, place) order.
+    names it as what computes, so that hooks see it (vdq.quant.call_counter). Channels C come last; rows are tokens, and
+    x, the residual stream, has its tokens in (frame, place) order.
     """
 
     @abstractmethod

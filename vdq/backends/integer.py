@@ -14,7 +14,7 @@ from vdq.quant.transform import video_rows
 
 BITS = 8
 # What a sum of products of codes can have as a factor beside it, or around it.
-PARTS = frozenset({"affine", "stored_codes", "static", "per_token", "token_shared", "smoothing"})
+PARTS = frozenset({"affine", "stored_codes", "static", "per_branch", "per_token", "token_shared", "smoothing"})
 AROUND = frozenset({"shift", "rotation", "low_rank", "correction"})
 # An accumulator sums products of code differences, each at most 255 in size, and must stay inside 32 bits.
 MAX_IN_FEATURES = (2**31 - 1) // 255**2
@@ -139,7 +139,7 @@ class HostIntegerLinear(IntegerLinear):
 
     @property
     def act_bits(self) -> int:
-        """Of the clock's step."""
+        """Activation bits at the clock's step."""
         return self.step_bits[self.clock.step]
 
     @property

@@ -22,7 +22,7 @@ from vdq.diffusion.schedule import Schedule
 from vdq.methods.base import Method
 from vdq.quant.convert import apply
 from vdq.quant.observers import Observer
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.search import InputRecorder
 from vdq.quant.state import QuantState
 from vdq.quant.stats import Stats
@@ -71,8 +71,8 @@ class RandomBlock:
                 done()
         self.net.to("cpu")
         counted = torch.ones(steps), torch.zeros(steps)  # all steps are alike
-        samples = Samples.recorded(recorder.inputs, recorder.places, *counted, "")
-        return observer.stats(num_prompts=1).with_samples(samples)
+        recorded = RecordedInputs.of_steps(recorder.inputs, recorder.places, *counted, "")
+        return observer.stats(num_prompts=1).with_inputs(recorded)
 
     def state(self, method: Method, stats: Stats) -> QuantState:
         return method.convert(
@@ -130,9 +130,9 @@ def quantizable(fqn: str) -> bool:
 
 
 def contenders(
-    block: RandomBlock, part: str, recipes: list[tuple[str, Backend]], states: dict[str, QuantState]
+    block: RandomBlock, part: str, methods: list[tuple[str, Backend]], states: dict[str, QuantState]
 ) -> list[Contender]:
-    """Contenders: full precision and the recipes (name, backend), those with a weight set for each time range also with
+    """Contenders: full precision and the methods (name, backend), those with a weight set for each time range also with
     another step in every call. `states` has the parameters by name.
     """
     module, x = block.full(part)
@@ -140,14 +140,14 @@ def contenders(
     weights = [linear.weight for linear in module.modules() if isinstance(linear, nn.Linear)]
     facts = {"weight_bytes": sum(weight.nbytes for weight in weights), "weight_sets": 1}
     rows = [Contender(FULL, FULL, f"torch, {block.machine.full}", lambda _: module(x), facts=facts)]
-    for name, backend in recipes:
+    for name, backend in methods:
         net, call = block.quantized(part, states[name], backend)
         facts = weight_facts(net, states[name]) | {"error": relative_error(call(x), expected, base)}
-        rows += _recipe(name, backend, block.clock, lambda call=call: call(x), facts)
+        rows += _method(name, backend, block.clock, lambda call=call: call(x), facts)
     return rows
 
 
-def _recipe(name: str, backend: Backend, clock: StepClock, call: Callable[[], Tensor], facts: dict) -> list[Contender]:
+def _method(name: str, backend: Backend, clock: StepClock, call: Callable[[], Tensor], facts: dict) -> list[Contender]:
     kind, steps = SIMULATED if backend.simulated else INTEGER, count()
 
     def at_one_step(_: int) -> Tensor:

@@ -16,8 +16,8 @@ ROWS = 2  # of the block's batch: a caption and the null caption, as guidance ha
 @dataclass(frozen=True)
 class Plan:
     """The plan of a benchmark. parts: "linear" (three linears and fc1-GELU-fc2 of the block), "block" (one block of
-    random weights), "sampler" (the configured model). integer, simulated: recipes of conf/quant; with neither, the
-    configured recipe on its backend. peers: keys of vdq.benchmark.peers. rounds: how often everything is timed. videos:
+    random weights), "sampler" (the configured model). integer, simulated: methods of conf/quant; with neither, the
+    configured method on its backend. peers: keys of vdq.benchmark.peers. rounds: how often everything is timed. videos:
     the sampler part samples so many prompts, a batch a round, instead of `rounds` times the first batch. limit: share
     of the CPUs that other programs may take in a round. The others are the block's dimensions, for two rows of frames *
     side**2 tokens. Raises UserError for a value outside these.
@@ -51,8 +51,8 @@ class Plan:
         if not 0 < self.limit <= 1:
             raise UserError(f"benchmark.limit={self.limit} must be in 0..1, a share of the CPUs")
 
-    def check_recipes(self, allowed: Sequence[str]) -> None:
-        """Raises UserError for a recipe that is not one of `allowed`."""
+    def check_methods(self, allowed: Sequence[str]) -> None:
+        """Raises UserError for a method that is not one of `allowed`."""
         _check_names("integer", self.integer, allowed)
         _check_names("simulated", self.simulated, allowed)
 

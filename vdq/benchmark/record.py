@@ -23,7 +23,7 @@ def case_record(
     peaks: Peaks,
     **facts: Any,
 ) -> dict[str, Any]:
-    """The record of one case. `speedup` is over full precision, `over_dynamic` over the dynamic recipe of the same
+    """The record of one case. `speedup` is over full precision, `over_dynamic` over the dynamic method of the same
     kind, `over_baseline` over the contender's own baseline; `floor` is the share of the arithmetic floor, 1 the fastest
     this machine could be.
     """

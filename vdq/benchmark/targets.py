@@ -1,4 +1,4 @@
-"""How fast this project wants to be, and whether it is: medians of the slowest static recipe and the worst shape."""
+"""How fast this project wants to be, and whether it is: medians of the slowest static method and the worst shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PEERS = "the fastest peer"
 
 @dataclass(frozen=True)
 class Target:
-    """At least `least` times faster than `over`, on a device type: of the row `row`, or of every static recipe. `case`
+    """At least `least` times faster than `over`, on a device type: of the row `row`, or of every static method. `case`
     is how the cases' keys begin.
     """
 

@@ -14,7 +14,7 @@ from vdq.quant.layers import receiving_modules
 
 
 class Work(NamedTuple):
-    """Operations of matrix products, two a multiply-add: of linears that recipes quantize, and of all others."""
+    """Operations of matrix products, two a multiply-add: of linears that methods quantize, and of all others."""
 
     linear: int
     other: int

@@ -1,4 +1,4 @@
-"""Measures what recipes cost: linears and a block with random weights, and the configured model's whole sampler.
+"""Measures what methods cost: linears and a block with random weights, and the configured model's whole sampler.
 
 Everything of a part is measured in turn in one process, against full precision, the arithmetic floor and other
 libraries; conf/benchmark says what. Each part leaves a file in runs/benchmarks.
@@ -40,13 +40,13 @@ INTEGER_BACKENDS = {"cpu": "int8_cpu", "cuda": "int8_cuda"}
 XL = {"hidden_size": 1152, "num_heads": 16, "tokens": 4096}  # what the targets are about
 NOTE = "random weights, speed only"
 
-Recipes = list[tuple[str, Experiment]]
+Runs = list[tuple[str, Experiment]]
 
 
 def run(experiment: Experiment) -> None:
     plan = experiment.benchmark
     machine = _machine(experiment)
-    recipes = _recipes(experiment, plan, machine)
+    runs = _runs(experiment, plan, machine)
     shapes = [(a * plan.hidden_size, b * plan.hidden_size) for a, b in ((1, 1), (1, 4), (4, 1))]
     with torch.no_grad():
         peaks = gemm.peaks(shapes, plan.tokens, machine)
@@ -61,28 +61,28 @@ def run(experiment: Experiment) -> None:
         for part in plan.parts:
             skipped: dict[str, str] = {}
             if part == SAMPLER:
-                cases = [_sampler(experiment, plan, machine, recipes, peaks)]
+                cases = [_sampler(experiment, plan, machine, runs, peaks)]
             else:
-                random = random or _RandomBlock(experiment, plan, machine, recipes)
+                random = random or _RandomBlock(experiment, plan, machine, runs)
                 cases = random.cases(part, peaks, skipped)
-            _write(experiment, recipes[0][1].identity.bits, machine, part, cases, peaks, skipped)
+            _write(experiment, runs[0][1].identity.bits, machine, part, cases, peaks, skipped)
 
 
 class _RandomBlock:
-    """The random block with the parameters of every recipe."""
+    """The random block with the parameters of every method."""
 
-    def __init__(self, experiment: Experiment, plan: Plan, machine: Machine, recipes: Recipes) -> None:
+    def __init__(self, experiment: Experiment, plan: Plan, machine: Machine, runs: Runs) -> None:
         self.plan, self.machine = plan, machine
         self.block = block.RandomBlock(plan, Schedule(experiment.sampler.steps), machine)
-        self.backends = [(name, recipe.backend) for name, recipe in recipes]
+        self.backends = [(name, run.backend) for name, run in runs]
         with tqdm(total=experiment.sampler.steps, desc="benchmark: calibrating", unit="step") as progress:
             stats = self.block.stats(progress.update)
-        converted: dict[str, QuantState] = {}  # a recipe's parameters do not depend on its backend
+        converted: dict[str, QuantState] = {}  # a method's parameters do not depend on its backend
         self.states = {}
-        for name, recipe in recipes:
-            quant = recipe.cfg.quant.name
+        for name, run in runs:
+            quant = run.cfg.quant.name
             if quant not in converted:
-                converted[quant] = self.block.state(recipe.method, stats)
+                converted[quant] = self.block.state(run.method, stats)
             self.states[name] = converted[quant]
 
     def cases(self, part: str, peaks: work.Peaks, skipped: dict[str, str]) -> list[dict[str, Any]]:
@@ -151,9 +151,7 @@ def _suspicion(contender: Contender, error: float) -> str:
     return "runs in floating point" if contender.facts.get("linears") == 0 else ""
 
 
-def _sampler(
-    experiment: Experiment, plan: Plan, machine: Machine, recipes: Recipes, peaks: work.Peaks
-) -> dict[str, Any]:
+def _sampler(experiment: Experiment, plan: Plan, machine: Machine, runs: Runs, peaks: work.Peaks) -> dict[str, Any]:
     """Rounds are batches of the first `videos` prompts, or repetitions of the first batch."""
     size, prompts = experiment.batch_size, experiment.prompts.evaluation
     if plan.videos is not None and plan.videos > len(prompts):
@@ -173,12 +171,12 @@ def _sampler(
     linears = receiving_modules(full, experiment.model.quantizable).values()
     facts = {"weight_bytes": sum(linear.weight.nbytes for linear in linears), "weight_sets": 1}
     contenders = [Contender(FULL, FULL, f"torch, {machine.full}", once, facts=facts)]
-    for name, recipe in recipes:
-        quantized = sample.denoiser(recipe).to(machine.dtype).to(machine.device)
-        facts = block.weight_facts(quantized, QuantState.load(recipe.files.state))
-        kind = SIMULATED if recipe.backend.simulated else INTEGER
-        call = batches.sampling(quantized, recipe.clock.to(machine.device))
-        contenders.append(Contender(name, kind, recipe.arithmetic, call, facts=facts))
+    for name, run in runs:
+        quantized = sample.denoiser(run).to(machine.dtype).to(machine.device)
+        facts = block.weight_facts(quantized, QuantState.load(run.files.state))
+        kind = SIMULATED if run.backend.simulated else INTEGER
+        call = batches.sampling(quantized, run.clock.to(machine.device))
+        contenders.append(Contender(name, kind, run.arithmetic, call, facts=facts))
     counted = work.count(full, lambda: once(0), experiment.model.quantizable)
     steps = experiment.sampler.steps
     title = f"Sampler of {experiment.cfg.model.name}, {steps} steps, batches of {len(conditions[0])} prompts"
@@ -250,14 +248,14 @@ def _machine(experiment: Experiment) -> Machine:
     return Machine(trainer.strategy.root_device, DTYPES[trainer.precision])
 
 
-def _recipes(experiment: Experiment, plan: Plan, machine: Machine) -> Recipes:
-    """Recipes by their names in the results. Those in integers run on `backend=` if it is of integers, else on the
-    device's own.
+def _runs(experiment: Experiment, plan: Plan, machine: Machine) -> Runs:
+    """The experiments of the methods, by their names in the results. Those in integers run on `backend=` if it is of
+    integers, else on the device's own.
     """
     if not plan.integer and not plan.simulated:
         if not experiment.method.quantizes:
             raise UserError(
-                f"quant={experiment.cfg.quant.name} cannot be benchmarked; a recipe that quantizes is allowed"
+                f"quant={experiment.cfg.quant.name} cannot be benchmarked; a method that quantizes is allowed"
             )
         return [(experiment.cfg.quant.name, experiment)]
     options: dict[str, str] = {}
@@ -267,15 +265,15 @@ def _recipes(experiment: Experiment, plan: Plan, machine: Machine) -> Recipes:
             raise UserError(
                 f"benchmark.integer={list(plan.integer)} needs backend={options['backend']}, not known here"
             )
-    recipes = [(name, experiment.variant(quant=name, **options)) for name in plan.integer]
+    integer = [(name, experiment.variant(quant=name, **options)) for name in plan.integer]
     simulated = [
         (f"{name}, simulated", experiment.variant(quant=name, backend="fake_quant")) for name in plan.simulated
     ]
-    return recipes + simulated
+    return integer + simulated
 
 
 def _placed(denoiser: nn.Module, machine: Machine) -> nn.Module:
-    """Recipes start from the original, so another dtype or device gets a copy."""
+    """Methods start from the original, so another dtype or device gets a copy."""
     if machine.device.type == "cpu" and machine.dtype == torch.float32:
         return denoiser
     return copy.deepcopy(denoiser).to(machine.dtype).to(machine.device)

@@ -1,6 +1,6 @@
 """Writes conf/alpha/<model>.yaml from the runs of the grid of alphas: ``experiment=alpha 'stages=[choose_alpha]'``.
 
-The alpha of a recipe is chosen by CLIPSIM, as in the paper, averaged over the grid's bit-widths; where CLIPSIM of some
+The alpha of a method is chosen by CLIPSIM, as in the paper, averaged over the grid's bit-widths; where CLIPSIM of some
 prompts does not separate alphas, by PSNR among those that tie.
 """
 
@@ -16,7 +16,7 @@ from vdq.errors import UserError
 from vdq.files import write_text
 from vdq.installation import CONF, IS_CHECKOUT
 from vdq.metrics.catalogue import CLIPSIM, PSNR
-from vdq.reports.alpha import GRID, RECIPES, WIDTHS, best, choose, curves, pivot, tied
+from vdq.reports.alpha import GRID, METHODS, WIDTHS, best, choose, curves, pivot, tied
 from vdq.reports.scores import key_of, per_video
 from vdq.stages.experiment import Experiment
 from vdq.tracking.registry import runs
@@ -55,7 +55,7 @@ def run(experiment: Experiment) -> None:
         )
     chosen = choose(found)
     name, prompts = experiment.cfg.model.name, len(experiment.prompts.evaluation)
-    lines = [f"{recipe}: {alpha}\n" for recipe, alpha in chosen.items()]
+    lines = [f"{method}: {alpha}\n" for method, alpha in chosen.items()]
     header = HEADER.format(widths=", ".join(WIDTHS), prompts=prompts, dataset=experiment.prompts.name)
     write_text(CONF / "alpha" / f"{name}.yaml", header + "".join(lines))
     write_report(experiment, found)
@@ -67,7 +67,7 @@ def write_report(experiment: Experiment, found: pd.DataFrame) -> None:
     name, prompts = experiment.cfg.model.name, len(experiment.prompts.evaluation)
     folder = Path(experiment.cfg.paths.results) / name
     words, by_clipsim, by_psnr = map(_words, (choose(found), best(found), best(found, "psnr")))
-    ties = "; ".join(f"{recipe} {_listed(alphas)}" for recipe, alphas in tied(found).items())
+    ties = "; ".join(f"{method} {_listed(alphas)}" for method, alphas in tied(found).items())
     tables = {metric: pivot(found, metric) for metric in ("clipsim", "psnr")}
     told = {
         "dataset": experiment.prompts.name,
@@ -84,7 +84,7 @@ def write_report(experiment: Experiment, found: pd.DataFrame) -> None:
 
 def lacking(found: pd.DataFrame) -> int:
     """How many runs of the grid are not among those found."""
-    return len(RECIPES) * len(WIDTHS) * len(GRID) - len(found)
+    return len(METHODS) * len(WIDTHS) * len(GRID) - len(found)
 
 
 def grid(experiment: Experiment) -> pd.DataFrame:
@@ -92,7 +92,7 @@ def grid(experiment: Experiment) -> pd.DataFrame:
     registry, rows = runs(experiment.cfg.paths.runs), []
     if registry.empty:
         return pd.DataFrame()
-    for quant, bits, alpha in product(RECIPES, WIDTHS, GRID):
+    for quant, bits, alpha in product(METHODS, WIDTHS, GRID):
         signature = experiment.variant(quant=quant, bits=bits, fields={"quant.alpha": alpha}).identity.signature
         for run in registry[registry["signature"] == signature].to_dict("records")[-1:]:
             videos = per_video(run["folder"])
@@ -107,4 +107,4 @@ def _listed(alphas: list[float]) -> str:
 
 
 def _words(alphas: dict[str, float]) -> str:
-    return ", ".join(f"{recipe} {alpha}" for recipe, alpha in alphas.items())
+    return ", ".join(f"{method} {alpha}" for method, alpha in alphas.items())

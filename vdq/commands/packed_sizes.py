@@ -1,7 +1,7 @@
 """Measures packed artefacts of STDiT-XL/2 with random weights: ``python -m vdq.commands.packed_sizes FILE.md``.
 
 One artefact at a time is on disk, below ``paths.runs``, and removed when it is measured. The memory is that of the
-network in fp32, 3 GB. ``--recipes tsq_tsw`` writes 20 weight sets: 15 GB at 8 bits.
+network in fp32, 3 GB. ``--methods tsq_tsw`` writes 20 weight sets: 15 GB at 8 bits.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ denoiser in fp32 and in fp16. Written by `python -m vdq.commands.packed_sizes`{s
 
 
 def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
-    """Writes the artefact of a recipe in a new folder below, measures and removes it: one row of the table.
+    """Writes the artefact of a method in a new folder below, measures and removes it: one row of the table.
 
-    Raises UserError for a recipe that cannot be exported, and when the disk has no room for it.
+    Raises UserError for a method that cannot be exported, and when the disk has no room for it.
     """
     exporter = PackedExporter()
     exporter.check(experiment.method, experiment.sampler, experiment.backend)
@@ -72,7 +72,7 @@ def measure(experiment: Experiment, below: Path) -> dict[str, str | int]:
         seconds = time.monotonic() - start
         files = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / MEGABYTE
     return {
-        "recipe": experiment.cfg.quant.name,
+        "method": experiment.cfg.quant.name,
         "bits": experiment.identity.bits,
         "weight sets": max(quant.weight.num_sets for quant in state.layers.values()),
         "computed": f"{computed.total:.2f}",
@@ -97,25 +97,25 @@ def _layers(experiment: Experiment) -> dict[str, LayerQuant]:
     return layers
 
 
-def table(recipes: list[str], bits: list[str], overrides: list[str]) -> pd.DataFrame:
-    """One row a recipe and bit-width; the network is built once."""
+def table(methods: list[str], bits: list[str], overrides: list[str]) -> pd.DataFrame:
+    """One row a method and bit-width; the network is built once."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = Experiment(compose("config", overrides=[*STRUCTURE, *overrides]))
     below = Path(experiment.cfg.paths.runs)
     below.mkdir(parents=True, exist_ok=True)
-    chosen = [experiment.variant(quant=quant, bits=option) for quant, option in product(recipes, bits)]
+    chosen = [experiment.variant(quant=quant, bits=option) for quant, option in product(methods, bits)]
     return pd.DataFrame([measure(each, below) for each in chosen])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=file_to_write, help="Markdown file to write")
-    parser.add_argument("--recipes", nargs="+", default=["asq_tsw"])
+    parser.add_argument("--methods", nargs="+", default=["asq_tsw"])
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w6a8", "w4a8"])
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields, model.denoiser.depth=2")
     asked = parser.parse_args()
     logging.disable(logging.INFO)
-    rows = table(asked.recipes, asked.bits, asked.set)
+    rows = table(asked.methods, asked.bits, asked.set)
     settings = f" with {' '.join(asked.set)}" if asked.set else ""
     write_text(asked.file, TEXT.format(settings=settings, table=markdown(rows)))
 

@@ -1,6 +1,6 @@
 """Ranks alphas from statistics and a few recorded inputs, without sampling a video.
 
-For each recipe and bit-width, the relative squared error of every layer's output, averaged over layers. Where the grid
+For each method and bit-width, the relative squared error of every layer's output, averaged over layers. Where the grid
 was sampled (``experiment=alpha``), the rank correlation with its CLIPSIM and PSNR is written too.
 """
 
@@ -22,7 +22,7 @@ from vdq.methods.base import Method
 from vdq.quant.layers import Projection, projections
 from vdq.quant.search import InputRecorder, output_error
 from vdq.quant.stats import Stats
-from vdq.reports.alpha import GRID, RECIPES, WIDTHS, pivot
+from vdq.reports.alpha import GRID, METHODS, WIDTHS, pivot
 from vdq.reports.text import markdown
 from vdq.stages import calibrate
 from vdq.stages.compute import load_denoiser
@@ -53,7 +53,7 @@ def run(experiment: Experiment) -> None:
     recorder = _recorded(experiment)
     layers = projections(load_denoiser(experiment), experiment.model.quantizable)
     start, rows = time.monotonic(), []
-    settings = [(quant, bits, alpha) for quant in RECIPES for bits in WIDTHS for alpha in GRID]
+    settings = [(quant, bits, alpha) for quant in METHODS for bits in WIDTHS for alpha in GRID]
     for quant, bits, alpha in tqdm(settings, desc="searching alpha", unit="setting"):
         method = experiment.variant(quant=quant, bits=bits, fields={"quant.alpha": alpha}).method
         errors = [_error(p, method, stats, recorder) for p in layers]
@@ -98,7 +98,7 @@ def _error(p: Projection, method: Method, stats: Stats, recorder: InputRecorder)
 
 
 def _agreement(table: pd.DataFrame, sampled: pd.DataFrame) -> str:
-    """Spearman's correlation over the alphas of each recipe and bit-width, as Markdown."""
+    """Spearman's correlation over the alphas of each method and bit-width, as Markdown."""
     if sampled.empty:
         return "The grid was not sampled yet: `python run.py -m experiment=alpha`."
     both = table.merge(sampled, on=["quant", "bits", "alpha"])

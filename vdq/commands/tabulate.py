@@ -83,7 +83,7 @@ def _run(experiment: Experiment) -> None:
 
 
 def _compared(registry: pd.DataFrame) -> pd.DataFrame:
-    """With `changed` by today's files of the recipes, which may have changed since a run was made."""
+    """With `changed` by today's files of the methods, which may have changed since a run was made."""
     if registry.empty:
         return registry
     return registry.assign(changed=[_changed(run) for _, run in registry.iterrows()])
@@ -155,7 +155,7 @@ def _write_neighbours(experiment: Experiment, registry: pd.DataFrame, folder: Pa
     if found.loc[~changed, "seed"].nunique() > 1:
         table = neighbours.by_seed(found[~changed])
         neighbours.write_neighbours(table, fields["dataset.num_prompts"], folder, noise)
-    own = found["quant"] == ablation.RECIPE
+    own = found["quant"] == ablation.METHOD
     if (own & changed).any() and (own & ~changed).any():
         ablation.write_ablation(neighbours.by_seed(found[own]), fields["dataset.num_prompts"], folder, noise)
 
@@ -191,7 +191,7 @@ def _write_figures(experiment: Experiment, find: paper_tables.Find, folder: Path
 def _write_galleries(experiment: Experiment, table: pd.DataFrame, folder: Path) -> None:
     """Videos of every run beside the reference, below the tables: the whole gallery, and an excerpt of few prompts."""
     tables = [path for name in (*paper_tables.TITLES, "table6") if (path := folder / f"{name}.md").is_file()]
-    if "backend" in table:  # integers of a recipe stand beside its simulation
+    if "backend" in table:  # integers of a method stand beside its simulation
         table = table.assign(quant=(table["quant"] + " " + table["backend"].fillna("")).str.strip())
     paths, title = experiment.cfg.paths, f"Quantized {experiment.cfg.model.name}"
     shown = {"metrics": tuple(value.name for value in (VQA_A, VQA_T, PSNR)), "title": title}
@@ -231,7 +231,7 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
         else:
             try:
                 wanted = full.variant(quant=method, bits=f"w{weight_bits}a{act_bits}")
-            except UserError:  # time ranges that do not divide the number of steps
+            except UserError:  # more time ranges than steps
                 return None
         rows = registry[registry["signature"] == wanted.identity.signature]
         judges = registry.loc[registry["signature"] == full.identity.signature, "metrics"]
@@ -242,7 +242,7 @@ def _finder(experiment: Experiment, registry: pd.DataFrame) -> Callable[[str, st
 
 
 def _finished(experiment: Experiment, registry: pd.DataFrame) -> pd.DataFrame:
-    """Runs of unchanged recipes with the same reference, the same judges and the alphas of this configuration."""
+    """Runs of unchanged methods with the same reference, the same judges and the alphas of this configuration."""
     if registry.empty:
         return registry
     table = _comparable(experiment, registry, [(experiment.reference or experiment).identity.signature])

@@ -24,6 +24,7 @@ from vdq.stages.experiment import Experiment
 
 Idle = Iterator[tuple[str, str]]  # an option and why it does nothing
 NO_MODEL = ("model", "quant", "bits", "alpha", "sampler", "dataset", "backend", "artefact", "batch_size", "seed")
+OF_QUANTIZED = ("bits", "backend", "alpha", "quant.keep", "quant.keep_steps")
 OF_PEERS = ("peers", "frames", "side", "hidden_size", "num_heads", "caption_tokens", "caption_channels")
 
 
@@ -85,7 +86,7 @@ def _of_stages(experiment: Experiment, wanted: set[str]) -> Idle:
         yield "batch_size", f"{asked} samples nothing"
         yield "artefact", f"{asked} samples nothing"
     if wanted <= {"search_alpha", "choose_alpha"}:
-        yield "quant", f"{asked} takes the recipes of the grid"
+        yield "quant", f"{asked} takes the methods of the grid"
         yield "bits", f"{asked} takes the bit-widths of the grid"
     if not {"sample", "evaluate"} & wanted or experiment.method.quantizes:
         yield "reseeded", "only where quant=fp16 is sampled, it is sampled with other noise as well"
@@ -113,7 +114,7 @@ def _of_one_run(experiment: Experiment, wanted: set[str]) -> Idle:
     """Of stages alone: commands look at other runs too."""
     quant = experiment.cfg.quant
     if not experiment.method.quantizes:
-        yield from ((name, f"quant={quant.name} is not quantized") for name in ("bits", "backend", "alpha"))
+        yield from ((name, f"quant={quant.name} is not quantized") for name in OF_QUANTIZED)
         return
     if wanted == {"calibrate"}:
         same = "the statistics are the same for all"

@@ -62,7 +62,7 @@ def shown(path: Path) -> str:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """Its images, in the order of the frames."""
+    """The images of a folder of frames, in their order."""
     return sorted((file for file in _visible(folder) if file.suffix.lower() in FRAMES), key=_by_number)
 
 

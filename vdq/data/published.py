@@ -34,7 +34,7 @@ def opensora(
     """Open-Sora's 48 prompts for evaluation and its 10 sample prompts for calibration.
 
     ``prompts`` and ``calibration_prompts`` are files that take their place, one prompt a line; ``num_prompts`` keeps
-    the first n of the evaluation. Raises ValueError for a file that cannot be had or read, or n out of range.
+    the first n of the evaluation. Raises UserError for a file that cannot be had or read, or n out of range.
     """
     return _prompt_set("opensora", OPENSORA, cache, prompts, calibration_prompts, num_prompts)
 

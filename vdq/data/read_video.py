@@ -73,7 +73,7 @@ def _frames(container: InputContainer) -> Iterator[np.ndarray]:
 
 
 class _Converter:
-    """Decoded frames -> upright RGB [H,W,3], all of one size; ValueError otherwise."""
+    """Decoded frames -> upright RGB [H,W,3], all of one size; raises UserError otherwise."""
 
     def __init__(self) -> None:
         self.shape: tuple[int, ...] | None = None

@@ -55,7 +55,7 @@ def write_schedule(folder: Path, index: int, schedule: dict[str, Any]) -> None:
 
 
 def read_schedules(folder: Path) -> list[dict[str, Any]]:
-    """Those of all prompts that have one, in their order."""
+    """The schedules of all prompts that have one, in their order."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("schedules/*.json"))]
 
 
@@ -64,5 +64,5 @@ def video_path(folder: Path, index: int) -> Path:
 
 
 def sample_path(folder: Path, index: int) -> Path:
-    """Of the lossless file."""
+    """Where the lossless file of a prompt is."""
     return folder / "samples" / f"{index:04d}.safetensors"

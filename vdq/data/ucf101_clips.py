@@ -40,7 +40,7 @@ class Clip(NamedTuple):
 class Ucf101Clips(Dataset):
     """Clips of real videos: item i is uint8 RGB [num_frames, S, S, 3], the middle square of clip i's frames.
 
-    The recipe is StyleGAN-V's (Skorokhodov et al., arXiv 2112.14683), whose I3D network `vdq.metrics.fvd` uses: 2,048
+    Drawn as by StyleGAN-V (Skorokhodov et al., arXiv 2112.14683), whose I3D network `vdq.metrics.fvd` uses: 2,048
     clips of 16 consecutive frames, one clip a video from a random start, shorter videos left out, frames cropped to
     their middle square, so that the network's resizing does not squash real videos beside square generated ones. Two
     things differ. Upstream's metric takes the first 2,048 videos of its folder, which of UCF-101 would be the first
@@ -107,7 +107,7 @@ class Ucf101Clips(Dataset):
 
     @cached_property
     def clips(self) -> list[Clip]:
-        """The clips in their order; ValueError if too few videos are long enough, or one cannot be read."""
+        """The clips in their order; raises UserError if too few videos are long enough, or one cannot be read."""
         clips, short = [], 0
         with tqdm(total=self.num_clips, desc="drawing clips of UCF-101", unit="clip") as bar:
             for path in sorted(self.videos, key=lambda path: self._hash(path, "order")):

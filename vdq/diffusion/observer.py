@@ -19,5 +19,5 @@ class StepObserver(nn.Module):
 
 
 def step_observers(denoiser: nn.Module) -> list[StepObserver]:
-    """Those among the modules of a denoiser, each once."""
+    """The step observers among the modules of a denoiser, each once."""
     return [module for module in denoiser.modules() if isinstance(module, StepObserver)]

@@ -98,7 +98,7 @@ def is_artefact(path: Path) -> bool:
 
 
 def total_bytes(manifest: dict[str, Any]) -> int:
-    """Of all files beside the manifest."""
+    """The size of all files beside the manifest."""
     return sum(facts["bytes"] for facts in manifest["files"].values())
 
 

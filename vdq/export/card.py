@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from vdq.diffusion.timesteps import described, distance
 from vdq.export.base import QuantizedRun
+from vdq.methods.base import Method
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.parts import ActQuantizer, Branch, InputTransform, OutputTransform, WeightQuantizer
 
@@ -16,9 +18,9 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 
 | | |
 |---|---|
-| recipe | `quant={quant}` {settings} |
-{parts}
-| sampler | `{sampler}`, {steps} steps: the tables fit no other |
+| method | `quant={quant}` {settings} |
+{parts}{kept}
+| sampler | `{sampler}`, {schedule} |
 | run | `{run}`, signature `{signature}` |
 | made with | backend `{backend}` |
 
@@ -48,7 +50,7 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
     quant, model = config["quant"], config["model"]
     static = all(quant.act.static for quant in layers)
     total = sum(contents["bytes"].values())
-    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name")}
+    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name", *Method.neutral)}
     return CARD.format(
         run=run.name,
         signature=run.signature,
@@ -59,8 +61,9 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         quant=quant.get("name", quant["_target_"]),
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
         parts="\n".join(_lines(layers)),
+        kept="".join(f"\n{line}" for line in _kept(run)),
         sampler=config["sampler"]["_target_"].rpartition(".")[2],
-        steps=contents["num_steps"],
+        schedule=_schedule(contents),
         backend=run.backend.arithmetic,
         sizes="\n".join(f"| {part} | {count:,} |" for part, count in contents["bytes"].items()),
         total=total,
@@ -73,6 +76,16 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
     )
 
 
+def _schedule(contents: dict[str, Any]) -> str:
+    """Of the timesteps that the tables are for, and how far away those are that they were calibrated at."""
+    words = f"{described(contents['timesteps'])}: the tables fit no other timesteps"
+    if contents["calibrated"] is None:
+        return words
+    largest, mean = distance(contents["timesteps"], contents["calibrated"])
+    apart = f"at most {largest:.4g} and on average {mean:.4g} away"
+    return f"{words}; each step has the parameters of another timestep, {apart}, which costs quality"
+
+
 def _lines(layers: list[LayerQuant]) -> list[str]:
     """A row for everything that the parts of layers say of themselves, with the number of layers that say it."""
     slots = {"inputs": InputTransform, "weights": WeightQuantizer, "activations": ActQuantizer}
@@ -82,6 +95,18 @@ def _lines(layers: list[LayerQuant]) -> list[str]:
         said = Counter(part.line for quant in layers for part in quant.parts if isinstance(part, slot))
         rows += [f"| {name} | {line} ({count} layers) |" for line, count in said.items()]
     return rows
+
+
+def _kept(run: QuantizedRun) -> list[str]:
+    """A row for the layers, and one for the steps, that the user wants in full precision."""
+    quant, steps, lines = run.config["quant"], run.state.kept_steps, []
+    if patterns := quant.get("keep"):
+        count = sum(row.reason.startswith("quant.keep") for row in run.state.report)
+        lines.append(f"| kept layers | {count} in full precision: {', '.join(f'`{each}`' for each in patterns)} |")
+    if steps:
+        numbers = ", ".join(map(str, steps))
+        lines.append(f"| kept steps | {numbers} of 0..{run.state.num_steps - 1} in full precision |")
+    return lines
 
 
 def _source(weights: Any) -> str:

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 def load(path: Path, *, threads: int | None = None) -> ArtefactModel:
-    """An artefact of either kind; `threads`: None is all cores. Raises UserError for another one, or if damaged."""
+    """Loads an artefact of either kind; `threads`: None is all cores. Raises UserError for any other, or if damaged."""
     kind = artefact.read_manifest(path)["kind"]
     if kind == onnx_runtime.KIND:
         return onnx_runtime.load(path, threads=threads)

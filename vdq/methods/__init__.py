@@ -1,6 +1,6 @@
-"""Quantization recipes, a file or a folder each.
+"""Quantization methods, a file or a folder each.
 
-Recipes whose authors published no code are rebuilt from what is known of them. Tags in the text say how: [C] confirmed
+Methods whose authors published no code are rebuilt from what is known of them. Tags in the text say how: [C] confirmed
 by what the authors published, [S] second-hand, from summaries of their paper, [I] inferred here, where nothing says it.
 """
 

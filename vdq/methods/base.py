@@ -1,16 +1,19 @@
-"""The contract of a quantization recipe: statistics and weights in, the parts of every layer out."""
+"""The contract of a quantization method: statistics and weights in, the parts of every layer out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vdq.diffusion.clock import BRANCHES
+from vdq.diffusion.timesteps import described, listed, same
 from vdq.errors import UserError
 from vdq.quant.affine import check_bits
 from vdq.quant.convert import affine_weights
+from vdq.quant.keep import NOTHING, Keep
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import Projection, projections
 from vdq.quant.parts import AffineWeights, Smoothing
@@ -20,19 +23,21 @@ from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.time_ranges import TimeRanges
 
-RANGE, ABSMAX, SAMPLES = "range", "absmax", "samples"
+RANGE, ABSMAX, INPUTS = "range", "absmax", "inputs"
 
 
 class Table(NamedTuple):
-    """What a recipe tells beside the report of layers: rows for a file, and a sentence for the log."""
+    """What a method tells beside the report of layers: rows for a file, and a sentence for the log."""
 
     rows: list[dict[str, Any]]
     summary: str
 
 
 class Method(ABC):
-    """A recipe. Its options are checked when it is built, the number of steps by `check`, before any model exists.
-    `quantizes` is False only for full precision, `static` where activation ranges are measured at run time.
+    """A way to quantize: it decides the parts of every layer from weights and statistics.
+
+    Its options are checked when it is built, the number of steps by `check`, before any model exists. `quantizes` is
+    False for full precision alone, `static` is False where activation ranges are measured at run time.
     """
 
     weight_bits: int
@@ -40,17 +45,20 @@ class Method(ABC):
     version = 1  # to be raised by a method when its options would give other parameters
     quantizes = True
     static = True
+    per_branch = False  # whether each branch of guidance gets parameters of its own
+    # Fields of the configuration that came after results were made, with the value that changes nothing.
+    neutral: ClassVar[dict[str, Any]] = {"match": None, "keep": [], "keep_steps": []}
     depends_on_batch = False  # whether prompts that are sampled together change each other's videos
 
     @abstractmethod
     def needs(self, fqn: str) -> frozenset[str]:
-        """What is wanted of a layer's calibration: "range" (minimum, maximum), "absmax", "samples" (recorded inputs,
-        vdq.quant.samples); empty means data-free.
+        """What is wanted of a layer's calibration: "range" (minimum, maximum), "absmax", "inputs" (recorded ones,
+        vdq.quant.recorded_inputs); empty means data-free.
         """
 
     @abstractmethod
     def check(self, num_steps: int) -> None:
-        """Raise ValueError when the recipe does not fit this number of denoising steps."""
+        """Raises UserError when the method does not fit this number of denoising steps."""
 
     @abstractmethod
     def parts(self) -> frozenset[str]:
@@ -66,22 +74,29 @@ class Method(ABC):
         """Options that change nothing as the other options are, by name, with the reason; setting one is refused."""
         return {}
 
+    def check_calls(self, calls_a_step: int) -> None:
+        """Raises UserError when the method does not fit a family with so many calls of the denoiser a step."""
+        if self.per_branch and calls_a_step < len(BRANCHES):
+            raise UserError(
+                "quant.per_branch=true has no effect: this model computes both branches of guidance in one call"
+            )
+
     def layers(
         self, weights: dict[str, Tensor], stats: LayerStats | None, num_steps: int, options: dict[str, dict[str, Any]]
     ) -> dict[str, LayerQuant]:
-        """Parameters of the layers of one input, by fqn: `layer` of each, with its options. A recipe whose layers can
+        """Parameters of the layers of one input, by fqn: `layer` of each, with its options. A method whose layers can
         share work on their input does it here.
         """
         return {fqn: self.layer(w, stats, num_steps, **options.get(fqn, {})) for fqn, w in weights.items()}
 
     def layer_options(self, denoiser: nn.Module, chosen: set[str]) -> dict[str, dict[str, Any]]:
-        """Further arguments of `layer` by fqn, for recipes in which layers depend on each other; chosen: the fqns of
+        """Further arguments of `layer` by fqn, for methods in which layers depend on each other; chosen: the fqns of
         all layers that are quantized.
         """
         return {}
 
     def temporal_layers(self, denoiser: nn.Module, timesteps: Tensor | None) -> dict[str, LayerQuant]:
-        """Parameters of linears of temporal features (VideoModel), by fqn; none unless a recipe has its own for them.
+        """Parameters of linears of temporal features (VideoModel), by fqn; none unless a method has its own for them.
         timesteps: long [N], those of the schedule.
         """
         return {}
@@ -89,7 +104,7 @@ class Method(ABC):
     def tables(
         self, denoiser: nn.Module, stats: Stats | None, state: QuantState, timesteps: Tensor
     ) -> dict[str, Table]:
-        """What else the recipe has to tell of the state that it made, by the name of a file."""
+        """What else the method has to tell of the state that it made, by the name of a file."""
         return {}
 
     def convert(
@@ -100,22 +115,27 @@ class Method(ABC):
         num_steps: int,
         quantizable: Callable[[str], bool],
         timesteps: Tensor | None = None,
+        keep: Keep = NOTHING,
     ) -> QuantState:
-        """Parameters of every linear projection with `quantizable(fqn)` and of `temporal_layers`, and a report row for
-        every layer. Pure: the denoiser is only read. Raises UserError for missing or unfitting statistics, a weight
-        that is not finite, or when nothing would be quantized.
+        """Parameters of every linear projection with `quantizable(fqn)` that is not kept, and of `temporal_layers`, and
+        a report row for every layer. Pure: the denoiser is only read. Raises UserError for missing or unfitting
+        statistics, a weight that is not finite, what `keep` cannot keep, or when nothing would be quantized.
         """
         self.check(num_steps)
+        _check_schedule(stats, timesteps)
         chosen = projections(denoiser, quantizable)
         if not chosen:
             raise UserError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
+        kept, kept_steps = keep.of_layers(p.fqn for p in chosen), keep.of_steps(num_steps)
+        chosen = [p for p in chosen if p.fqn not in kept]
         options = self.layer_options(denoiser, {p.fqn for p in chosen})
         layers = {}
         for input_fqn, group in groupby(chosen, key=lambda p: p.input_fqn):
             layers |= self._of_one_input(input_fqn, list(group), stats, num_steps, options)
         layers |= self.temporal_layers(denoiser, timesteps)
-        report = layer_reports(denoiser, layers, stats, reason="not quantizable in this model")
-        return QuantState(layers, num_steps, report)
+        told = {"reason": "not quantizable in this model", "kept": kept, "kept_steps": kept_steps}
+        report = layer_reports(denoiser, layers, stats, **told)
+        return QuantState(layers, num_steps, report, timesteps=listed(timesteps), kept_steps=kept_steps)
 
     def _of_one_input(
         self,
@@ -137,19 +157,27 @@ class Method(ABC):
         if stats.num_steps != num_steps:
             raise UserError(f"statistics have num_steps={stats.num_steps}, must be {num_steps} as the sampler")
         found = stats.layers[fqn]
-        if SAMPLES in wanted and found.samples is None:
+        if INPUTS in wanted and found.recorded is None:
             raise UserError(f"{type(self).__name__} needs recorded inputs of layer {fqn}")
         return found
 
 
+def _check_schedule(stats: Stats | None, timesteps: Tensor | None) -> None:
+    """Raise UserError when the statistics are of other timesteps; each may be unknown."""
+    if stats is None or stats.timesteps is None or timesteps is None:
+        return
+    if not same(stats.timesteps, wanted := listed(timesteps)):
+        raise UserError(f"statistics are of {described(stats.timesteps)}, must be of the sampler's {described(wanted)}")
+
+
 def check_weight(p: Projection) -> None:
-    """Raise ValueError when a weight is not finite."""
+    """Raises UserError when a weight is not finite."""
     if not bool(torch.isfinite(p.weight).all()):
         raise UserError(f"layer {p.fqn} has NaN or infinite weights")
 
 
 class SmoothedMethod(Method):
-    """Shared by recipes with bit-widths and optional smoothing factors, one set per time range (`alpha` None: off)."""
+    """Shared by methods with bit-widths and optional smoothing factors, one set per time range (`alpha` None: off)."""
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
-"""The recipe that quantizes nothing: the reference of every comparison."""
+"""The method that quantizes nothing: the reference of every comparison."""
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from vdq.methods.base import Method
+from vdq.quant.keep import NOTHING, Keep
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.report import layer_reports
 from vdq.quant.state import QuantState
@@ -12,7 +13,7 @@ from vdq.quant.stats import LayerStats, Stats
 
 
 class FullPrecisionMethod(Method):
-    """The only recipe that may leave every layer alone; its bit-widths are nominal."""
+    """The only method that may leave every layer alone; its bit-widths are nominal."""
 
     weight_bits = 16
     act_bits = 16
@@ -38,5 +39,6 @@ class FullPrecisionMethod(Method):
         num_steps: int,
         quantizable: Callable[[str], bool],
         timesteps: Tensor | None = None,
+        keep: Keep = NOTHING,
     ) -> QuantState:
-        return QuantState({}, num_steps, layer_reports(denoiser, {}, stats, reason="full-precision recipe"))
+        return QuantState({}, num_steps, layer_reports(denoiser, {}, stats, reason="full-precision method"))

@@ -1,8 +1,12 @@
-"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one recipe."""
+"""Static post-training quantization: CW + TW, TSW, ASQ and TSQ of the paper are settings of one method."""
+
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from vdq.diffusion.clock import BRANCHES
 from vdq.methods.base import ABSMAX, RANGE, SmoothedMethod, smoothed_weights
 from vdq.quant.affine import qparams_from_range
 from vdq.quant.layer_quant import LayerQuant
@@ -15,14 +19,17 @@ from vdq.quant.time_ranges import TimeRanges
 class StaticMethod(SmoothedMethod):
     """Per-output-channel weights and per-tensor activations whose qparams are fixed before sampling.
 
-    weight_bits, act_bits: 2..16. num_time_ranges: K, a divisor of the step count, or "per_step"; number of smoothing
-    factor sets, and of activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq.
-    2 in 0..1, None for no smoothing (the weights then have one set whatever K). momentum, ema_order: aggregation of
-    activation maxima over the steps of a range. Raises ValueError for a value outside these.
+    weight_bits, act_bits: 2..16. num_time_ranges: K of 1..N, or "per_step"; number of smoothing factor sets, and of
+    activation qparams unless `act_time_ranges` says otherwise. alpha: activation exponent of Eq. 2 in 0..1, None for no
+    smoothing (the weights then have one set whatever K). momentum, ema_order: aggregation of activation maxima over the
+    steps of a range. per_branch: activation qparams of each branch of guidance, for families that take two calls of the
+    denoiser a step; weights and smoothing serve both. Raises UserError for a value outside these.
 
     Paper's names: CW + TW is K = 1 without alpha, TSW "per_step" without alpha, ASQ K = 1, TSQ + K TR any K, TSQ +
     TSW "per_step".
     """
+
+    neutral: ClassVar = SmoothedMethod.neutral | {"per_branch": False}
 
     def __init__(
         self,
@@ -36,6 +43,7 @@ class StaticMethod(SmoothedMethod):
         ema_order: str = "ascending_t",
         symmetric_weights: bool = False,
         symmetric_acts: bool = False,
+        per_branch: bool = False,
     ) -> None:
         super().__init__(
             weight_bits=weight_bits,
@@ -47,6 +55,7 @@ class StaticMethod(SmoothedMethod):
         )
         self.act_time_ranges = act_time_ranges
         self.symmetric_weights, self.symmetric_acts = symmetric_weights, symmetric_acts
+        self.per_branch = per_branch
 
     def needs(self, fqn: str) -> frozenset[str]:
         return frozenset({RANGE} if self.alpha is None else {RANGE, ABSMAX})
@@ -57,7 +66,7 @@ class StaticMethod(SmoothedMethod):
 
     def parts(self) -> frozenset[str]:
         act = self.act(torch.zeros(1), torch.ones(1), steps=torch.zeros(1, dtype=torch.long))
-        return self.smoothing_parts() | {"affine"} | act.features
+        return self.smoothing_parts() | {"affine"} | replace(act, per_branch=self.per_branch).features
 
     def without_effect(self, num_steps: int) -> dict[str, str]:
         alone = self.alpha is None and self.act_time_ranges is not None
@@ -65,17 +74,20 @@ class StaticMethod(SmoothedMethod):
         return super().without_effect(num_steps) | own
 
     def layer(self, weight: Tensor, stats: LayerStats | None, num_steps: int) -> LayerQuant:
-        smoothing = self.smoothing(weight, stats, num_steps)
+        smoothing, ranges = self.smoothing(weight, stats, num_steps), self._act_ranges(num_steps)
+        rows = ranges.index  # of activation qparams, of every step
+        if self.per_branch:
+            stats, rows = stats.calls, _of_calls(rows)
+            smoothing = smoothing and smoothing.picked(lambda steps: steps.repeat_interleave(len(BRANCHES)))
         form = {"bits": self.weight_bits, "symmetric": self.symmetric_weights}
-        inputs, weights = smoothed_weights(weight, smoothing, num_steps, **form)
-        ranges = self._act_ranges(num_steps)
+        inputs, weights = smoothed_weights(weight, smoothing, len(rows), **form)
         lo, hi = smoothed_range(stats.min, stats.max, smoothing and smoothing.of_steps("factors"))
-        act = self.act(*range_over_steps(lo, hi, ranges), steps=ranges.index.to(weight.device))
-        return LayerQuant(inputs=inputs, weight=weights, act=act)
+        act = self.act(*range_over_steps(lo, hi, rows), steps=rows.to(weight.device))
+        return LayerQuant(inputs=inputs, weight=weights, act=replace(act, per_branch=self.per_branch))
 
     def act(self, lo: Tensor, hi: Tensor, *, steps: Tensor) -> ActQuantizer:
         """The activation quantizer for ranges [lo, hi] of the smoothed input, two [K]; steps: long
-        [N], the range of every step. A recipe with another quantizer overrides this.
+        [N], the range of every step. A method with another quantizer overrides this.
         """
         scale, zero_point = qparams_from_range(lo, hi, bits=self.act_bits, symmetric=self.symmetric_acts)
         form = {"bits": self.act_bits, "symmetric": self.symmetric_acts}
@@ -85,3 +97,8 @@ class StaticMethod(SmoothedMethod):
         if self.act_time_ranges is None:
             return TimeRanges(num_steps, self.num_time_ranges)
         return TimeRanges(num_steps, self.act_time_ranges, name="act_time_ranges")
+
+
+def _of_calls(rows: Tensor) -> Tensor:
+    """Rows of all calls, each branch of a range with one of its own: long [N] of the steps -> [2 N]."""
+    return (len(BRANCHES) * rows[:, None] + torch.arange(len(BRANCHES))).flatten()

@@ -8,16 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
+from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.errors import UserError
-
-BRANCHES = (CONDITIONAL, UNCONDITIONAL)
 
 
 @contextmanager
 def clock_follows(clock: StepClock, denoiser: nn.Module, scheduler: Any, calls_a_step: int = 1) -> Iterator[None]:
-    """Inside, `clock` is set before every call of the denoiser: to the step at which the scheduler stands and, where a
-    step takes two calls, to the branch of the call, the conditional one first.
+    """Inside the block `clock` is set before every call of the denoiser: to the step at which the scheduler stands and,
+    where a step takes two calls, to the branch of the call, the conditional one first.
 
     `scheduler` is one of diffusers' kind: its `step_index` says the step, or, where it has none, the place of the
     call's `timestep` among its timesteps. Raises RuntimeError when a step takes more calls, UserError when the

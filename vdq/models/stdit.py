@@ -310,7 +310,7 @@ class STDiT(nn.Module):
 
     @staticmethod
     def prepare_timestep(timestep: Tensor) -> Prepared:
-        """The same for timestep [B]: its embedding t [B, C] and every block's modulation [B, 6, C] are kept."""
+        """Prepares timestep [B] likewise: its embedding t [B, C] and every block's modulation [B, 6, C] are kept."""
         return Prepared((timestep,), Memory())
 
     def modulations(self, timestep: Tensor | Prepared) -> tuple[Tensor, list[Tensor]]:

@@ -61,7 +61,7 @@ class STDiTTransformer(ModelMixin, STDiT, ConfigMixin):
 
     @classmethod
     def of(cls, net: STDiT) -> STDiTTransformer:
-        """The same network with the same tensors: nothing is copied."""
+        """This class around a network and its tensors: nothing is copied."""
         with torch.device("meta"):
             found = cls(**net.dimensions)
         found.load_state_dict(net.state_dict(), assign=True)

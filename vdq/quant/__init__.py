@@ -1,7 +1,7 @@
 """Quantization numerics and the parts of a quantized layer; imports torch only."""
 
 from vdq.quant.affine import QParams
-from vdq.quant.calls import CallCounter
+from vdq.quant.call_counter import CallCounter
 from vdq.quant.convert import apply, quantized_layers
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import Projection, projections, receiving_modules

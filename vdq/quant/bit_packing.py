@@ -17,7 +17,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Integers 0..2^bits-1 of any shape, 2 to 16 bits -> uint8 [packed_bytes]."""
+    """Packs integers 0..2^bits-1 of any shape, 2 to 16 bits -> uint8 [packed_bytes]."""
     low, *high = _parts(bits)
     codes = codes.flatten().long()
     streams = [_pack(codes & (1 << low) - 1, low), *(_pack(codes >> low, part) for part in high)]
@@ -25,7 +25,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Inverse of `pack_bits`: uint8 [packed_bytes] -> long [count]."""
+    """Undoes `pack_bits`: uint8 [packed_bytes] -> long [count]."""
     low, *high = _parts(bits)
     streams = packed.split([packed_bytes(count, part) for part in (low, *high)])
     codes = _unpack(streams[0], low, count)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.quant.parts import (
     ActQuantizer,
     Branch,
@@ -75,8 +76,18 @@ class LayerQuant:
         return frozenset().union(*(part.features for part in self.parts))
 
     @property
+    def per_branch(self) -> bool:
+        """Whether each branch of guidance has parameters of its own: all parts then count calls, two a step."""
+        return self.act.per_branch
+
+    @property
     def num_steps(self) -> int:
+        """N, of calls where `per_branch`."""
         return len(self.weight.steps)
+
+    def clock(self, clock: StepClock) -> StepClock:
+        """What the layer reads of a model's clock."""
+        return clock.calls if self.per_branch else clock
 
     @property
     def transforms(self) -> bool:
@@ -95,7 +106,9 @@ class LayerQuant:
 
     @classmethod
     def restored(cls, description: list[dict[str, Any]], tensors: dict[str, Tensor]) -> LayerQuant:
-        """Inverse of `description` and `tensors`. Raises ValueError where they do not belong together."""
+        """The layer that has this `description` and these `tensors`. Raises ValueError where they do not belong
+        together.
+        """
         named: dict[str, dict[str, Tensor]] = {}
         for full_name, tensor in tensors.items():
             kind, _, name = full_name.partition(".")
@@ -120,13 +133,16 @@ class LayerQuant:
         return cls(weight=weight, act=act, inputs=of(InputTransform), branches=of(Branch), outputs=of(OutputTransform))
 
     def to(self, device: torch.device | str) -> LayerQuant:
-        """The same on another device, codes where they are; tensors that parts share stay shared."""
-        moved: dict[int, Tensor] = {}
-
-        def move(tensor: Tensor) -> Tensor:
-            return moved.setdefault(id(tensor), tensor.to(device))
-
+        """The layer on another device, codes where they are; tensors that parts share stay shared."""
+        move = _once(lambda tensor: tensor.to(device))
         return LayerQuant.composed(part.to(move) for part in self.parts)
+
+    def picked(self, steps: Sequence[int]) -> LayerQuant:
+        """The layer for other steps, each with the parameters of one of these (or both branches of it): M of 0..N-1."""
+        calls = len(BRANCHES) if self.per_branch else 1
+        chosen = (calls * torch.tensor(steps)[:, None] + torch.arange(calls)).flatten().to(self.weight.steps.device)
+        pick = _once(lambda entries: entries.index_select(0, chosen))
+        return LayerQuant.composed(part if part.steps is None else part.picked(pick) for part in self.parts)
 
     # The weight -------------------------------------------------------------------------------------------------------
 
@@ -140,7 +156,7 @@ class LayerQuant:
         return weight
 
     def restored_weight(self, weight: Tensor, set_: int) -> Tensor:
-        """Inverse of `transformed_weight`."""
+        """Undoes `transformed_weight`."""
         for transform in reversed(self.inputs):
             weight = transform.restored_weight(weight, set_)
         for output in reversed(self.outputs):
@@ -156,7 +172,7 @@ class LayerQuant:
         return self.weight.packed(weight, self.transformed_weight)
 
     def with_codes(self, weight: Tensor) -> LayerQuant:
-        """The same with its codes stored, so that nothing more is made from the weight [out, in]."""
+        """The layer with its codes stored, so that nothing more is made from the weight [out, in]."""
         return replace(self, weight=self.weight.stored(self.packed_codes(weight)))
 
     def dequantized_weight(self, weight: Tensor, set_: int) -> Tensor:
@@ -166,7 +182,7 @@ class LayerQuant:
     # What runs --------------------------------------------------------------------------------------------------------
 
     def unfolded(self, weight: Tensor) -> LayerQuant:
-        """The same layer without folds, as it gets its input and has to give its output: weight [out, in]."""
+        """The layer without folds, as it gets its input and has to give its output: weight [out, in]."""
         if self._folded is None and not self.outputs:
             return self
         return replace(self.with_codes(weight), inputs=self._arrived_rotated(), outputs=())
@@ -214,6 +230,18 @@ class LayerQuant:
     def _smoothing_inside(self) -> tuple[InputTransform, ...]:
         alone = not any(branch.reads_input for branch in self.branches)
         return self.inputs[-1:] if alone and self.inputs and isinstance(self.inputs[-1], Smoothing) else ()
+
+
+def _once(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`change`, which gives the same tensor for the same tensor, so that what parts share stays shared."""
+    changed: dict[int, Tensor] = {}
+
+    def changed_once(tensor: Tensor) -> Tensor:
+        if id(tensor) not in changed:
+            changed[id(tensor)] = change(tensor)
+        return changed[id(tensor)]
+
+    return changed_once
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vdq.diffusion.clock import StepClock
+from vdq.diffusion.clock import BRANCHES, StepClock
+from vdq.diffusion.timesteps import Timesteps
 from vdq.errors import UserError
 from vdq.quant.layers import receiving_modules
 from vdq.quant.stats import LayerStats, Stats, check_complete
@@ -21,7 +22,8 @@ class Observer:
     every step. An input is read as [rows, n, C], a 2-d one as rows of one token. The recorded row statistic is the
     maximum of |X| over the n tokens, summed over rows. Inputs with `packed(fqn)` hold the tokens of all prompts in one
     row: of them the maximum over all calls is kept. Both are then the same at every batch size. A NaN or infinite
-    input raises UserError naming layer and step.
+    input raises UserError naming layer and step. Where the clock tells the branch of a call, each has statistics of its
+    own beside those of both together (LayerStats.branches).
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class Observer:
         packed: Callable[[str], bool] = lambda fqn: False,
     ) -> None:
         self._clock, self._packed = clock, packed
-        self._layers: dict[str, LayerStats] = {}
+        self._layers: dict[tuple[str, str | None], LayerStats] = {}  # by layer and branch
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._modules = receiving_modules(denoiser, quantizable)
 
@@ -44,29 +46,41 @@ class Observer:
         for hook in self._hooks:
             hook.remove()
 
-    def stats(self, *, num_prompts: int, signature: str = "", window: Callable[[str], range] | None = None) -> Stats:
-        """What was recorded, on the CPU. `window(fqn)`: the consecutive steps in which a layer is called, all if not
-        given; of the others, which no call reads, it has the statistics of the nearest of these. Raises UserError when
-        a step saw no input.
+    def stats(
+        self,
+        *,
+        num_prompts: int,
+        signature: str = "",
+        timesteps: Timesteps | None = None,
+        window: Callable[[str], range] | None = None,
+    ) -> Stats:
+        """What was recorded, on the CPU. timesteps: those of the steps. `window(fqn)`: the consecutive steps in which a
+        layer is called, all if not given; of the others, which no call reads, it has the statistics of the nearest of
+        these. Raises UserError when a step saw no input.
         """
-        layers = {fqn: layer.to("cpu") for fqn, layer in self._layers.items()}
+        layers = {fqn: self._of(fqn) for fqn in self._modules}
         if window is not None:
             layers = {fqn: layer.beyond(window(fqn)) for fqn, layer in layers.items()}
-        if len(layers) < len(self._modules):
-            unseen = next(fqn for fqn in self._modules if fqn not in layers)
-            raise UserError(f"layer {unseen} saw no input during calibration")
         check_complete(layers.items())
-        return Stats(layers, num_steps=self._clock.num_steps, num_prompts=num_prompts, signature=signature)
+        facts = {"num_steps": self._clock.num_steps, "num_prompts": num_prompts, "timesteps": timesteps}
+        return Stats(layers, **facts, signature=signature)
+
+    def _of(self, fqn: str) -> LayerStats:
+        """Of one layer, on the CPU."""
+        seen = {branch: layer.to("cpu") for (name, branch), layer in self._layers.items() if name == fqn}
+        if not seen:
+            raise UserError(f"layer {fqn} saw no input during calibration")
+        return LayerStats.of_branches([seen[branch] for branch in BRANCHES]) if len(seen) > 1 else seen.popitem()[1]
 
     def _hook(self, fqn: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda module, args: self._record(fqn, args[0].detach())
 
     @torch.no_grad()
     def _record(self, fqn: str, x: Tensor) -> None:
-        step = int(self._clock.index)
-        if fqn not in self._layers:
-            self._layers[fqn] = LayerStats.empty(self._clock.num_steps, x.shape[-1], x.device, packed=self._packed(fqn))
-        layer = self._layers[fqn]
+        step, key = int(self._clock.index), (fqn, self._clock.branch)
+        if key not in self._layers:
+            self._layers[key] = LayerStats.empty(self._clock.num_steps, x.shape[-1], x.device, packed=self._packed(fqn))
+        layer = self._layers[key]
         x = x.reshape(1 if layer.packed else x.shape[0], -1, x.shape[-1])
         # Two reductions: on the CPU aminmax over this axis is not vectorized and 20 times slower.
         lo, hi = x.amin(1).float(), x.amax(1).float()

@@ -15,7 +15,7 @@ BITS = 6  # of the probe; what counts is the ratio between steps, which hardly d
 
 class StepProbe:
     """Context manager inside which the inputs of quantizable linears are quantized per tensor, with the range of the
-    tensor at hand, whenever the clock stands at `step`. A tool of calibration: no recipe executes this.
+    tensor at hand, whenever the clock stands at `step`. A tool of calibration: no method executes this.
     """
 
     def __init__(self, denoiser: nn.Module, clock: StepClock, quantizable: Callable[[str], bool], step: int) -> None:

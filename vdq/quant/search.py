@@ -57,9 +57,11 @@ def output_error(weight: Tensor, quant: LayerQuant, inputs: dict[int, Tensor]) -
     """Relative squared error of a static layer's output, |Yq - Y|^2 / |Y|^2 over all recorded rows.
 
     weight [out, in] fp32; inputs: step -> [rows, in]. Both sums run over steps, so steps of large outputs count more,
-    as they do in the sampled latents. Where tokens have groups, the rows must be those of whole videos in order, else
-    ValueError.
+    as they do in the sampled latents. Raises ValueError where tokens have groups, unless the rows are those of whole
+    videos in order, and where branches of guidance have parameters of their own, which inputs of steps do not tell.
     """
+    if quant.per_branch:
+        raise ValueError("inputs by step do not tell the branches of guidance, which have parameters of their own")
     weights: dict[int, Tensor] = {}
     error = norm = 0.0
     exact = weight

@@ -30,7 +30,7 @@ def aggregate_absmax(
 
 
 def check_ema(momentum: float, order: str) -> None:
-    """Raise ValueError unless momentum is in 0..1 and order is known."""
+    """Raises UserError unless momentum is in 0..1 and order is known."""
     _check_unit("momentum", momentum)
     if order not in EMA_ORDERS:
         raise UserError(f"ema_order={order} must be one of {', '.join(EMA_ORDERS)}")
@@ -65,10 +65,13 @@ def smoothed_range(lo: Tensor, hi: Tensor, s: Tensor | None) -> tuple[Tensor, Te
     return lo.amin(-1), hi.amax(-1)
 
 
-def range_over_steps(lo: Tensor, hi: Tensor, ranges: TimeRanges) -> tuple[Tensor, Tensor]:
-    """Join the steps of each time range: two [num_steps] -> two [num_ranges]."""
-    shape = (ranges.num_ranges, -1)
-    return lo.reshape(shape).amin(-1), hi.reshape(shape).amax(-1)
+def range_over_steps(lo: Tensor, hi: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Join the steps of each range: two [N] -> two [K], rows long [N] on the CPU the range 0..K-1 of every step."""
+    joined, rows = lo.new_empty(int(rows.max()) + 1), rows.to(lo.device)
+    return (
+        joined.scatter_reduce(0, rows, lo, "amin", include_self=False),
+        joined.scatter_reduce(0, rows, hi, "amax", include_self=False),
+    )
 
 
 def _check_unit(name: str, value: float) -> float:

@@ -152,7 +152,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, in_features: int) -> Tensor:
-    """Inverse of `pack`: integers [out, in_features]."""
+    """Undoes `pack`: integers [out, in_features]."""
     if packed.shape[1] == in_features:
         return packed
     return torch.cat([packed & 15, packed >> 4], 1)

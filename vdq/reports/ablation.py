@@ -1,4 +1,4 @@
-"""The ablation table: what each part of static_plus is worth, from runs in which fields of the recipe differ."""
+"""The ablation table: what each part of static_plus is worth, from runs in which fields of the method differ."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vdq.reports.text import MISSING, markdown
 from vdq.reports.uncertainty import CONFIDENCE, Noise, compare, with_marks
 from vdq.tracking.registry import processors_note, read_config
 
-RECIPE = "static_plus"
-# The parts, and the value with which each is off; a recipe with all of them off is called plain.
+METHOD = "static_plus"
+# The parts, and the value with which each is off; a method with all of them off is called plain.
 OFF = {
     "alpha": None,
     "shift": None,
@@ -34,12 +34,12 @@ OFF = {
     "correct_bias": False,
 }
 VALUES = (PSNR, CLIPSIM)
-TEXT = """# Ablation of {recipe}, {prompts} prompts
+TEXT = """# Ablation of {method}, {prompts} prompts
 
 {body}
 
-`{recipe}` is the recipe as `conf/quant/{recipe}.yaml` has it: {parts}. *plain* has no part. In brackets the difference
-to `{recipe}` with the same noise; `~` before it says that it may be chance: its {confidence:.0%} interval, paired over
+`{method}` is the method as `conf/quant/{method}.yaml` has it: {parts}. *plain* has no part. In brackets the difference
+to `{method}` with the same noise; `~` before it says that it may be chance: its {confidence:.0%} interval, paired over
 prompts, holds zero, or another processor changes as much. Bold is the best of a column, if it beats every other by
 more than that; otherwise `=` marks the best and all that it does not beat. {measured} Seeds: {seeds}. `runs` are the
 signatures in the columns' order.
@@ -49,16 +49,16 @@ signatures in the columns' order.
 
 
 def variants(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
-    """Rows of `neighbours.by_seed` -> one row a variant of the recipe and bit-width: `variant`, `changed`, `bits`, the
-    means of VALUES over seeds, `<metric>_gain` over the whole recipe (mean over the seeds of both), whether that is
-    `<metric>_beyond_noise`, `<metric>_mark` of the best of a bit-width, `seeds` and `runs`. The whole recipe comes
+    """Rows of `neighbours.by_seed` -> one row a variant of the method and bit-width: `variant`, `changed`, `bits`, the
+    means of VALUES over seeds, `<metric>_gain` over the whole method (mean over the seeds of both), whether that is
+    `<metric>_beyond_noise`, `<metric>_mark` of the best of a bit-width, `seeds` and `runs`. The whole method comes
     first, with the bit-widths and seeds that variants have, the plain one and what is made of it last. Runs of other
-    fields than the whole recipe has are of an earlier version and left out. ValueError without the whole one.
+    fields than the whole method has are of an earlier version and left out. Raises UserError without the whole one.
     """
-    rows = seeds[seeds["method"] == RECIPE]
+    rows = seeds[seeds["method"] == METHOD]
     unchanged = rows[rows["changed"] == ""]
     if unchanged.empty:
-        raise UserError(f"no run of {RECIPE} as its file has it; the ablation compares with it")
+        raise UserError(f"no run of {METHOD} as its file has it; the ablation compares with it")
     whole = fields_of(unchanged.iloc[0])
     rows = rows[[fields_of(run).keys() == whole.keys() for _, run in rows.iterrows()]]
     varied = rows.loc[rows["changed"] != "", ["bits", "seed"]].drop_duplicates()
@@ -98,19 +98,19 @@ def _effect(group: pd.DataFrame, base: pd.DataFrame, videos: dict[str, pd.DataFr
 
 
 def fields_of(run: pd.Series) -> dict[str, Any]:
-    """The recipe's fields that a run was made with, from its folder, without the bits."""
+    """The method's fields that a run was made with, from its folder, without the bits."""
     fields = read_config(run["folder"])["quant"]
     return {name: value for name, value in fields.items() if name not in ("weight_bits", "act_bits")}
 
 
 def described(fields: dict[str, Any], whole: dict[str, Any]) -> tuple[int, str]:
-    """A variant in words, and its place: 0 the whole recipe, 1 without a part, 2 other changes, 3 the plain recipe, 4
+    """A variant in words, and its place: 0 the whole method, 1 without a part, 2 other changes, 3 the plain method, 4
     with one part more.
     """
     changed = [name for name in fields if fields[name] != whole.get(name)]
     on = [name for name in OFF if fields[name] != OFF[name]]
     if not changed:
-        return 0, RECIPE
+        return 0, METHOD
     if len(changed) > 1 and len(on) <= 1 and set(changed) <= set(OFF):
         return (4, f"plain, {_told(on[0], fields)}") if on else (3, "plain")
     without = len(changed) == 1 and changed[0] not in on and changed[0] in OFF
@@ -126,12 +126,12 @@ def write_ablation(seeds: pd.DataFrame, prompts: int, folder: Path, noise: Noise
     """Writes ``folder``/ablation as .md and .csv."""
     noise = noise or Noise()
     table = variants(seeds, noise)
-    whole = fields_of(seeds[(seeds["method"] == RECIPE) & (seeds["changed"] == "")].iloc[0])
+    whole = fields_of(seeds[(seeds["method"] == METHOD) & (seeds["changed"] == "")].iloc[0])
     parts = ", ".join(_told(name, whole) for name in OFF if whole[name] != OFF[name])
-    varied = sorted(set(seeds.loc[(seeds["method"] == RECIPE) & (seeds["changed"] != ""), "seed"]))
-    facts = {"recipe": RECIPE, "prompts": prompts, "parts": parts, "model": ", ".join(sorted(set(seeds["model"])))}
+    varied = sorted(set(seeds.loc[(seeds["method"] == METHOD) & (seeds["changed"] != ""), "seed"]))
+    facts = {"method": METHOD, "prompts": prompts, "parts": parts, "model": ", ".join(sorted(set(seeds["model"])))}
     facts |= {"seeds": ", ".join(map(str, varied)), "confidence": CONFIDENCE, "measured": noise.words}
-    facts["processors"] = processors_note(seeds.loc[seeds["method"] == RECIPE, "processor"])
+    facts["processors"] = processors_note(seeds.loc[seeds["method"] == METHOD, "processor"])
     write_text(folder / "ablation.md", TEXT.format(body=markdown(cells(table)), **facts) + "\n")
     write_text(folder / "ablation.csv", table.to_csv(index=False))
 
@@ -152,7 +152,7 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cell(row: pd.Series, value: Value) -> str:
-    """The mean with its mark, and its difference to the whole recipe."""
+    """The mean with its mark, and its difference to the whole method."""
     text, gain = marked(row, value, MARKDOWN), row[f"{value.name}_gain"]
     chance = "" if row[f"{value.name}_beyond_noise"] else "~"
     return text if not row["changed"] or pd.isna(gain) else f"{text} ({chance}{value.text(gain, '+')})"

@@ -14,20 +14,20 @@ from vdq.reports.text import markdown
 
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # The methods that are searched; the file of any other in conf/quant names the one whose alpha it takes.
-RECIPES = ("asq", "tsq_tsw")
+METHODS = ("asq", "tsq_tsw")
 WIDTHS = ("w8a8", "w6a6", "w4a8")
 SIGNIFICANCE = 0.05
 
 
 def best(grid: pd.DataFrame, metric: str = "clipsim") -> dict[str, float]:
-    """For each recipe the alpha with the highest mean of the metric over the bit-widths; the smaller one of equals."""
+    """For each method the alpha with the highest mean of the metric over the bit-widths; the smaller one of equals."""
     means = _means(grid, metric).reset_index()
     ordered = means.sort_values(["quant", metric, "alpha"], ascending=[True, False, True])
     return ordered.groupby("quant")["alpha"].first().to_dict()
 
 
 def tied(grid: pd.DataFrame) -> dict[str, list[float]]:
-    """For each recipe the alphas that CLIPSIM does not separate from the best: a paired t-test over prompts, each
+    """For each method the alphas that CLIPSIM does not separate from the best: a paired t-test over prompts, each
     prompt's score being its mean over the bit-widths, finds no difference at 5 %. Column `scores` of the grid holds a
     list of CLIPSIM, one a prompt.
     """
@@ -44,7 +44,7 @@ def tied(grid: pd.DataFrame) -> dict[str, list[float]]:
 
 
 def choose(grid: pd.DataFrame) -> dict[str, float]:
-    """For each recipe the alpha with the highest PSNR among those that CLIPSIM does not separate from its best."""
+    """For each method the alpha with the highest PSNR among those that CLIPSIM does not separate from its best."""
     means, ties = _means(grid, "psnr"), tied(grid)
     return {quant: means[quant][alphas].idxmax() for quant, alphas in ties.items()}
 
@@ -55,7 +55,7 @@ def _means(grid: pd.DataFrame, metric: str) -> pd.Series:
 
 
 def pivot(grid: pd.DataFrame, metric: str) -> str:
-    """A Markdown table with a row for each recipe and bit-width and a column for each alpha; the best is bold."""
+    """A Markdown table with a row for each method and bit-width and a column for each alpha; the best is bold."""
     table = grid.pivot_table(index=["quant", "bits"], columns="alpha", values=metric)
     shown = table.map(lambda value: f"{value:.4g}").astype(object)
     for row, column in table.idxmax(axis=1).items():
@@ -64,7 +64,7 @@ def pivot(grid: pd.DataFrame, metric: str) -> str:
 
 
 def curves(grid: pd.DataFrame, values: Sequence[Value], path: Path) -> None:
-    """Writes a PNG: one plot for each value, one line for each recipe and bit-width."""
+    """Writes a PNG: one plot for each value, one line for each method and bit-width."""
     figure, axes = panels(1, len(values), (5 * len(values), 3.5))
     for value, axis in zip(values, axes[0], strict=True):
         for (quant, bits), rows in grid.groupby(["quant", "bits"]):

@@ -41,7 +41,7 @@ class Claim(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """What this project wants of a recipe; ``asks`` is as for a claim, but gets the scores of every seed."""
+    """What this project wants of a method; ``asks`` is as for a claim, but gets the scores of every seed."""
 
     name: str
     words: str
@@ -75,7 +75,7 @@ def paper_scores_of(table: pd.DataFrame) -> Scores:
 
 
 def seed_scores_of(table: pd.DataFrame) -> SeedScores:
-    """Access to the scores of unchanged recipes in a table with one row a run (`vdq.reports.neighbours.by_seed`)."""
+    """Access to the scores of unchanged methods in a table with one row a run (`vdq.reports.neighbours.by_seed`)."""
     rows = table[table["changed"] == ""].set_index(["method", "bits"])
 
     def values(method: str, bits: str, metric: str) -> dict[int, np.ndarray]:
@@ -104,7 +104,7 @@ def verdict(claim: Claim | Goal, value: Scores | SeedScores, limit: Limit | None
 
 
 def _beats(bits: str, value: Value, others: tuple[str, ...], least: float) -> Callable:
-    """The recipe beats all others by `least` or more, with every seed."""
+    """The method beats all others by `least` or more, with every seed."""
     metric = value.name
 
     def asks(values: SeedScores) -> tuple[list[Margin], str]:
@@ -251,7 +251,7 @@ GOALS = [
 ] + [
     Goal(
         "w4a4_clipsim",
-        f"At W4A4 {PLUS} has with every seed a higher CLIPSIM than every dynamic recipe ({', '.join(DYNAMIC)}).",
+        f"At W4A4 {PLUS} has with every seed a higher CLIPSIM than every dynamic method ({', '.join(DYNAMIC)}).",
         _beats("w4a4", CLIPSIM, DYNAMIC, 0),
     )
 ]

@@ -1,4 +1,4 @@
-"""Columns and legend that say what a recipe costs beside its bit-widths: bytes, branches, operations."""
+"""Columns and legend that say what a method costs beside its bit-widths: bytes, branches, operations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTE = """*act bits* is the mean over layers and steps and counts integers alone
 layers store: codes, scales, zero points, tables and low-rank branches. *float MACs* are the multiply-adds in floating
 point of linear layers, those of branches and of layers in full precision, as a share of the integer ones. *bit
 operations* are multiply-adds times the bits of both operands, floats with 16, and additions of rotations times 16, in
-10^9 of one call of the denoiser for a video; what all recipes have alike is left out (products of attention,
+10^9 of one call of the denoiser for a video; what all methods have alike is left out (products of attention,
 elementwise operations). *MB* is the quantized denoiser, with what is not quantized in fp32; the model itself has {fp32}
 MB in fp32 and {fp16} MB in fp16."""
 BRANCH = """**{method} is not W{weight_bits} on a model this small.** At {bits} its layers store {stored:.1f} bits a
@@ -36,7 +36,7 @@ def cost_columns(table: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def cost_note(table: pd.DataFrame) -> str:
-    """The legend of the columns and, of a recipe with branches, how its costs compare; empty where nothing is known."""
+    """The legend of the columns and, of a method with branches, how its costs compare; empty where nothing is known."""
     known = table.reindex(columns=[*table.columns, *(name for name in COSTS if name not in table)])
     full = known[known["kind"] == "full precision"].dropna(subset="size_mb_fp16")
     if full.empty:
@@ -60,7 +60,7 @@ def cost_note(table: pd.DataFrame) -> str:
 
 
 def _no_larger(row: pd.Series, table: pd.DataFrame) -> str:
-    """The best other recipes that take no more bytes than `row`, of all and of those that are static."""
+    """The best other methods that take no more bytes than `row`, of all and of those that are static."""
     others = table[(table["method"] != row["method"]) & (table["size_mb"] <= row["size_mb"])].dropna(subset="psnr")
     best = [rows["psnr"].idxmax() for rows in (others, others[others["kind"] == "static"]) if len(rows)]
     told = [
@@ -68,7 +68,7 @@ def _no_larger(row: pd.Series, table: pd.DataFrame) -> str:
         for other in (others.loc[index] for index in dict.fromkeys(best))
     ]
     own = f"It takes {row['size_mb']:.2f} MB for {row['psnr']:.1f} dB"
-    return f"{own}; the best other recipe of no more bytes is {', the best static one '.join(told)}." if told else ""
+    return f"{own}; the best other method of no more bytes is {', the best static one '.join(told)}." if told else ""
 
 
 def _share(row: pd.Series) -> str:

@@ -29,7 +29,7 @@ IDENTITY = ["title", "device", "threads", "dtype", "bits", "name"]
 HEADING = """# Table 6: Execution time
 
 Everything of a case was timed in turn in one process. *Speed-up* is full precision's time over the row's in the same
-round: median, and quartiles in brackets. *Over dynamic* is the same for the dynamic recipe of the same arithmetic.
+round: median, and quartiles in brackets. *Over dynamic* is the same for the dynamic method of the same arithmetic.
 *Floor* is how near the time is to what the machine's own matrix products would need for the same operations, attention
 in full precision. *Seconds of N videos* is the sum of all rounds, disturbed or not. *Simulated* arithmetic computes in
 floating point and can only be slower than full precision. Prompts are encoded and videos decoded outside of the time.
@@ -39,7 +39,7 @@ PAPER = """## The paper's seconds
 {table}
 
 For {videos} videos of Open-Sora 1.0 on an {gpu}. The paper gives no time of full precision, and it timed a simulation:
-which kernel ran is not stated. So its seconds stand beside no time of ours; ratios to the dynamic recipe can be read
+which kernel ran is not stated. So its seconds stand beside no time of ours; ratios to the dynamic method can be read
 next to each other."""
 
 

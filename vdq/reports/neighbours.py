@@ -1,4 +1,4 @@
-"""The table of every recipe at several bit-widths and with several noises, with its goals and pictures."""
+"""The table of every method at several bit-widths and with several noises, with its goals and pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vdq.reports.text import MISSING, latex, latex_comment, markdown, number
 from vdq.reports.uncertainty import CONFIDENCE, Noise, mean_interval, share_interval, with_marks
 from vdq.tracking.registry import processor_of, processors_note
 
-TITLE = "The neighbouring systems: every recipe, {prompts} prompts, {seeds} noises"
+TITLE = "The neighbouring systems: every method, {prompts} prompts, {seeds} noises"
 VALUES = (CLIPSIM, CLIP_TEMP, TOP1, PSNR)
 COSTS = (*costs.COSTS, "mean_act_bits", "calibration_prompts", "calibration_seconds", "quantize_seconds")
 FULL = "fp16"
@@ -29,8 +29,8 @@ difference, paired over prompts, each with its videos of all seeds, leaves out z
 rejects), and the difference is larger than what another processor changes. Otherwise `=` marks the best and all that it
 does not beat. In brackets the {confidence:.0%} interval of the difference to full precision (of PSNR: of the mean):
 Student's, widened for skewness; of top-1 that of the share itself (Clopper and Pearson), with the prompts as trials.
-{measured} *Calibration* is what is done with the calibration prompts: a pass in full precision and, where a recipe
-wants recorded inputs, a second one with samplings that probe every step. *Parameters* is what the recipe then computes.
+{measured} *Calibration* is what is done with the calibration prompts: a pass in full precision and, where a method
+wants recorded inputs, a second one with samplings that probe every step. *Parameters* is what the method then computes.
 Wall-clock seconds on whatever machine made the runs, – where it was not recorded.
 
 {costs}
@@ -67,7 +67,7 @@ def by_seed(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(seeds: pd.DataFrame, noise: Noise | None = None) -> pd.DataFrame:
-    """One row a recipe and bit-width, full precision first, then by bits and PSNR: the means over seeds, `<metric>_low`
+    """One row a method and bit-width, full precision first, then by bits and PSNR: the means over seeds, `<metric>_low`
     and `_high` of the interval, `<metric>_mark` among the quantized models of the bit-width, `<metric>_<seed>`, `seeds`
     and `runs`.
     """

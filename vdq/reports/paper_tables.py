@@ -31,7 +31,7 @@ VALUES = (*PAPER_VALUES, PSNR)  # the paper has no distance to full precision
 PROMPTS = {"table1": 48, "table2": 101, "table3": 48, "table4": 48, "table5": 101}
 MODEL = "opensora_v1_512"  # of the paper
 SAMPLER = {"steps": 20, "guidance_scale": 7.0}  # of the paper
-OURS = {"table1": ["asq_tsw"], "table2": ["asq_tsw"]}  # recipes of ours, beside the paper's methods
+OURS = {"table1": ["asq_tsw"], "table2": ["asq_tsw"]}  # methods of ours, beside the paper's methods
 OTHER_NOISE = "fp16, other noise"
 
 Find = Callable[[str, str, int, int], pd.Series | None]  # data set, method, weight bits, activation bits -> run
@@ -44,7 +44,7 @@ def paper_rows(name: str) -> pd.DataFrame:
 
 
 def wanted(name: str) -> pd.DataFrame:
-    """The rows of our table: full precision, the same with another noise, the paper's rows, and recipes of ours."""
+    """The rows of our table: full precision, the same with another noise, the paper's rows, and methods of ours."""
     rows = paper_rows(name)
     dataset = rows["dataset"].iloc[0]
     full = rows[rows["method"] == "fp16"]

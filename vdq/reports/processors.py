@@ -42,7 +42,8 @@ Written by `python -m vdq.reports.processors`."""
 def changes(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Two registries -> one row a metric of every run that both have, scored by the same networks on two processors:
     `run`, `method`, `bits`, `changed`, `metric`, `videos`, the means `value` and `other_value`, their `change`, the
-    root mean square of the videos' changes `per_video`, `processor` and `other_processor`. ValueError if none is left.
+    root mean square of the videos' changes `per_video`, `processor` and `other_processor`. Raises UserError if none is
+    left.
     """
     others = {tuple(run[KEYS]): run for _, run in second.iterrows()}
     pairs = {tuple(run[KEYS]): run for _, run in first.iterrows() if tuple(run[KEYS]) in others}

@@ -1,4 +1,4 @@
-"""Figures of what quality costs: a line a recipe, circles where it is static, triangles where it is dynamic."""
+"""Figures of what quality costs: a line a method, circles where it is static, triangles where it is dynamic."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def _mark(axis: Axes, x: float, name: str) -> None:
 
 
 def colours_of(rows: pd.DataFrame) -> dict[str, object]:
-    """A colour for each recipe."""
+    """A colour for each method."""
     more = colormaps["Dark2"]
     return {method: f"C{i}" if i < 10 else more(i - 10) for i, method in enumerate(sorted(set(rows["method"])))}
 
 
 def lines(axis: Axes, rows: pd.DataFrame, x: str, colours: dict[str, object]) -> None:
-    """Draws PSNR against a column, a line for each recipe."""
+    """Draws PSNR against a column, a line for each method."""
     for method, line in rows.sort_values([x, "psnr"]).groupby("method"):
         axis.plot(line[x], line["psnr"], marker=_marker(line), ms=5, lw=0.8, color=colours[method])
     axis.grid(alpha=0.3)

@@ -36,7 +36,7 @@ class Noise:
         not measured, 0 where the metric was not.
 
         A video's change from one processor to the other is the difference of two roundings. So is the part that
-        rounding has in the difference of two recipes on one processor, which is why the deviations are the same.
+        rounding has in the difference of two methods on one processor, which is why the deviations are the same.
         """
         if self.table is None:
             return 0.0

@@ -1,5 +1,5 @@
-"""prompts -> Stats: one full-precision pass over the calibration prompts serves every recipe, alpha, bit-width and
-time range. Recipes that judge by the output of layers take a second pass -> Samples, which serves them all as well.
+"""prompts -> Stats: one full-precision pass over the calibration prompts serves every method, alpha, bit-width and
+time range. Methods that judge by the output of layers take a second pass -> RecordedInputs, which serves them all too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from vdq.files import write_json
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.stats import Stats
 from vdq.stages.compute import load_denoiser, predict
 from vdq.stages.experiment import Experiment
@@ -28,19 +28,19 @@ def run(experiment: Experiment) -> None:
         return
     _make(experiment, Calibration, experiment.files.stats, Stats, "statistics", batch_size=experiment.batch_size)
     if experiment.identity.records:
-        _make(experiment, Recording, experiment.files.samples, Samples, "recorded inputs")
+        _make(experiment, Recording, experiment.files.recorded, RecordedInputs, "recorded inputs")
 
 
 def load(experiment: Experiment) -> Stats | None:
-    """What the recipe needs, made if it is not there or damaged; None for a data-free recipe."""
+    """What the method needs, made if it is not there or damaged; None for a data-free method."""
     if not experiment.identity.calibrates:
         return None
     if not intact(Stats.load, experiment.files.stats) or (
-        experiment.identity.records and not intact(Samples.load, experiment.files.samples)
+        experiment.identity.records and not intact(RecordedInputs.load, experiment.files.recorded)
     ):
         run(experiment)
     stats = Stats.load(experiment.files.stats)
-    return stats.with_samples(Samples.load(experiment.files.samples)) if experiment.identity.records else stats
+    return stats.with_inputs(RecordedInputs.load(experiment.files.recorded)) if experiment.identity.records else stats
 
 
 def cost_path(path: Path) -> Path:
@@ -52,7 +52,7 @@ def _make(
     experiment: Experiment,
     task: type[Calibration | Recording],
     path: Path,
-    kind: type[Stats | Samples],
+    kind: type[Stats | RecordedInputs],
     what: str,
     **options: int,
 ) -> None:

@@ -32,16 +32,25 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         trainer = experiment.trainer()
         _warn_of_unused_gpu(trainer)
         _warn_of_crowded_cores(trainer)
+    if experiment.match is not None and cfg.artefact is None:
+        raise UserError(f"quant.match={experiment.match} has no effect: only an artefact can be for another schedule")
     _ = experiment.identity.artefact
     if "export" in stages:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
+        if experiment.keep.steps and not experiment.exporter.keeps_steps:
+            raise UserError(
+                f"export={experiment.exporter.name} cannot run steps in full precision, quant.keep_steps="
+                f"{list(experiment.keep.steps)} must be []; export=packed can"
+            )
         if experiment.exporter.path is not None:
             artefact.check_place(Path(experiment.exporter.path))
     if set(stages) != {"export"}:  # an exporter has limits of its own
         _check_bits(experiment)
     experiment.backend.check_parts(experiment.method.parts())
     if "benchmark" in stages:
-        experiment.benchmark.check_recipes([name for name in options("quant") if name != "fp16"])
+        experiment.benchmark.check_methods([name for name in options("quant") if name != "fp16"])
+        if experiment.keep:
+            raise UserError("'stages=[benchmark]' measures whole methods, quant.keep and quant.keep_steps must be []")
     if _scores(cfg, stages):
         experiment.tracker.check()
     for name in cfg.paths if "tabulate" in stages or cfg.tabulate else ["runs"]:
@@ -50,6 +59,10 @@ def check(experiment: Experiment, stages: list[str]) -> None:
         _check_caches(group, cfg[group])
     if cfg.videos is None:
         experiment.model.check(experiment.sampler)
+        experiment.method.check_calls(experiment.model.family.calls_a_step)
+        if "export" in stages:
+            experiment.exporter.check_model(experiment.model)
+        _ = experiment.kept_layers
 
 
 def fetch(experiment: Experiment, stages: list[str]) -> None:

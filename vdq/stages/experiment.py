@@ -44,7 +44,7 @@ class Experiment(Components):
         ``{"quant.alpha": 0.5}``, and with the same model.
         """
         cfg = self.cfg.copy()
-        cfg.artefact = None  # it is of this recipe alone
+        cfg.artefact = None  # it is of this method alone
         for group, name in options.items():
             cfg[group] = option(group, name)
         if "dataset" in options:

@@ -3,8 +3,8 @@
 A signature is a hash of what a result depends on. That of the statistics covers weights, sampler, calibration prompts
 and seed; that of a run adds method, bits, backend and evaluation prompts. Each covers the versions of the code that
 computes (`VERSION`, `version`), so that what a corrected bug had made is not found again. Loggers, trainers, the batch
-size and what a class calls `unsigned` are in none, and a class counts by its name, not by its module. Nothing here
-reads weights.
+size and what a class calls `unsigned` or, at its value, `neutral` are in none, and a class counts by its name, not by
+its module. Nothing here reads weights.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from vdq.data import samples
+from vdq.diffusion.timesteps import Timesteps, listed, same
 from vdq.errors import UserError
 from vdq.export import artefact, packed
-from vdq.installation import CONF
-from vdq.methods.base import SAMPLES
-from vdq.quant import samples as recorded
-from vdq.quant import state, stats
+from vdq.methods.base import INPUTS
+from vdq.models.image_prompt import described
+from vdq.quant import recorded_inputs, state, stats
 from vdq.stages.components import Components
-from vdq.stages.configuration import plain
+from vdq.stages.configuration import option, options, plain
 
 SIGNATURE_LENGTH = 10
 BITS = ("weight_bits", "act_bits")
+SCHEDULES = {"sampler": ("steps",), "model": ("scheduler",)}  # fields that make another schedule
 
 
 class Identity:
@@ -71,23 +72,25 @@ class Identity:
     @property
     def records(self) -> bool:
         """Whether the method wants recorded inputs of layers as well."""
-        return SAMPLES in self._of.needs
+        return INPUTS in self._of.needs
 
     @cached_property
     def stats_signature(self) -> str:
-        """Of the statistics."""
-        return signature_of(self._sampling() | {"calibration": self._of.prompts.calibration, "version": stats.VERSION})
+        """The signature of the statistics."""
+        return signature_of(
+            self._sampling() | {"calibration": described(self._of.prompts.calibration), "version": stats.VERSION}
+        )
 
     @cached_property
     def recorded_signature(self) -> str:
-        """Of the recorded inputs."""
-        return signature_of({"stats": self.stats_signature, "version": recorded.VERSION})
+        """The signature of the recorded inputs."""
+        return signature_of({"stats": self.stats_signature, "version": recorded_inputs.VERSION})
 
     @cached_property
     def signature(self) -> str:
-        """Of the run."""
+        """The signature of the run."""
         of = self._of
-        content = self._sampling() | {"evaluation": of.prompts.evaluation, "quant": signed(of.cfg.quant)}
+        content = self._sampling() | {"evaluation": described(of.prompts.evaluation), "quant": signed(of.cfg.quant)}
         if of.method.quantizes:
             content |= {"backend": signed(of.cfg.backend), "versions": self.versions}
         if self.artefact is not None:
@@ -101,7 +104,7 @@ class Identity:
 
     @property
     def metrics_signature(self) -> str:
-        """Of the metrics' configuration, of the weights they use and of their versions."""
+        """The signature of the metrics' configuration, of the weights they use and of their versions."""
         metrics = self._of.metrics
         assets = [metric.assets for metric in metrics.values()]
         return signature_of({"metrics": signed(self._of.cfg.metrics), "assets": assets, "versions": self.judges})
@@ -117,7 +120,7 @@ class Identity:
         if self.calibrates:
             found["statistics"] = stats.VERSION
         if self.records:
-            found["recorded inputs"] = recorded.VERSION
+            found["recorded inputs"] = recorded_inputs.VERSION
         return found
 
     @property
@@ -129,20 +132,39 @@ class Identity:
     def artefact(self) -> dict[str, Any] | None:
         """The manifest of the artefact that is sampled instead of the model that this method makes.
 
-        Raises UserError if it was made with another model, sampler or method.
+        Raises UserError if it was made with another model, sampler or method, or for another schedule, unless
+        quant.match says what to do about that.
         """
         cfg = self._of.cfg
         if cfg.artefact is None:
             return None
         manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
+        state = packed.planned(manifest["contents"])
+        wanted = self._timesteps()
+        differs = None not in (wanted, state.timesteps) and not same(state.timesteps, wanted)
         for group in ("model", "sampler", "quant"):
-            ours, its = signed(cfg[group]), _without(_unsigned(cfg[group]), manifest["contents"]["config"][group])
-            for key in sorted(ours.keys() | its.keys(), key=lambda key: (key != "name", key)):
+            ours, its = signed(cfg[group]), _counting(cfg[group], manifest["contents"]["config"][group])
+            skipped = {"match", *(SCHEDULES.get(group, ()) if differs else ())}
+            for key in sorted((ours.keys() | its.keys()) - skipped, key=lambda key: (key != "name", key)):
                 if ours.get(key) != its.get(key):
                     raise UserError(
                         f"{group}.{key}={ours.get(key)} must be {its.get(key)}, as artefact={cfg.artefact} has it"
                     )
+        if wanted is not None:
+            try:
+                state.serving(wanted, self._of.match)
+            except UserError as error:
+                raise UserError(f"artefact={cfg.artefact}: {error}") from None
         return manifest
+
+    def _timesteps(self) -> Timesteps | None:
+        """Of the schedule; None where the model only knows them after its prompts are encoded: loading the artefact
+        then compares them.
+        """
+        try:
+            return listed(self._of.model.timesteps(self._of.sampler))
+        except UserError:
+            return None
 
     def _sampling(self) -> dict[str, Any]:
         """What the full-precision videos of any prompts depend on."""
@@ -157,15 +179,15 @@ class Identity:
 
 
 def changed_fields(cfg: DictConfig) -> str:
-    """The method's fields that differ from its file in conf/quant, as ``name=value``, or ``no name`` where the file has
-    one more, and the artefact if one is used; bits are no difference.
+    """The method's fields that differ from its file, in conf/quant or a folder of the user's: ``name=value``, or ``no
+    name`` where the file has one more, and the artefact if one is used; bits are no difference.
     """
     if cfg.artefact is not None:
-        return f"artefact={cfg.artefact}"
-    path = CONF / "quant" / f"{cfg.quant.name}.yaml"
-    if not path.is_file():
+        match = cfg.quant.get("match")
+        return f"artefact={cfg.artefact}" + (f", match={match}" if match else "")
+    if cfg.quant.name not in options("quant"):
         return ""
-    file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": OmegaConf.load(path)})
+    file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": option("quant", cfg.quant.name)})
     written, own = _by_class(plain(file.quant)), _by_class(plain(cfg.quant))
     different = [f"{key}={value}" for key, value in own.items() if key not in BITS and written.get(key) != value]
     return ", ".join(different + [f"no {key}" for key in written if key not in own])
@@ -181,7 +203,8 @@ def signed(cfg: DictConfig) -> dict[str, Any]:
     """The part of a configuration that results depend on.
 
     Of the arguments of a class or function those are left out that it calls `unsigned`: they say where things are or
-    what is in memory, and change no number.
+    what is in memory, and change no number. So are those that have the value which it calls `neutral`: they came after
+    results were made, and change nothing at that value.
     """
     return _signed(plain(cfg))
 
@@ -191,15 +214,15 @@ def _signed(node: Any) -> Any:
         return [_signed(value) for value in node]
     if not isinstance(node, dict):
         return node
-    return {key: _signed(value) for key, value in _without(_unsigned(node), node).items()}
+    return {key: _signed(value) for key, value in _counting(node, node).items()}
 
 
-def _unsigned(node: Any) -> tuple[str, ...]:
-    return getattr(get_method(node["_target_"]), "unsigned", ()) if "_target_" in node else ()
-
-
-def _without(names: tuple[str, ...], node: dict[str, Any]) -> dict[str, Any]:
-    return _by_class({key: value for key, value in node.items() if key not in names})
+def _counting(described: Any, node: dict[str, Any]) -> dict[str, Any]:
+    """Of the arguments `node` of the class that is `described` those that count."""
+    kind = get_method(described["_target_"]) if "_target_" in described else None
+    unsigned, neutral = getattr(kind, "unsigned", ()), getattr(kind, "neutral", {})
+    kept = {key: value for key, value in node.items() if key not in unsigned}
+    return _by_class({key: value for key, value in kept.items() if key not in neutral or value != neutral[key]})
 
 
 def _by_class(node: dict[str, Any]) -> dict[str, Any]:

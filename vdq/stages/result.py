@@ -36,7 +36,7 @@ def _identity(experiment: Experiment) -> dict:
     state = _state(experiment)
     kinds = {"static" if quant.act.static else "dynamic" for quant in state.layers.values()}
     size = model_size(structure, state)
-    return {
+    found = {
         "name": experiment.identity.name,
         "model": cfg.model.name,
         "dataset": experiment.prompts.name,
@@ -59,6 +59,9 @@ def _identity(experiment: Experiment) -> dict:
         "reference": (experiment.reference or experiment).identity.signature,
         "stats": experiment.identity.stats_signature if experiment.identity.calibrates else None,
     }
+    if state.distance is not None:  # steps have the parameters of other timesteps
+        found |= {f"{name}_timestep_distance": value for name, value in state.distance._asdict().items()}
+    return found
 
 
 def _state(experiment: Experiment) -> QuantState:
@@ -79,9 +82,9 @@ def _operations(experiment: Experiment, act_bits: float | None) -> dict:
 
 
 def _cost(experiment: Experiment) -> dict:
-    """Prompts and seconds of the calibration, and seconds in which the recipe made its parameters; None: unknown."""
+    """Prompts and seconds of the calibration, and seconds in which the method made its parameters; None: unknown."""
     made = [experiment.files.stats] if experiment.identity.calibrates else []
-    made += [experiment.files.samples] if experiment.identity.records else []
+    made += [experiment.files.recorded] if experiment.identity.records else []
     seconds = [_seconds(calibrate.cost_path(path)) for path in made]
     return {
         "calibration_prompts": len(experiment.prompts.calibration) if made else 0,

@@ -43,7 +43,7 @@ class RunFolder:
         return self.runs / "cache" / f"stats_{self.identity.mark}{self.identity.stats_signature}.safetensors"
 
     @property
-    def samples(self) -> Path:
+    def recorded(self) -> Path:
         """The recorded inputs of layers."""
         return self.runs / "cache" / f"samples_{self.identity.mark}{self.identity.recorded_signature}.safetensors"
 
@@ -72,7 +72,7 @@ class RunFolder:
 
     def _forget_statistics(self) -> None:
         """Once in a process: the runs of a sweep share them."""
-        for path in {self.stats, self.samples} - FORGOTTEN:
+        for path in {self.stats, self.recorded} - FORGOTTEN:
             with FileLock(path.with_suffix(".lock")):
                 path.unlink(missing_ok=True)
             FORGOTTEN.add(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from vdq.diffusion.timesteps import listed
 from vdq.quant.observers import Observer
 from vdq.quant.stats import Stats
 from vdq.tasks.generation import Generation
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 class Calibration(Generation):
     """Writes the statistics of all prompts and devices to ``path`` when the last prompt is done.
 
-    Its noise is not that of the evaluation, so that no recipe is fitted to the noise it is scored on.
+    Its noise is not that of the evaluation, so that no method is fitted to the noise it is scored on.
     """
 
     purpose = "calibration "
@@ -42,7 +43,8 @@ class Calibration(Generation):
     def on_predict_end(self) -> None:
         self.progress.close()
         self.observer.__exit__()
-        stats = _merged(self.observer.stats(num_prompts=self.seen, signature=self.signature, window=self.window))
+        facts = {"num_prompts": self.seen, "signature": self.signature, "window": self.window}
+        stats = _merged(self.observer.stats(**facts, timesteps=listed(self.model.timesteps(self.sampler))))
         if self.trainer.is_global_zero:
             stats.save(self.path)
             if "denoising" in self.peaks:

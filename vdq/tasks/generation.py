@@ -26,7 +26,7 @@ from vdq.files import write_json
 from vdq.models.base import VideoModel
 from vdq.peak_memory import PeakMemory
 from vdq.processes import end_with_parent
-from vdq.quant.calls import CallCounter
+from vdq.quant.call_counter import CallCounter
 from vdq.quant.convert import quantized_layers
 
 EXECUTION = "sampling.json"
@@ -120,7 +120,7 @@ class Generation(pl.LightningModule):
         self.counter.__exit__()
         calls = int(self.trainer.strategy.reduce(torch.tensor(self.counter.total, device=self.device), reduce_op="sum"))
         if quantized_layers(self.denoiser) and not calls:
-            raise UserError("the recipe quantizes layers, but none of them was called while sampling")
+            raise UserError("the method quantizes layers, but none of them was called while sampling")
         if self.trainer.is_global_zero:
             write_json(self.folder / EXECUTION, self._execution(calls))
 
@@ -146,6 +146,6 @@ class Generation(pl.LightningModule):
 
 
 def _mean_act_bits(folder: Path) -> float | None:
-    """Over videos and steps, where it was decided while sampling; of every session."""
-    bits = [step for schedule in read_schedules(folder) for step in schedule["act_bits"]]
+    """Over videos and quantized steps, where it was decided while sampling; of every session."""
+    bits = [bits for schedule in read_schedules(folder) for bits in schedule["act_bits"] if bits is not None]
     return sum(bits) / len(bits) if bits else None

@@ -1,4 +1,4 @@
-"""A second calibration pass, for recipes that judge by the output of layers."""
+"""A second calibration pass, for methods that judge by the output of layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vdq.quant.bit_switch import BitSwitch
 from vdq.quant.probe import StepProbe
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.search import InputRecorder
 from vdq.tasks.calibration import Calibration
 from vdq.tasks.generation import Generation
@@ -75,4 +75,4 @@ class Recording(Generation):
             {fqn: self._of_all_steps(fqn, steps) for fqn, steps in kept.items()}
             for kept in (self.recorder.inputs, self.recorder.places)
         ]
-        Samples.recorded(*recorded, error, change, self.signature).save(self.path)
+        RecordedInputs.of_steps(*recorded, error, change, self.signature).save(self.path)

@@ -24,9 +24,9 @@ OWN_TABLES = {"per_video.csv", "report.csv"}  # of a run folder, logged with vid
 
 class WandbTracker:
     """One W&B run for each finished run: configuration, signature, metrics, videos beside their references,
-    quantization report, and the tables and pictures that its recipe left in the run folder, such as the bits of steps.
+    quantization report, and the tables and pictures that its method left in the run folder, such as the bits of steps.
 
-    Runs that can be compared have one group: prompt set, number of prompts and seed. Tags are recipe, bits and model.
+    Runs that can be compared have one group: prompt set, number of prompts and seed. Tags are method, bits and model.
     Everything lies inside the run folder, also what waits to be uploaded. W&B writes the absolute paths of a table's
     files into the record of an offline run, and `wandb sync` has no option that looks elsewhere. So an offline run has
     its videos a second time as plain media, whose paths are relative: these can be moved with it, the tables cannot.

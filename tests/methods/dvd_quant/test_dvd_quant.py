@@ -193,7 +193,7 @@ def test_static_exports_refuse():
     PackedExporter().check(DVDQuantMethod(), *arguments)  # stores weights, measures as before
 
 
-def test_static_and_dynamic_recipes_have_known_bits(denoiser):
+def test_static_and_dynamic_methods_have_known_bits(denoiser):
     state = DynamicMethod(act_bits=6).convert(denoiser, None, num_steps=STEPS, quantizable=lambda fqn: True)
     assert mean_act_bits(state) == 6
     assert mean_act_bits(QuantState({}, STEPS)) is None

@@ -223,5 +223,5 @@ def test_what_temporal_features_need(denoiser, stats):
     linear = nn.ModuleDict({"blocks": nn.ModuleDict({"0": nn.Linear(12, 20)})})
     with pytest.raises(ValueError, match="must be null without a model whose family has temporal_features"):
         convert(QvdMethod(), linear, Stats({"blocks.0": layer_stats()}, STEPS, 1))
-    with pytest.raises(ValueError, match="num_time_ranges=3 does not divide 4"):
-        QvdMethod(num_time_ranges=3).check(STEPS)
+    with pytest.raises(ValueError, match="num_time_ranges=5 must be in 1..4"):
+        QvdMethod(num_time_ranges=5).check(STEPS)

@@ -15,8 +15,8 @@ from vdq.methods.static_plus.folding import attention_folds
 from vdq.models.stdit import STDiT
 from vdq.quant import Observer, QuantState, Stats, apply
 from vdq.quant.linear import TransformedLinear
+from vdq.quant.recorded_inputs import RecordedInputs
 from vdq.quant.rotation import hadamard
-from vdq.quant.samples import Samples
 from vdq.quant.search import InputRecorder
 from vdq.quant.transform import rotate_output
 
@@ -53,8 +53,8 @@ def stats(net) -> Stats:
         for step in range(STEPS):
             clock.set(step)
             net(*inputs(step))
-    samples = Samples.recorded(recorder.inputs, recorder.places, torch.ones(STEPS), torch.ones(STEPS), "")
-    return observer.stats(num_prompts=1).with_samples(samples)
+    recorded = RecordedInputs.of_steps(recorder.inputs, recorder.places, torch.ones(STEPS), torch.ones(STEPS), "")
+    return observer.stats(num_prompts=1).with_inputs(recorded)
 
 
 def converted(net: STDiT, stats: Stats, bits: int, **options: object) -> QuantState:

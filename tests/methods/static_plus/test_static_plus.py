@@ -15,7 +15,7 @@ from vdq.quant import LayerStats, Stats
 from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.linear import LayerSpec
-from vdq.quant.samples import LayerSamples
+from vdq.quant.recorded_inputs import LayerInputs
 from vdq.quant.search import output_error
 
 STEPS, ROWS, INPUTS, OUTPUTS = 4, 64, 32, 24
@@ -45,10 +45,10 @@ def stats() -> LayerStats:
     x[:, :2, :3] *= 6
     x = x.half()
     places = torch.stack([torch.randperm(ROWS, generator=generator) for _ in range(STEPS)])
-    samples = LayerSamples(x, places, torch.tensor([0.01, 0.1, 1.0, 30.0]), torch.tensor([0, 0.01, 0.1, 0.5]))
+    recorded = LayerInputs(x, places, torch.tensor([0.01, 0.1, 1.0, 30.0]), torch.tensor([0, 0.01, 0.1, 0.5]))
     rows = torch.full((STEPS,), ROWS)
     full = x.float()
-    return LayerStats(full.amin(1), full.amax(1), full.abs().double().sum(1), rows, samples)
+    return LayerStats(full.amin(1), full.amax(1), full.abs().double().sum(1), rows, recorded)
 
 
 def converted(weight: torch.Tensor, stats: LayerStats, **options: object) -> LayerQuant:
@@ -57,7 +57,7 @@ def converted(weight: torch.Tensor, stats: LayerStats, **options: object) -> Lay
 
 
 def error(weight: torch.Tensor, stats: LayerStats, quant: LayerQuant) -> float:
-    return output_error(weight, quant, dict(enumerate(stats.samples.inputs.float())))
+    return output_error(weight, quant, dict(enumerate(stats.recorded.inputs.float())))
 
 
 def test_with_everything_off_it_is_asq_tsw(weight, stats):
@@ -106,7 +106,7 @@ def test_bits_follow_the_error_of_steps(weight, stats):
 def test_scales_are_of_the_transformed_inputs(weight, stats):
     """After shift, smoothing and rotation, with scipy's matrix: the range of every step."""
     params = flat(converted(weight, stats, shift="mean", rotation_block=16))
-    x = stats.samples.inputs.double().numpy()
+    x = stats.recorded.inputs.double().numpy()
     matrix = np.kron(np.eye(2), hadamard(16) / 4)
     for step in range(STEPS):
         turned = (x[step] - x[step].mean(0)) / params.smoothing[0].double().numpy() @ matrix
@@ -119,7 +119,7 @@ def test_clamping_is_the_best_of_its_ratios(weight, stats):
     params = flat(converted(weight, stats, clamp_acts=True))
     s = params.smoothing[0].double().numpy()
     w = weight.double().numpy() * s
-    for step, x in enumerate(stats.samples.inputs.double().numpy() / s):
+    for step, x in enumerate(stats.recorded.inputs.double().numpy() / s):
         errors = {}
         for ratio in 1 - np.arange(7) / 10:
             lo, hi = ratio * min(x.min(), 0), ratio * max(x.max(), 0)
@@ -136,10 +136,10 @@ TOKENS = TokenGroups(torch.tensor([0, 1, 2, 1, 0, 0, 2, 2]), 3)  # of videos of 
 @pytest.fixture(scope="module")
 def unequal(stats) -> LayerStats:
     """The same inputs, those of group 1 five times, those of group 2 a fifth as large; rows stand in their order."""
-    x = stats.samples.inputs.float() * torch.tensor([1, 5, 0.2])[TOKENS.rows.repeat(ROWS // 8)][:, None]
+    x = stats.recorded.inputs.float() * torch.tensor([1, 5, 0.2])[TOKENS.rows.repeat(ROWS // 8)][:, None]
     places = torch.arange(ROWS).expand(STEPS, -1)
-    samples = stats.samples._replace(inputs=x.half(), places=places)
-    return LayerStats(x.amin(1), x.amax(1), x.abs().double().sum(1), stats.rows, samples)
+    recorded = stats.recorded._replace(inputs=x.half(), places=places)
+    return LayerStats(x.amin(1), x.amax(1), x.abs().double().sum(1), stats.rows, recorded)
 
 
 @pytest.mark.parametrize("clamp", [False, True])
@@ -152,7 +152,7 @@ def test_scales_of_token_groups_are_those_of_their_rows(rotation, clamp, weight,
     matrix = np.kron(np.eye(2), hadamard(16) / 4) if rotation else np.eye(INPUTS)
     groups = np.tile(TOKENS.rows.numpy(), ROWS // 8)
     w = weight.double().numpy() * params.smoothing[0].double().numpy() @ matrix
-    for step, x in enumerate(unequal.samples.inputs.double().numpy() / params.smoothing[0].double().numpy() @ matrix):
+    for step, x in enumerate(unequal.recorded.inputs.double().numpy() / params.smoothing[0].double().numpy() @ matrix):
         power, mean = np.square(x).mean(1), np.square(x).mean()
         rms = np.array([np.sqrt((power[groups == g].sum() + mean) / ((groups == g).sum() + 1)) for g in range(3)])
         rows = rms[groups, None]
@@ -174,7 +174,7 @@ def test_token_groups_lower_the_error_of_unequal_tokens(options, weight, unequal
     small = (TOKENS.rows == 2).repeat(ROWS // 8)
 
     def error(quant: LayerQuant) -> float:
-        errors, x = [], unequal.samples.inputs.float()
+        errors, x = [], unequal.recorded.inputs.float()
         for step in range(STEPS):
             transformed = quant.transform_input(x[step], torch.tensor(step))
             y = quant.act(transformed, torch.tensor(step)) @ quant.dequantized_weight(weight, 0).T
@@ -190,7 +190,7 @@ def test_token_groups_lower_the_error_of_unequal_tokens(options, weight, unequal
 
 def test_bias_correction_leaves_no_mean_error(weight, stats):
     params = flat(quant := converted(weight, stats, correct_bias=True, shift="mid", rounding="gptq"))
-    for step, x in enumerate(stats.samples.inputs.float()):
+    for step, x in enumerate(stats.recorded.inputs.float()):
         at = torch.tensor(step)
         ours = quant.act(quant.transform_input(x, at), at) @ quant.dequantized_weight(weight, 0).T
         lacking = (x @ weight.T - ours - params.correction[step]).mean(0)
@@ -201,13 +201,13 @@ def test_tables_are_used_in_the_half_precision_in_which_they_are_stored(weight, 
     """The output of a layer against fp64 with the rounded tables, whose own error is that of half precision."""
     params = flat(quant := converted(weight, stats, shift="mean", weight_bits=16, act_bits=16))
     assert params.shift.dtype == params.correction.dtype == torch.float16
-    means = stats.samples.inputs.double().numpy().mean(1)
+    means = stats.recorded.inputs.double().numpy().mean(1)
     np.testing.assert_array_equal(params.shift.numpy(), means.astype(np.float32).astype(np.float16))
     exact = params.shift.double().numpy() @ weight.double().numpy().T  # of the rounded shift, not of the means
     np.testing.assert_allclose(params.correction.numpy(), exact, rtol=2**-11, atol=1e-7)
     layer = FakeQuantBackend().layer(LayerSpec("fc", weight, None, quant, clock := StepClock(STEPS), BatchLayout()))
     s, codes = params.smoothing[0].double().numpy(), quant.dequantized_weight(weight, 0).double().numpy()
-    for step, x in enumerate(stats.samples.inputs.float()):
+    for step, x in enumerate(stats.recorded.inputs.float()):
         clock.set(step)
         shifted = x.double().numpy() - params.shift[step].double().numpy()
         expected = shifted / s @ codes.T + params.correction[step].double().numpy()
@@ -236,14 +236,14 @@ def test_inputs_that_never_change_have_one_row_in_every_table(weight, stats):
     text = LayerStats(
         *(getattr(stats, name)[:1].expand(STEPS, -1) for name in ("min", "max", "abs_sum")),
         stats.rows,
-        stats.samples,  # other rows of the same input at every step
+        stats.recorded,  # other rows of the same input at every step
     )
     options = {"shift": "mean", "rounding": "gptq", "clamp_acts": True, "step_bits": "spread", "correct_bias": True}
     params = flat(quant := converted(weight, text, **options))
     assert [len(t) for t in (params.shift, params.correction, params.act.scale)] == [1, 1, 1]
     assert quant.num_steps == STEPS and params.step_bits is None and len(set(quant.variants())) == 1
     first = LayerStats(
-        text.min[:1], text.max[:1], text.abs_sum[:1], text.rows[:1], LayerSamples(*(t[:1] for t in stats.samples))
+        text.min[:1], text.max[:1], text.abs_sum[:1], text.rows[:1], LayerInputs(*(t[:1] for t in stats.recorded))
     )
     alone = StaticPlusMethod(**{"weight_bits": 4, "act_bits": 4} | OFF | options | {"step_bits": None})
     alone = flat(alone.layer(weight, first, 1))

@@ -69,7 +69,7 @@ class OneDnnMatmul:
 
 
 class Int16Matmul:
-    """The same product with both factors widened to 16 bits, compiled (gemm.cpp): exact without VNNI."""
+    """The product with both factors widened to 16 bits, compiled (gemm.cpp): exact without VNNI."""
 
     name = "int16"
     gelu_codes = None  # it writes fp32 only
@@ -101,7 +101,7 @@ class Int16Matmul:
 
 
 class ChunkedMatmul:
-    """The same product by torch's own of fp32, exact in chunks of input channels: it runs everywhere."""
+    """The product by torch's own of fp32, exact in chunks of input channels: it runs everywhere."""
 
     name = "fp32_chunks"
     gelu_codes = None  # it writes 32-bit sums only

@@ -35,7 +35,9 @@ class CGrid(Structure):
 
 
 class NativePasses:
-    """The same as TorchPasses. Raises OSError or subprocess.CalledProcessError where it cannot be compiled."""
+    """Does in compiled code what TorchPasses does. Raises OSError or subprocess.CalledProcessError where it cannot be
+    compiled.
+    """
 
     name = "compiled"
 

@@ -80,7 +80,7 @@ class Modulation(NamedTuple):
     scale: Tensor
 
     def folded(self, grid: Grid) -> Modulation:
-        """The same, divided by the grid's divisor; `scale` is then the whole factor."""
+        """The same modulation divided by the grid's divisor; `scale` is then the whole factor."""
         divisor = 1.0 if grid.divisor is None else grid.divisor
         return Modulation((self.shift / divisor).contiguous(), ((1 + self.scale) / divisor).contiguous())
 

@@ -62,7 +62,7 @@ def refine_grid(
 
 
 def check_refinement(num_bounds: int, tolerance: float, max_updates: int = MAX_UPDATES) -> None:
-    """Raise ValueError for options that `refine_grid` does not take."""
+    """Raises UserError for options that `refine_grid` does not take."""
     for name, value in (("num_bounds", num_bounds), ("max_updates", max_updates)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value} must be an integer of at least 1")

@@ -31,7 +31,7 @@ class DVDQuantMethod(Method):
     is the paper's formula [S]; a K-block such as 128 is what its kernels and all its reported numbers are said to have
     [S], which is coarser. num_bounds, tolerance: of the weight grids
     (vdq.methods.dvd_quant.grid_refinement). Which layers stay in full precision is not known; here those that the
-    model leaves out for every recipe [I]. Raises UserError for a value outside these.
+    model leaves out for every method [I]. Raises UserError for a value outside these.
     """
 
     static = False

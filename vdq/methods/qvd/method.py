@@ -40,10 +40,10 @@ class QvdMethod(Method):
     times the "quantized" one, so that it multiplies X, which is smaller where a channel's values lie at one end of its
     range (after GELU) and matters at 4 bits [I]. scale: factors of the channels above the threshold with the smallest
     expected error (best_factors), one set for all steps; they also take the room that other prompts need beyond the
-    calibrated range. num_time_ranges: of shift and activation range, a divisor of the step count or "per_step"; weights
-    stay one set. symmetric_acts: of activations. temporal_bits: of inputs and weights of temporal linears, whose error
-    reaches all tokens of all blocks alike, so that they do not follow the other bits down [I]; None leaves these layers
-    in full precision. Raises UserError for a value outside these.
+    calibrated range. num_time_ranges: of shift and activation range, one of 1..N, or "per_step";
+    weights stay one set. symmetric_acts: of activations. temporal_bits: of inputs and weights of temporal linears,
+    whose error reaches all tokens of all blocks alike, so that they do not follow the other bits down [I]; None leaves
+    these layers in full precision. Raises UserError for a value outside these.
     """
 
     def __init__(

@@ -18,7 +18,10 @@ THRESHOLDS = 101
 
 def channel_ranges(lo: Tensor, hi: Tensor, ranges: TimeRanges) -> tuple[Tensor, Tensor]:
     """Range of every channel over the steps of each time range: two [N, C] -> two [K, C]."""
-    return _by_range(lo, ranges).amin(1), _by_range(hi, ranges).amax(1)
+    return (
+        torch.stack([part.amin(0) for part in ranges.split(lo)]),
+        torch.stack([part.amax(0) for part in ranges.split(hi)]),
+    )
 
 
 def channel_shift(lo: Tensor, hi: Tensor, ranges: TimeRanges, mode: str = "mid") -> Tensor:
@@ -30,7 +33,7 @@ def channel_shift(lo: Tensor, hi: Tensor, ranges: TimeRanges, mode: str = "mid")
     if mode not in SHIFTS:
         raise UserError(f"shift={mode} must be null or one of {', '.join(SHIFTS)}")
     if mode == "mean":
-        return _by_range((lo + hi) / 2, ranges).mean(1)
+        return torch.stack([part.mean(0) for part in ranges.split((lo + hi) / 2)])
     lo, hi = channel_ranges(lo, hi, ranges)
     return (lo + hi) / 2
 
@@ -89,8 +92,3 @@ def coverage(lo: Tensor, hi: Tensor, act: QParams, *, bits: int, symmetric: bool
     grid = QParams(*(values[:, None] for values in act))
     first, last = (quantize(bound, grid, bits=bits, symmetric=symmetric) for bound in (lo, hi))
     return float((last - first + 1).mean() / 2**bits)
-
-
-def _by_range(values: Tensor, ranges: TimeRanges) -> Tensor:
-    """[N, C] -> [K, N / K, C]."""
-    return values.reshape(ranges.num_ranges, -1, values.shape[-1])

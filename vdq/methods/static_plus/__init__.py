@@ -1,1 +1,1 @@
-"""The recipe that this project adds: static, with every transform that costs little at run time."""
+"""The method that this project adds: static, with every transform that costs little at run time."""

@@ -24,7 +24,7 @@ class Fold(NamedTuple):
 
 
 def attention_folds(denoiser: nn.Module, block: int) -> list[dict[str, Fold]]:
-    """Of every attention, the layers that have to be folded together, by fqn: blocks of at most `block` channels.
+    """For every attention the layers that have to be folded together, by fqn: blocks of at most `block` channels.
 
     Raises UserError for a denoiser whose attention nobody has described.
     """

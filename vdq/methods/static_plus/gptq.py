@@ -33,9 +33,9 @@ class Feedback(NamedTuple):
 
 
 def feedback(gram: Tensor, *, damping: float = DAMPING) -> Feedback:
-    """Of gram [in, in] = X^T X: columns in the order of falling diagonal, and the Cholesky factor of the inverse, after
-    damping times the mean of the diagonal is added to it. Where the matrix is zero or not positive definite even so,
-    the identity, with which rounding is to nearest.
+    """What GPTQ needs of gram [in, in] = X^T X: columns in the order of falling diagonal, and the Cholesky factor of
+    the inverse, after damping times the mean of the diagonal is added to it. Where the matrix is zero or not positive
+    definite even so, the identity, with which rounding is to nearest.
     """
     diagonal = gram.diagonal()
     order = diagonal.argsort(descending=True)

@@ -17,7 +17,8 @@ from vdq.quant.transform import in_half
 
 
 class LayerInput:
-    """Of one input. kind of shift: "mean", "mid" or None; rotation: block size, 0 for none; damping: of GPTQ.
+    """What layers of one input share. kind of shift: "mean", "mid" or None; rotation: block size, 0 for none; damping:
+    of GPTQ.
 
     constant: whether the input is the same at every step, as text is; then one step stands for all, here and in the
     tables. shift: fp16 [Ka, in], or None, Ka one or the number of steps. stats: of X - shift.
@@ -38,7 +39,9 @@ class LayerInput:
         return len(self.stats.rows)
 
     def seen(self, s: Tensor | None) -> SeenInput:
-        """As the quantizer gets it: s [1, in], or None for no smoothing, of which there is one for all weights."""
+        """The input as the quantizer gets it: s [1, in], or None for no smoothing, of which there is one for all
+        weights.
+        """
         return self._unsmoothed if s is None else self._seen(s)
 
     @cached_property
@@ -46,7 +49,7 @@ class LayerInput:
         return self._seen(None)
 
     def _seen(self, s: Tensor | None) -> SeenInput:
-        rows = self.stats.samples.inputs.float()
+        rows = self.stats.recorded.inputs.float()
         rows = rows if s is None else rows / s[0]
         rows = hadamard(rows, self.rotation) if self.rotation else rows
         sizes, of_rows = _token_sizes(rows, self.stats, self.tokens)
@@ -73,7 +76,7 @@ class SeenInput:
 
     @cached_property
     def feedback(self) -> Feedback:
-        """Of GPTQ, over all steps."""
+        """GPTQ's feedback over the inputs of all steps."""
         return feedback(gram(self.rows), damping=self.damping)
 
 
@@ -83,23 +86,23 @@ def _constant(stats: LayerStats) -> bool:
 
 
 def _of_one_step(stats: LayerStats) -> LayerStats:
-    samples = stats.samples._replace(inputs=stats.samples.inputs[:1], places=stats.samples.places[:1])
-    return LayerStats(stats.min[:1], stats.max[:1], stats.abs_sum[:1], stats.rows[:1], samples)
+    recorded = stats.recorded._replace(inputs=stats.recorded.inputs[:1], places=stats.recorded.places[:1])
+    return LayerStats(stats.min[:1], stats.max[:1], stats.abs_sum[:1], stats.rows[:1], recorded)
 
 
 def _shift(stats: LayerStats, kind: str | None) -> Tensor | None:
     if kind is None:
         return None
-    middle = (stats.min + stats.max) / 2 if kind == "mid" else stats.samples.inputs.float().mean(1)
+    middle = (stats.min + stats.max) / 2 if kind == "mid" else stats.recorded.inputs.float().mean(1)
     return in_half(middle, "shift")
 
 
 def _shifted(stats: LayerStats, shift: Tensor) -> LayerStats:
     """Statistics of X - shift; the row maxima, which are not known, become the maxima of all rows."""
     lo, hi = stats.min - shift, stats.max - shift
-    samples = stats.samples._replace(inputs=stats.samples.inputs.float() - shift[:, None])
+    recorded = stats.recorded._replace(inputs=stats.recorded.inputs.float() - shift[:, None])
     return replace(
-        stats, min=lo, max=hi, abs_sum=torch.maximum(-lo, hi).double() * stats.rows[:, None], samples=samples
+        stats, min=lo, max=hi, abs_sum=torch.maximum(-lo, hi).double() * stats.rows[:, None], recorded=recorded
     )
 
 
@@ -107,6 +110,6 @@ def _token_sizes(rows: Tensor, stats: LayerStats, tokens: TokenGroups | None) ->
     """Of the groups [N, G], or None without; of the recorded rows [N, n, 1], or [N, 1, 1] ones without groups."""
     if tokens is None:
         return None, rows.new_ones(len(rows), 1, 1)
-    groups = tokens.of(stats.samples.places)
+    groups = tokens.of(stats.recorded.places)
     sizes = group_sizes(rows, groups, tokens.count)
     return sizes, sizes.gather(1, groups)[..., None]

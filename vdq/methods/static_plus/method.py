@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vdq.errors import UserError
-from vdq.methods.base import ABSMAX, RANGE, SAMPLES, SmoothedMethod, Table
+from vdq.methods.base import ABSMAX, INPUTS, RANGE, SmoothedMethod, Table
 from vdq.methods.dvd_quant.grid_refinement import refine_grid
 from vdq.methods.static_plus.folding import Fold, attention_folds
 from vdq.methods.static_plus.gptq import DAMPING, gptq_codes
@@ -16,7 +16,6 @@ from vdq.methods.static_plus.inputs import LayerInput, SeenInput
 from vdq.methods.static_plus.step_bits import MAX_BITS, frozen_switch, spread_bits
 from vdq.methods.static_plus.token_groups import TOKEN_GROUPS, TokenGroups, token_groups
 from vdq.quant.affine import QParams, dequantize, fake_quantize, qparams_from_range, quantize, tensor_range
-from vdq.quant.coded import pack_codes
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.low_rank import low_rank
 from vdq.quant.parts import (
@@ -32,12 +31,13 @@ from vdq.quant.parts import (
     StaticActs,
     TokenGroupActs,
 )
+from vdq.quant.recorded_inputs import LayerInputs
 from vdq.quant.rotation import DENSE, fitting_block
-from vdq.quant.samples import LayerSamples
 from vdq.quant.smoothing import MOMENTUM
 from vdq.quant.state import QuantState
 from vdq.quant.stats import LayerStats, Stats
 from vdq.quant.transform import in_half, shift_correction
+from vdq.quant.weight_codes import pack_codes
 
 SHIFTS = ("mean", "mid")
 GRIDS = ("minmax", "refined")
@@ -118,7 +118,7 @@ class StaticPlusMethod(SmoothedMethod):
         return super().without_effect(num_steps) | own
 
     def needs(self, fqn: str) -> frozenset[str]:
-        return frozenset({RANGE, ABSMAX, SAMPLES})
+        return frozenset({RANGE, ABSMAX, INPUTS})
 
     def parts(self) -> frozenset[str]:
         optional = {
@@ -216,7 +216,7 @@ class StaticPlusMethod(SmoothedMethod):
     def tables(self, denoiser: nn.Module, stats: Stats, state: QuantState, timesteps: Tensor) -> dict[str, Table]:
         """step_bits: of every step, what was measured of it and the bits that follow, for inputs that change."""
         layer = next(iter(stats.layers.values()))
-        measured = (layer.samples.step_error, layer.samples.step_change, self._step_bits(layer.samples))
+        measured = (layer.recorded.step_error, layer.recorded.step_change, self._step_bits(layer.recorded))
         times = [int(t) if t.is_integer() else t for t in timesteps.double().tolist()]  # 999, as samplers say it
         columns = zip(times, *(values.tolist() for values in measured), strict=True)
         names = ("timestep", "step_error", "step_change", "act_bits")
@@ -226,7 +226,7 @@ class StaticPlusMethod(SmoothedMethod):
         return {"step_bits": Table(rows, f"step {worst} makes {share:.0%} of the error of quantized activations")}
 
     def _of_equal_size(self) -> StaticPlusMethod:
-        """A recipe whose parameters have the same sizes and need no values."""
+        """A method whose parameters have the same sizes and need no values."""
         kept = ("weight_bits", "act_bits", "alpha", "momentum", "ema_order", "shift", "rotation_block", "correct_bias")
         kept += ("fold_rotation", "low_rank", "token_groups")
         off = {"step_bits": None, "clamp_acts": False, "weight_grid": "minmax", "rounding": "nearest"}
@@ -238,15 +238,15 @@ class StaticPlusMethod(SmoothedMethod):
 
     def _bits(self, known: LayerInput) -> Tensor:
         """Activation bits of every step that is told apart, long."""
-        return torch.tensor([self.act_bits]) if known.constant else self._step_bits(known.stats.samples)
+        return torch.tensor([self.act_bits]) if known.constant else self._step_bits(known.stats.recorded)
 
-    def _step_bits(self, samples: LayerSamples) -> Tensor:
+    def _step_bits(self, recorded: LayerInputs) -> Tensor:
         """Of every step, for inputs that change: long [N]."""
         if self.step_bits == "switched":
-            return frozen_switch(samples.step_change, self.act_bits)
+            return frozen_switch(recorded.step_change, self.act_bits)
         if self.step_bits == "spread":
-            return spread_bits(samples.step_error, self.act_bits)
-        return torch.full((len(samples.step_error),), self.act_bits)
+            return spread_bits(recorded.step_error, self.act_bits)
+        return torch.full((len(recorded.step_error),), self.act_bits)
 
     def _act(self, seen: SeenInput, bits: Tensor, target: Tensor) -> QParams:
         """Of every step, [N], of the relative rows."""

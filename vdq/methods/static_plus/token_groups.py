@@ -14,8 +14,8 @@ TOKEN_GROUPS = ("frame", "position")
 
 
 class TokenGroups(NamedTuple):
-    """Of one layer: `rows` long [R], the group 0..count-1 of each of a video's R rows in the order in which the layer
-    gets them.
+    """The groups of one layer's tokens: `rows` long [R], the group 0..count-1 of each of a video's R rows in the order
+    in which the layer gets them.
     """
 
     rows: Tensor
@@ -27,7 +27,8 @@ class TokenGroups(NamedTuple):
 
 
 def token_groups(denoiser: nn.Module, kind: str) -> dict[str, TokenGroups]:
-    """Of every projection that gets tokens of videos, by fqn; kind: one group a "frame" or a latent "position".
+    """The groups of every projection that gets tokens of videos, by fqn; kind: one group a "frame" or a latent
+    "position".
 
     Text has no groups. Raises UserError for a denoiser whose order of tokens nobody has described.
     """

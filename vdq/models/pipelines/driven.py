@@ -75,7 +75,7 @@ class Driven:
 
     @contextmanager
     def giving(self, encoded: list[Any], *, latents: Tensor | None = None, pass_over: bool = False) -> Iterator[None]:
-        """Inside, calls get these encodings and no encoder is asked."""
+        """Inside the block, calls get these encodings and no encoder is asked."""
         self.given, self.given_latents, self.passes_over, self._asked = encoded, latents, pass_over, 0
         try:
             yield

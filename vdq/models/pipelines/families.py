@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vdq.models.family import Family, family_of, register
 
 # Linears that make shifts, scales and gates of the timestep: small, sensitive, called once a block with a single token.
-MODULATION = ("*.norm*.linear", "*.norm*_context.linear", "*.adaln*", "*modulation*")
+MODULATION = ("*.norm*.linear*", "*.adaln*", "*modulation*")
 CLASSES = "diffusers.models.transformers"
 Draw = Callable[..., Tensor]
 
@@ -22,13 +22,13 @@ Draw = Callable[..., Tensor]
 class PipelineFamily(Family):
     """A family of pipelines of diffusers.
 
-    kept: patterns of linears that stay in full precision though `quantizable` names them. text: what `encode_prompt`
-    returns for one prompt, from the transformer's configuration, a number of tokens, and a function that draws normal
-    numbers of a shape: for work on structure and speed without a text encoder.
+    kept: patterns of linears that stay in full precision though `quantizable` names them. text: what the calls of
+    `encode_prompt` return for one prompt, in order, from the transformer's configuration, a number of tokens, and a
+    function that draws normal numbers of a shape: for work on structure and speed without a text encoder.
     """
 
     kept: tuple[str, ...] = MODULATION
-    text: Callable[[dict[str, Any], int, Draw], tuple] | None = None
+    text: Callable[[dict[str, Any], int, Draw], list[tuple]] | None = None
 
     def is_quantizable(self, fqn: str) -> bool:
         return super().is_quantizable(fqn) and not any(fnmatchcase(fqn, pattern) for pattern in self.kept)
@@ -47,20 +47,27 @@ def facts_of(structure: nn.Module) -> Family:
     )
 
 
-def _two(config: dict[str, Any], length: int, draw: Draw) -> tuple:
+def _two(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:
     width = config.get("text_dim") or config.get("text_embed_dim") or config["caption_channels"]
-    return draw(1, length, width), draw(1, length, width)
+    return [(draw(1, length, width), draw(1, length, width))]
 
 
-def _two_with_masks(config: dict[str, Any], length: int, draw: Draw) -> tuple:
-    text, null = _two(config, length, draw)
+def _two_with_masks(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:
+    ((text, null),) = _two(config, length, draw)
     mask = torch.ones(1, length, dtype=torch.long)
-    return text, mask, null, mask
+    return [(text, mask, null, mask)]
 
 
-def _hunyuan(config: dict[str, Any], length: int, draw: Draw) -> tuple:
+def _hunyuan(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:
     pooled = draw(1, config["pooled_projection_dim"])
-    return draw(1, length, config["text_embed_dim"]), pooled, torch.ones(1, length, dtype=torch.long)
+    return [(draw(1, length, config["text_embed_dim"]), pooled, torch.ones(1, length, dtype=torch.long))]
+
+
+def _hunyuan_1_5(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:
+    """Two encoders, of 1000 and 256 tokens; the second is for quoted words, of which there are none."""
+    first, second = torch.ones(1, 1000, dtype=torch.long), torch.zeros(1, 256, dtype=torch.long)
+    glyphs = draw(1, 256, config["text_embed_2_dim"]) * 0
+    return [(draw(1, 1000, config["text_embed_dim"]), first, glyphs, second) for _ in range(2)]
 
 
 WAN = register(
@@ -118,5 +125,14 @@ ALLEGRO = register(
         denoisers=(f"{CLASSES}.transformer_allegro.AllegroTransformer3DModel",),
         quantizable=("transformer_blocks.*",),
         text=_two_with_masks,
+    )
+)
+HUNYUAN_VIDEO_1_5 = register(
+    PipelineFamily(
+        name="HunyuanVideo 1.5",
+        denoisers=(f"{CLASSES}.transformer_hunyuan_video15.HunyuanVideo15Transformer3DModel",),
+        quantizable=("transformer_blocks.*",),
+        calls_a_step=2,
+        text=_hunyuan_1_5,
     )
 )

@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from vdq.diffusion.samplers import RespacedSampler, Sampler
 from vdq.errors import UserError
 from vdq.models.base import RANDOM, Callback, VideoModel
 from vdq.models.driver import clock_follows
+from vdq.models.image_prompt import ImagePrompt
 from vdq.models.pipelines.driven import Driven, driven_class, watching
 from vdq.models.pipelines.families import facts_of
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
@@ -109,6 +111,10 @@ class DiffusersModel(VideoModel):
         return self._published.random
 
     @cached_property
+    def takes_images(self) -> bool:
+        return "image" in self._signature
+
+    @cached_property
     def denoisers(self) -> tuple[str, ...]:
         return tuple(name for name in DENOISERS if name in self._published.components)
 
@@ -152,13 +158,15 @@ class DiffusersModel(VideoModel):
         self._check_inputs(sampler)
 
     def _check_pipeline(self) -> None:
-        kind, field = self._published.pipeline_class, self._field
+        kind, field = self._published.pipeline_class, self._published.field
         if not self.denoisers:
             raise UserError(
                 f"{field} is a {kind.__name__} without a transformer: it has no linears of blocks to quantize"
             )
         if not set(FRAMES) & set(self._signature):
             raise UserError(f"{field} is a {kind.__name__}, which makes no videos: its call has no number of frames")
+        if self.takes_images and self._published.arguments.get("expand_timesteps"):
+            raise UserError(f"{field} gives the first frame a timestep of its own: no step is one")
         if "ar_step" in self._signature:
             raise UserError(
                 f"{field} is a {kind.__name__}, which gives every frame a timestep of its own: no step is one"
@@ -193,7 +201,7 @@ class DiffusersModel(VideoModel):
         with _warnings_of(self._published.pipeline_class) as warnings:
             try:
                 pipeline.checked(
-                    prompt=[""],
+                    **self._inputs([""]),
                     num_inference_steps=sampler.steps,
                     **self._guidance(pipeline, sampler.guidance_scale),
                     **self.call,
@@ -217,8 +225,9 @@ class DiffusersModel(VideoModel):
 
     def timesteps(self, sampler: Sampler) -> Tensor:
         """Of the scheduler after a call without a step: pipelines hand it sigmas and shifts of their own."""
-        encoding = joined([self._any_encoding()], torch.device("cpu"))
-        with self._set_up(self._pipeline, torch.device("cpu"), encoding, pass_over=True) as pipeline:
+        cpu = torch.device("cpu")
+        encoding, encoder = joined([self._any_encoding()], cpu), self._image_encoder(cpu)
+        with self._set_up(self._pipeline, cpu, encoding, pass_over=True, **encoder) as pipeline:
             self._call(pipeline, [""], sampler, [torch.Generator()])
             return pipeline.scheduler.timesteps.float().cpu()
 
@@ -235,7 +244,8 @@ class DiffusersModel(VideoModel):
     # Prompts ----------------------------------------------------------------------------------------------------------
 
     def prepare(self, prompts: list[str], device: Any) -> int:
-        new = [prompt for prompt in dict.fromkeys(prompts) if self._encoding(prompt) is None]
+        different = {self._encoded_prompts.key(prompt): prompt for prompt in prompts}.values()
+        new = [prompt for prompt in different if self._encoding(prompt) is None]
         if not new:
             return 0
         pipeline = self._with_encoders(driven_class(self._published.pipeline_class), self.structure, DECODER)
@@ -244,7 +254,7 @@ class DiffusersModel(VideoModel):
             if isinstance(part := getattr(pipeline, name), nn.Module):
                 part.to(device)
         for prompt in tqdm(new, desc="encoding prompts", unit="prompt", disable=len(new) < 2):
-            encoding = pipeline.encoded(prompt=[prompt], **self._guidance(pipeline, GUIDED), **self.call)
+            encoding = pipeline.encoded(**self._inputs([prompt]), **self._guidance(pipeline, GUIDED), **self.call)
             self._encoded_prompts.write(prompt, encoding)
         return len(new)
 
@@ -255,12 +265,13 @@ class DiffusersModel(VideoModel):
         return Encoded(list(prompts), encodings)
 
     def _encoding(self, prompt: str) -> list[Any] | None:
-        if prompt not in self._encoded:
-            found = [self._drawn(prompt)] if self.random else self._encoded_prompts.read(prompt)
+        key = self._encoded_prompts.key(prompt)
+        if key not in self._encoded:
+            found = self._drawn(prompt) if self.random else self._encoded_prompts.read(prompt)
             if found is None:
                 return None
-            self._encoded[prompt] = found
-        return self._encoded[prompt]
+            self._encoded[key] = found
+        return self._encoded[key]
 
     def _any_encoding(self) -> list[Any]:
         """For calls whose numbers do not depend on the prompt."""
@@ -268,9 +279,9 @@ class DiffusersModel(VideoModel):
             return next(iter(self._encoded.values()))
         if getattr(self.family, "text", None) is None:
             raise UserError("the steps of this pipeline are known after its prompts are encoded")
-        return [self._drawn("")]
+        return self._drawn("")
 
-    def _drawn(self, prompt: str) -> tuple:
+    def _drawn(self, prompt: str) -> list[Any]:
         """Random numbers in place of what the text encoders make of a prompt."""
         if getattr(self.family, "text", None) is None:
             raise UserError(
@@ -290,8 +301,8 @@ class DiffusersModel(VideoModel):
 
     @cached_property
     def _encoded_prompts(self) -> EncodedStore:
-        key = [self._published.identity, self._published.pipeline_class.__name__, self.call, str(self.dtype)]
-        return EncodedStore(self.cache / "encoded", key)
+        model = [self._published.identity, self._published.pipeline_class.__name__, self.call, str(self.dtype)]
+        return EncodedStore(self.cache / "encoded", model)
 
     # Videos -----------------------------------------------------------------------------------------------------------
 
@@ -321,7 +332,9 @@ class DiffusersModel(VideoModel):
         pipeline, experts = self._pipeline, self._experts(denoiser)
         place = next(iter(denoiser.parameters())).device
         with ExitStack() as stack:
-            stack.enter_context(self._set_up(pipeline, place, conditions.batch(place), **experts))
+            stack.enter_context(
+                self._set_up(pipeline, place, conditions.batch(place), **experts, **self._image_encoder(place))
+            )
             for expert in experts.values():
                 stack.enter_context(clock_follows(clock, expert, pipeline.scheduler, self.family.calls_a_step))
             stack.enter_context(watching(pipeline.scheduler, seen))
@@ -357,7 +370,7 @@ class DiffusersModel(VideoModel):
             found = kind.from_pretrained(folder, torch_dtype=self.dtype, **parts)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self._field}: the text encoder cannot be read ({reason})") from error
+            raise UserError(f"{self._published.field}: the text encoder cannot be read ({reason})") from error
         found.set_progress_bar_config(disable=True)
         return found
 
@@ -402,7 +415,7 @@ class DiffusersModel(VideoModel):
         output_type: str = "latent",
     ) -> Any:
         return pipeline(
-            prompt=prompts,
+            **self._inputs(prompts),
             num_inference_steps=sampler.steps,
             generator=generators,
             output_type=output_type,
@@ -410,6 +423,22 @@ class DiffusersModel(VideoModel):
             **self._guidance(pipeline, sampler.guidance_scale),
             **self.call,
         )[0]
+
+    def _inputs(self, prompts: list[str]) -> dict[str, Any]:
+        """Arguments for prompts, and for their images."""
+        if not self.takes_images:
+            return {"prompt": list(map(str, prompts))}
+        if len(prompts) > 1:
+            raise UserError(f"batch_size={len(prompts)} must be 1 for videos of images")
+        (prompt,) = prompts
+        image = prompt.opened() if isinstance(prompt, ImagePrompt) else Image.new("RGB", self._size)
+        return {"prompt": [str(prompt)], "image": image}
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Width and height of the videos."""
+        width, height = (self.call.get(side) or self._default(side, None) or 512 for side in ("width", "height"))
+        return width, height
 
     def _guidance(self, pipeline: Any, scale: float) -> dict[str, float]:
         if "guidance_scale" in self._signature:
@@ -440,6 +469,10 @@ class DiffusersModel(VideoModel):
             decoder.enable_tiling()
         return decoder
 
+    def _image_encoder(self, place: torch.device) -> dict[str, nn.Module]:
+        """The autoencoder where images must be encoded."""
+        return {DECODER: self._decoder.to(place)} if self.takes_images else {}
+
     @property
     def _encoder_names(self) -> list[str]:
         return [n for n in self._published.components if n not in (*DENOISERS, DECODER, SCHEDULER)]
@@ -449,10 +482,6 @@ class DiffusersModel(VideoModel):
 
     def _together(self, experts: dict[str, nn.Module]) -> nn.Module:
         return nn.ModuleDict(experts) if len(experts) > 1 else next(iter(experts.values()))
-
-    @property
-    def _field(self) -> str:
-        return f"model.pretrained={self._published.source.value}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
         """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""

@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from torch import nn
 
 from vdq.errors import UserError
@@ -23,6 +24,8 @@ INDEX = "model_index.json"
 DENOISERS = ("transformer", "transformer_2")
 DECODER = "vae"
 SCHEDULER = "scheduler"
+CONFIG_FILES = {SCHEDULER: "scheduler_config.json", "guider": "guider_config.json"}  # of others: config.json
+LORA = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,15 @@ class Published:
             _check_structure(self.structure)
 
     @property
+    def field(self) -> str:
+        """For messages."""
+        return f"{self.source.field}={self.source.value}"
+
+    @property
     def random(self) -> bool:
         return self.source.value == RANDOM
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """What tells its weights from others; read from no network."""
         return RANDOM if self.random else identity(self.source, self.cache)
@@ -69,9 +77,7 @@ class Published:
         name = self.index.get("_class_name")
         kind = getattr(diffusers, str(name), None)
         if kind is None:
-            raise UserError(
-                f"{self.source.field}={self.source.value} is a {name}, which diffusers {diffusers.__version__} lacks"
-            )
+            raise UserError(f"{self.field} is a {name}, which diffusers {diffusers.__version__} lacks")
         return kind
 
     @cached_property
@@ -97,7 +103,7 @@ class Published:
         """The configuration of a component of diffusers."""
         if not self._from_files:
             return {key: value for key, value in self.structure[name].items() if key != "_class_name"}
-        return self._json(f"{name}/{'scheduler_config' if name == SCHEDULER else 'config'}.json")
+        return self._json(f"{name}/{CONFIG_FILES.get(name, 'config.json')}")
 
     def empty(self, name: str) -> nn.Module:
         """A component of diffusers without weights, on the meta device; buffers have their values."""
@@ -109,11 +115,25 @@ class Published:
         if self.random:
             return self._drawn(name).to(dtype)
         folder = self.folder([f"{name}/*"])
+        if "quantization_config" in self.config(name):
+            raise UserError(f"{self.field}: {name} is quantized already; the weights must be those in full precision")
+        if (folder / LORA).is_file():
+            raise UserError(
+                f"{self.field} has {LORA} beside it, which is not applied; fuse it and save the pipeline anew"
+            )
         try:
-            found = self.kind(name).from_pretrained(folder, subfolder=name, torch_dtype=dtype)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            settings = {"subfolder": name, "torch_dtype": dtype, "output_loading_info": True}
+            found, loaded = self.kind(name).from_pretrained(folder, **settings)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self.source.field}={self.source.value}: {name} cannot be read ({reason})") from error
+            raise UserError(f"{self.field}: {name} cannot be read ({reason})") from error
+        wrong = sorted(
+            str(each) for keys in ("missing_keys", "unexpected_keys", "mismatched_keys") for each in loaded[keys]
+        )
+        if wrong:
+            fused = " (fused projections must be taken apart: unfuse_qkv_projections)" if "to_qkv" in str(wrong) else ""
+            what = f"{len(wrong)} tensors of {name} do not fit {self.components[name][1]}"
+            raise UserError(f"{self.field}: {what}, such as {wrong[0]}{fused}")
         return found.eval().requires_grad_(False)
 
     def plain(self, name: str) -> Any:
@@ -121,7 +141,7 @@ class Published:
         library, kind = self.components[name][0], self.kind(name)
         if library.partition(".")[0] != "diffusers" or issubclass(kind, nn.Module):
             return None
-        return kind() if self.random else kind.from_pretrained(self.folder([f"{name}/*"]), subfolder=name)
+        return kind.from_config(self.config(name))
 
     def folder(self, patterns: list[str]) -> Path:
         """The local folder with the files that match the patterns, fetched if they must be."""
@@ -139,9 +159,7 @@ class Published:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise UserError(
-                f"{self.source.field}={self.source.value} lacks {name}, a pipeline of diffusers has it"
-            ) from (error)
+            raise UserError(f"{self.field} lacks {name}, a pipeline of diffusers has it") from (error)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read as JSON ({error})") from error
         if not isinstance(found, dict):

@@ -8,16 +8,16 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 
-from vdq.diffusion.clock import StepClock
+from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.quant.affine import QParams, code_range, fake_quantize, qparams_from_range, tensor_range
 from vdq.quant.codebook import Codebook
-from vdq.quant.parts.base import ActFakeQuant, ActQuantizer, ExactBuffers, InputTransform, Runtime
+from vdq.quant.parts.base import ActFakeQuant, ActQuantizer, ExactBuffers, InputTransform, Runtime, UniformGrids
 from vdq.quant.transform import video_rows
 from vdq.quant.video_scales import absmax_scale, block_max, fake_quantize_within
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class StaticActs(ActQuantizer):
+class StaticActs(UniformGrids, ActQuantizer):
     """One uniform grid a tensor and time range. scale, zero_point: fp32 [Ka].
 
     step_bits: long [N], the bits of every step, or None for `bits`, which is the most of them. Raises ValueError when
@@ -26,12 +26,9 @@ class StaticActs(ActQuantizer):
 
     kind = "static"
     label = "scales and zero points of activations"
-    size_field = "scales"
-    tables = ("scale", "zero_point")
+    by_step = ("steps", "step_bits")
 
     symmetric: bool = False
-    scale: Tensor
-    zero_point: Tensor
     step_bits: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -61,7 +58,7 @@ class StaticActs(ActQuantizer):
         return torch.tensor(bounds, dtype=torch.float32, device=self.steps.device).unbind(1)
 
     def step_qparams(self) -> QParams:
-        """Those of every step, each [N, ...] fp32."""
+        """Scales and zero points of every step, each [N, ...] fp32."""
         return QParams(self.of_steps("scale"), self.of_steps("zero_point"))
 
     def variants(self) -> Tensor:
@@ -72,7 +69,7 @@ class StaticActs(ActQuantizer):
 
     @property
     def num_ranges(self) -> int:
-        return len(self.scale)
+        return len(self.scale) // (len(BRANCHES) if self.per_branch else 1)
 
     @property
     def bits_of_steps(self) -> list[int] | None:
@@ -84,12 +81,13 @@ class StaticActs(ActQuantizer):
 
     @property
     def features(self) -> frozenset[str]:
-        return frozenset({self.kind} | ({"step_bits"} if self.step_bits is not None else set()))
+        return super().features | ({"step_bits"} if self.step_bits is not None else set())
 
     @property
     def line(self) -> str:
         most = "at most " if self.step_bits is not None else ""
-        return f"static: {most}{self.bits} bits {self._grain}, {self.num_ranges} range(s) of steps"
+        calls = " for each branch of guidance" if self.per_branch else ""
+        return f"static: {most}{self.bits} bits {self._grain}, {self.num_ranges} range(s) of steps{calls}"
 
     @property
     def _grain(self) -> str:
@@ -216,7 +214,7 @@ class PerVideoActs(ActQuantizer):
 
     @property
     def features(self) -> frozenset[str]:
-        return frozenset({self.kind} | ({"bit_switch"} if self.high_bits is not None else set()))
+        return super().features | ({"bit_switch"} if self.high_bits is not None else set())
 
     @property
     def line(self) -> str:
@@ -251,7 +249,7 @@ class StaticFakeQuant(ExactBuffers):
 
 
 class TokenGroupFakeQuant(ActFakeQuant, ExactBuffers):
-    """With the grids of all steps at hand, [N, G, 3]."""
+    """Runs TokenGroupActs with the grids of all steps at hand, [N, G, 3]."""
 
     exact = ("grid",)
     grid: Tensor

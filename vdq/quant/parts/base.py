@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
+from statistics import mean
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from vdq.diffusion.clock import StepClock
 from vdq.errors import UserError
 from vdq.quant.bit_switch import BitSwitch
+from vdq.quant.weight_codes import pack_codes
 
 KINDS: dict[str, type[Part]] = {}
 STEP_TABLES = "tables of steps"
+PER_BRANCH = "per_branch"  # a feature of activation quantizers
 
 
 class Runtime(NamedTuple):
@@ -38,21 +41,25 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Part:
-    """A piece of a quantized layer. To make a new one, subclass one of the four slots below (InputTransform,
-    WeightQuantizer, ActQuantizer, Branch) as a frozen dataclass that names its `kind`: it is then stored, loaded and
-    simulated, and refused by name where a backend does not list it.
+    """A piece of a quantized layer. To make a new one, subclass one of the five slots below (InputTransform,
+    WeightQuantizer, ActQuantizer, Branch, OutputTransform) as a frozen dataclass that names its `kind`: it is then
+    stored, loaded and simulated, and refused by name where a backend does not list it.
 
     Fields are tensors, or what JSON holds. kind: its name in files, cards and refusals, registered when the class is
-    made. tables: fields with one row for each of the part's time ranges; `steps` long [N] is the row of every step.
+    made. tables: fields with one row for each of the part's time ranges; `steps` long [N] is the row of every step, and
+    by_step names all fields with one entry a step. In a layer with parameters for each branch of guidance
+    (ActQuantizer.per_branch) every part counts the two calls of a step as two steps.
     label: what its tensors are, in lists of sizes; size_field: the field of ModelSize they count to. on_host: fields
     that stay on the CPU. of_input: whether its tensors follow from the layer's input alone, so that layers of one input
-    may share them. Raises ValueError for a step without a row.
+    may share them. Raises ValueError for a step without a row; defining a class raises TypeError when another one has
+    its kind.
     """
 
     kind: ClassVar[str]
     label: ClassVar[str] = "other tables"
     size_field: ClassVar[str] = "tables"
     tables: ClassVar[tuple[str, ...]] = ()
+    by_step: ClassVar[tuple[str, ...]] = ("steps",)
     on_host: ClassVar[tuple[str, ...]] = ()
     of_input: ClassVar[bool] = False
 
@@ -81,29 +88,31 @@ class Part:
     # Storage ----------------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by field."""
+        """The part's tensors by field."""
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
     def description(self) -> dict[str, Any]:
-        """Its kind and every field that is no tensor, as JSON."""
+        """The part's kind and every field that is no tensor, as JSON."""
         tensors = self.tensors()
         return {"kind": self.kind} | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tensors}
 
     @staticmethod
     def restored(description: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
-        """Inverse of `description` and `tensors`. Raises UserError for a kind that no imported module defines."""
+        """The part that has this `description` and these `tensors`. Raises UserError for a kind that no imported module
+        defines.
+        """
         facts = dict(description)
         if (kind := facts.pop("kind")) not in KINDS:
             raise UserError(f"kind={kind} is no known part of a layer, import what defines it; known: {known_kinds()}")
         return KINDS[kind](**facts | tensors)
 
     def to(self, move: Callable[[Tensor], Tensor]) -> Self:
-        """The same with its tensors moved by `move`."""
+        """The part with its tensors moved by `move`."""
         return replace(self, **{name: move(t) for name, t in self.tensors().items() if name not in self.on_host})
 
     def label_of(self, name: str) -> str:
         """`label` of one of its tensors."""
-        return STEP_TABLES if name in ("steps", "step_bits") else self.label
+        return STEP_TABLES if name in self.by_step else self.label
 
     def shapes(self, out_features: int, in_features: int) -> dict[str, tuple[int, ...]]:
         """Shapes that its tensors must have in a layer of these widths, as far as the widths decide them."""
@@ -120,6 +129,11 @@ class Part:
     def of_steps(self, name: str) -> Tensor:
         """The rows of a table at all steps, [N, ...]."""
         return getattr(self, name)[self.steps]
+
+    def picked(self, pick: Callable[[Tensor], Tensor]) -> Self:
+        """The part for other steps: `pick` takes those that they stand for, [N, ...] -> [M, ...]."""
+        found = {name: getattr(self, name) for name in self.by_step}
+        return replace(self, **{name: pick(entries) for name, entries in found.items() if entries is not None})
 
     def variants(self) -> Tensor | None:
         """long [N]: steps have the same number when all that the part has for them is equal in value. None: all."""
@@ -139,7 +153,7 @@ class Part:
         return self.kind.replace("_", " ")
 
     def cost(self, rows: int, out_features: int, in_features: int) -> Cost:
-        """Of a call on so many rows."""
+        """What a call on so many rows costs."""
         return Cost()
 
 
@@ -208,7 +222,7 @@ class InputTransform(Part):
         raise NotImplementedError
 
     def restored_weight(self, weight: Tensor, set_: int) -> Tensor:
-        """Inverse of `weight`."""
+        """Undoes `weight`."""
         raise NotImplementedError
 
     def extremes(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -216,28 +230,72 @@ class InputTransform(Part):
         return None
 
     def rotated(self, block: int) -> InputTransform:
-        """The same of an input that arrives rotated by such blocks. Raises ValueError where there is none."""
+        """The transform of an input that arrives rotated by such blocks. Raises ValueError where there is none."""
         raise ValueError(f"{self.kind} comes before the rotation, which a folded layer leaves to the one before")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class UniformGrids(Part):
+    """Grids of equal steps, one for each of the part's time ranges: scale and zero_point, fp32 [K, ...]."""
+
+    size_field = "scales"
+    tables = ("scale", "zero_point")
+
+    scale: Tensor
+    zero_point: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class WeightQuantizer(Part):
-    """Integer codes of the weight W' [out, in] in each of its sets; `steps` says which set serves a step."""
+    """Integer codes of the weight W' [out, in] in each of its sets; `steps` says which set serves a step.
+
+    bits: of a code. symmetric: whether codes reach as far below zero as above (vdq.quant.affine.code_range).
+    """
 
     bits: int
+    symmetric: bool = False
+
+    @property
+    def num_sets(self) -> int:
+        """Sets of codes, over the steps."""
+        raise NotImplementedError
+
+    def codes_of(self, weight: Tensor, set_: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
+        """Codes of one set, integers held in fp32 [out, in], of the layer's own weight: `transform` makes W' of it."""
+        raise NotImplementedError
+
+    def dequantized(self, codes: Tensor, set_: int) -> Tensor:
+        """What the codes of one set stand for, fp32 [out, in]."""
+        raise NotImplementedError
+
+    def packed(self, weight: Tensor, transform: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Codes of all sets, uint8 [Kw, bytes] on the CPU: one set at a time is worked on."""
+        sets = (self.codes_of(weight, k, lambda w, k=k: transform(w, k)) for k in range(self.num_sets))
+        return pack_codes(sets, bits=self.bits, symmetric=self.symmetric)
+
+    def stored(self, codes: Tensor) -> WeightQuantizer:
+        """The quantizer with packed codes that are kept, as `packed` makes them: uint8 [Kw, bytes]."""
+        raise NotImplementedError
+
+    def variants(self) -> Tensor:
+        """Numbers by its tables, or without one by its sets."""
+        found = super().variants()
+        return self.steps if found is None else found
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ActQuantizer(Part):
     """Quantizes x'. `part(x, step)` is x' quantized and dequantized, fp32 of x' fp32 [..., in].
 
-    bits: of its codes, the most where steps differ. static: whether all is decided before sampling. needs_rows: whether
-    it has to know how the rows of a batch lie in its input.
+    bits: of its codes, the most where steps differ. per_branch: whether each branch of guidance has parameters of its
+    own; the layer then reads the clock of calls (StepClock.calls). static: whether all is decided before sampling.
+    needs_rows: whether it has to know how the rows of a batch lie in its input.
     """
 
     static: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = False
     bits: int
+    per_branch: bool = False
 
     def __call__(self, x: Tensor, step: Tensor) -> Tensor:
         raise NotImplementedError
@@ -247,6 +305,10 @@ class ActQuantizer(Part):
         quantizer and is applied here, so that both may be one operation.
         """
         return ActFakeQuant(self, runtime.clock, smoothing)
+
+    @property
+    def features(self) -> frozenset[str]:
+        return frozenset({self.kind} | ({PER_BRANCH} if self.per_branch else set()))
 
     @property
     def num_ranges(self) -> int:
@@ -260,13 +322,19 @@ class ActQuantizer(Part):
 
     @property
     def bits_of_steps(self) -> list[int] | None:
-        """Of every step where they differ between steps, else None."""
+        """The bits of every step where they differ between steps, else None."""
         return None
 
     @property
     def mean_bits(self) -> float | None:
-        """Over the steps; None if they are chosen while sampling."""
+        """Bits on average over the steps; None if they are chosen while sampling."""
         return self.bits
+
+    def mean_bits_beside(self, kept_steps: Collection[int]) -> float | None:
+        """`mean_bits` over the other steps, those that are quantized."""
+        if (bits := self.bits_of_steps) is None:
+            return self.mean_bits
+        return mean(number for step, number in enumerate(bits) if step not in kept_steps)
 
     @property
     def switching(self) -> tuple[int, int, float] | None:
@@ -320,7 +388,7 @@ class OutputTransform(Part):
         raise NotImplementedError
 
     def restored_weight(self, weight: Tensor) -> Tensor:
-        """Inverse of `weight`."""
+        """Undoes `weight`."""
         raise NotImplementedError
 
     def bias(self, bias: Tensor) -> Tensor:

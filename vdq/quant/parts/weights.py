@@ -10,48 +10,34 @@ from torch import Tensor
 
 from vdq.quant.affine import QParams, dequantize, quantize
 from vdq.quant.bit_packing import packed_bytes
-from vdq.quant.coded import pack_codes, unpack_codes
-from vdq.quant.parts.base import WeightQuantizer
+from vdq.quant.parts.base import UniformGrids, WeightQuantizer
+from vdq.quant.weight_codes import unpack_codes
 
 CODES_LABEL = "integer weights"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class AffineWeights(WeightQuantizer):
+class AffineWeights(UniformGrids, WeightQuantizer):
     """Uniform grids per output channel; the codes follow from rounding W'. scale, zero_point: fp32 [Kw, out, 1]."""
 
     kind = "affine"
     label = "scales and zero points of weights"
-    size_field = "scales"
-    tables = ("scale", "zero_point")
-
-    symmetric: bool = False
-    scale: Tensor
-    zero_point: Tensor
 
     @property
     def num_sets(self) -> int:
         return len(self.scale)
 
     def qparams(self, set_: int) -> QParams:
-        """Those of one set, each [out, 1] fp32."""
+        """Scale and zero point of one set, each [out, 1] fp32."""
         return QParams(self.scale[set_], self.zero_point[set_])
 
     def codes_of(self, weight: Tensor, set_: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
-        """Codes of one set, integers held in fp32 [out, in], of the layer's own weight: `transform` makes W' of it."""
         return quantize(transform(weight), self.qparams(set_), bits=self.bits, symmetric=self.symmetric)
 
     def dequantized(self, codes: Tensor, set_: int) -> Tensor:
-        """What the codes of one set stand for, fp32 [out, in]."""
         return dequantize(codes, self.qparams(set_))
 
-    def packed(self, weight: Tensor, transform: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Codes of all sets, uint8 [Kw, bytes] on the CPU: one set at a time is worked on."""
-        sets = (self.codes_of(weight, k, lambda w, k=k: transform(w, k)) for k in range(self.num_sets))
-        return pack_codes(sets, bits=self.bits, symmetric=self.symmetric)
-
     def stored(self, codes: Tensor) -> StoredWeights:
-        """The same grids with packed codes that are kept: uint8 [Kw, bytes]."""
         grids = {"scale": self.scale, "zero_point": self.zero_point, "steps": self.steps}
         return StoredWeights(bits=self.bits, symmetric=self.symmetric, codes=codes, **grids)
 
@@ -66,7 +52,7 @@ class AffineWeights(WeightQuantizer):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StoredWeights(AffineWeights):
-    """With the codes themselves, which follow from no rounding, or whose weight is no longer there.
+    """Uniform grids with the codes themselves, which follow from no rounding, or whose weight is no longer there.
 
     codes: uint8 [Kw, bytes], packed (vdq.quant.bit_packing). They stay on the host, may be memory-mapped, and are only
     read; of the layer's weight its shape, dtype and device are then all that is used.

@@ -17,7 +17,7 @@ LABEL_SHARE = 0.3
 
 
 class Counted(Dataset):
-    """Items ``make(offset), make(offset + 1), ...``; the offset goes on where the last epoch ended."""
+    """A stream of items ``make(offset), make(offset + 1), ...``; the offset goes on where the last epoch ended."""
 
     def __init__(self, make: Callable[[int], object], length: int, offset: int) -> None:
         self.make, self.length, self.offset = make, length, offset

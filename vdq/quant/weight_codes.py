@@ -16,7 +16,7 @@ def pack_codes(ranges: Iterable[Tensor], *, bits: int, symmetric: bool = False) 
 
 
 def unpack_codes(packed: Tensor, like: Tensor, *, bits: int, symmetric: bool = False) -> Tensor:
-    """Those of one range, as integers in fp32 of the shape and on the device of `like`: uint8 [bytes]."""
+    """Weight codes of one range, as integers in fp32 of the shape and on the device of `like`: uint8 [bytes]."""
     first, _ = code_range(bits, symmetric)
     return (unpack_bits(packed.to(like.device), bits, like.numel()) + first).float().view(like.shape)
 

@@ -10,11 +10,11 @@ from torch import nn
 from vdq.diffusion.clock import StepClock
 from vdq.quant import LayerStats, Stats
 from vdq.quant.probe import BITS, StepProbe
-from vdq.quant.samples import Samples
+from vdq.quant.recorded_inputs import RecordedInputs
 
 
-def samples(signature: str = "s", **inputs: torch.Tensor) -> Samples:
-    return Samples.recorded(
+def recorded(signature: str = "s", **inputs: torch.Tensor) -> RecordedInputs:
+    return RecordedInputs.of_steps(
         {fqn: dict(enumerate(x)) for fqn, x in inputs.items()},
         {fqn: dict(enumerate(torch.arange(x[..., 0].numel()).view(x.shape[:2]))) for fqn, x in inputs.items()},
         torch.tensor([1.0, 2.0]),
@@ -25,8 +25,8 @@ def samples(signature: str = "s", **inputs: torch.Tensor) -> Samples:
 
 def test_file_holds_everything(tmp_path):
     x = torch.randn(2, 5, 3)
-    samples(a=x).save(tmp_path / "samples.safetensors")
-    found = Samples.load(tmp_path / "samples.safetensors")
+    recorded(a=x).save(tmp_path / "samples.safetensors")
+    found = RecordedInputs.load(tmp_path / "samples.safetensors")
     torch.testing.assert_close(found.layer("a").inputs.float(), x, rtol=2**-10, atol=1e-6)
     assert found.layer("a").step_error.tolist() == [1, 2] and found.layer("a").step_change.tolist() == [0, 0.5]
     assert found.layer("a").places.tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
@@ -38,23 +38,23 @@ def test_file_holds_everything(tmp_path):
 def test_files_of_earlier_versions_are_refused(tmp_path):
     """They are then recorded again (vdq.stages.calibrate)."""
     path = tmp_path / "samples.safetensors"
-    replace(samples(a=torch.randn(2, 5, 3)), places={}).save(path)
+    replace(recorded(a=torch.randn(2, 5, 3)), places={}).save(path)
     with pytest.raises(ValueError, match="samples.safetensors has no places of its inputs, an earlier version wrote"):
-        Samples.load(path)
+        RecordedInputs.load(path)
 
 
 def test_large_inputs_are_refused_by_name():
     with pytest.raises(ValueError, match="layer big has inputs beyond 65504"):
-        samples(big=torch.full((2, 1, 1), 7e4))
+        recorded(big=torch.full((2, 1, 1), 7e4))
 
 
 def test_statistics_take_samples_of_their_own_calibration():
     stats = Stats({"a": LayerStats.empty(2, 3)}, num_steps=2, num_prompts=1, signature="s")
-    assert stats.layers["a"].samples is None
-    layer = stats.with_samples(samples(a=torch.randn(2, 5, 3))).layers["a"].to("cpu")
-    assert layer.samples.inputs.shape == (2, 5, 3)
-    with pytest.raises(ValueError, match="samples have signature=t, must be s as the statistics"):
-        stats.with_samples(samples("t", a=torch.randn(2, 5, 3)))
+    assert stats.layers["a"].recorded is None
+    layer = stats.with_inputs(recorded(a=torch.randn(2, 5, 3))).layers["a"].to("cpu")
+    assert layer.recorded.inputs.shape == (2, 5, 3)
+    with pytest.raises(ValueError, match="recorded inputs have signature=t, must be s as the statistics"):
+        stats.with_inputs(recorded("t", a=torch.randn(2, 5, 3)))
 
 
 def test_probe_quantizes_one_step_only():

@@ -1,4 +1,4 @@
-"""What is recorded of a calibration beside the statistics, for recipes that judge by the output of layers: some inputs
+"""What is recorded of a calibration beside the statistics, for methods that judge by the output of layers: some inputs
 of every layer, and how much every denoising step counts.
 """
 
@@ -17,12 +17,14 @@ VERSION = 1  # to be raised when the same calls of the denoiser would give other
 _LAYERS, _STEPS = ("inputs", "places"), ("step_error", "step_change")
 
 
-class LayerSamples(NamedTuple):
-    """Of one layer: inputs [N, n, C], n token rows of every step, in half precision; places long [N, n], the number of
-    each among the rows of its call, all dimensions before the channels flattened. Of all layers: step_error fp32 [N],
-    the mean squared error of the final latents when the activations of that step alone are of few bits
-    (vdq.quant.probe); step_change fp32 [N], the relative change of the guided estimate, DVD-Quant's
-    d_t = |F_t - F_{t-1}|_1 / |F_{t-1}|_1, 0 at step 0.
+class LayerInputs(NamedTuple):
+    """What was recorded of one layer, and how much every step counts.
+
+    inputs [N, n, C]: n token rows of every step, in half precision. places long [N, n]: the number of each among the
+    rows of its call, all dimensions before the channels flattened. The same for all layers are step_error fp32 [N], the
+    mean squared error of the final latents when the activations of that step alone are of few bits (vdq.quant.probe),
+    and step_change fp32 [N], the relative change of the guided estimate, DVD-Quant's d_t = |F_t - F_{t-1}|_1 /
+    |F_{t-1}|_1, 0 at step 0.
     """
 
     inputs: Tensor
@@ -31,7 +33,7 @@ class LayerSamples(NamedTuple):
     step_change: Tensor
 
     @classmethod
-    def zeros(cls, num_steps: int, channels: int, device: torch.device | str = "cpu") -> "LayerSamples":
+    def zeros(cls, num_steps: int, channels: int, device: torch.device | str = "cpu") -> "LayerInputs":
         """One row of zeros a step, for those who want a layer's parameters for their size alone."""
         inputs = torch.zeros(num_steps, 1, channels, dtype=torch.float16, device=device)
         places = torch.zeros(num_steps, 1, dtype=torch.long, device=device)
@@ -39,8 +41,8 @@ class LayerSamples(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
-    """Of a model: `inputs` and their `places` by the fqn of the module that receives them, as vdq.quant.stats.Stats."""
+class RecordedInputs:
+    """What was recorded of all layers: `inputs` and `places` by the fqn of the module that gets them, as in Stats."""
 
     inputs: dict[str, Tensor]
     places: dict[str, Tensor]
@@ -49,16 +51,16 @@ class Samples:
     signature: str = ""
 
     @classmethod
-    def recorded(
+    def of_steps(
         cls,
         inputs: dict[str, dict[int, Tensor]],
         places: dict[str, dict[int, Tensor]],
         error: Tensor,
         change: Tensor,
         signature: str,
-    ) -> "Samples":
-        """From what vdq.quant.search.InputRecorder has of every step. Raises UserError naming a layer whose inputs do
-        not fit into half precision.
+    ) -> "RecordedInputs":
+        """Made of what vdq.quant.search.InputRecorder has of every step. Raises UserError naming a layer whose inputs
+        do not fit into half precision.
         """
         halved = {fqn: _by_step(steps).half() for fqn, steps in inputs.items()}
         for fqn, tensor in halved.items():
@@ -67,20 +69,20 @@ class Samples:
         numbers = {fqn: _by_step(steps) for fqn, steps in places.items()}
         return cls(halved, numbers, error.float(), change.float(), signature)
 
-    def layer(self, fqn: str) -> LayerSamples:
+    def layer(self, fqn: str) -> LayerInputs:
         """Raises UserError when nothing was recorded of the layer."""
         if fqn not in self.inputs:
             raise UserError(f"no inputs of layer {fqn} were recorded")
-        return LayerSamples(self.inputs[fqn], self.places[fqn], self.step_error, self.step_change)
+        return LayerInputs(self.inputs[fqn], self.places[fqn], self.step_error, self.step_change)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file, written atomically."""
+        """Writes one safetensors file, atomically."""
         tensors = {f"{name}.{fqn}": t for name in _LAYERS for fqn, t in getattr(self, name).items()}
         tensors |= {name: getattr(self, name) for name in _STEPS}
         storage.save(path, tensors, {"signature": self.signature}, kind=KIND)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Samples":
+    def load(cls, path: str | Path) -> "RecordedInputs":
         """Raises UserError when the file holds something else."""
         tensors, header = storage.load(path, kind=KIND)
         steps = [tensors.pop(name) for name in _STEPS]
