@@ -30,7 +30,7 @@ QUICK = [
 
 def blocks(text: str) -> list[str]:
     """Those without a language, or with that of a shell."""
-    every = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    every = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [content.replace("\\\n", " ") for language, content in every if language in ("", "bash", "sh")]
 
 

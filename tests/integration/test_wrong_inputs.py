@@ -27,6 +27,7 @@ from vdq.commands.run import COMMANDS, run
 from vdq.installation import CONF
 
 MISSING = object()
+WHOLE = "structure"  # a mapping whose fields are those of other libraries
 HUGE = "1" + 40 * "0"
 SWITCHES = ("maybe", "2", "[true]", "null", "ünïcode")
 NUMBERS = ("abc", "nan", "inf", "-1e30", HUGE, "[1]", "{a: 1}", "ünïcode", "true")
@@ -111,7 +112,8 @@ OTHERS = {
     "export": ["stages=[export]"],
 }
 # What an option does not have by itself.
-ALSO = {"model/diffusers": ["model.pretrained=PIPELINE", "model.call={height: 32, width: 32, num_frames: 5}"]}
+OWN = ["model=wan2_1_1_3b"]
+ALSO = {"model/diffusers": ["model.pretrained=PIPELINE"], "sampler/own": OWN, "sampler/own_20": OWN}
 # What to start from by the groups that are asked for: all fields of all their options, or those that are named.
 STARTS = {
     **{path.name: OTHERS.get(path.name, []) for path in sorted(CONF.iterdir()) if path.is_dir()},
@@ -145,7 +147,7 @@ def leaves(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, object, tup
     """Name, value and kind of every field; those of one class are of one kind, wherever it is used."""
     for key in cfg:
         name, value = f"{prefix}{key}", cfg[key]
-        if OmegaConf.is_dict(value):
+        if OmegaConf.is_dict(value) and key != WHOLE:
             yield from leaves(value, f"{name}.")
         elif not str(key).startswith("_"):
             yield name, value, (cfg.get("_target_", prefix), key)

@@ -27,6 +27,7 @@ from vdq.quant.observers import Observer
 
 NAMES = sorted(tiny_pipelines.FAMILIES)
 PROMPTS = ["a cat", "a red dog"]
+BROKEN = {"pipeline": "WanPipeline", "transformer": {"_class_name": "WanTransformer3DModel", "num_layers": "two"}}
 STEPS, GUIDANCE = 4, 4.0
 IMAGES = {"wan_i2v", "cogvideox_i2v", "ltx_i2v"}
 ONE_PROMPT = {"latte", *IMAGES}  # cuts the text to its length; has one image a call
@@ -288,6 +289,10 @@ def test_a_changed_scheduler_is_that_of_a_plain_pipeline_with_it(wan):
         ({"gigabytes": -1}, "model.gigabytes=-1 must be at least 0"),
         ({"structure": {"pipeline": "NoPipeline"}}, "model.structure.pipeline=NoPipeline must be a class of diffusers"),
         ({"structure": {"pipeline": "WanPipeline", "vae": {}}}, "model.structure.vae._class_name=None must be a class"),
+        (
+            {"pretrained": "random", "structure": BROKEN},
+            "^model.structure.transformer cannot be built",
+        ),
         ({"scheduler": {"shifft": 3}}, "model.scheduler.shifft is no field of UniPCMultistepScheduler"),
         ({"scheduler": {"_class_name": "AutoModel"}}, "model.scheduler._class_name=AutoModel must be a scheduler"),
         ({"quantizable": ["block.*"]}, "'block.*' matches no linear of the model"),

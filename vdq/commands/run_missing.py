@@ -16,14 +16,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from vdq.cli import one_sentence, one_sentence_at_the_end
-from vdq.processes import end_on_sigterm, end_with_parent
+from vdq.processes import end_on_sigterm, end_with_parent, end_workers
 
 if TYPE_CHECKING:
     from vdq.stages.experiment import Experiment
@@ -93,8 +93,7 @@ def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
                     tqdm.write(f"error: {message}", file=sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():  # their runs would be waited for
-                worker.terminate()
+            end_workers()
             raise
     return refused
 

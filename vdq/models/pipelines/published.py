@@ -108,7 +108,12 @@ class Published:
     def empty(self, name: str) -> nn.Module:
         """A component of diffusers without weights, on the meta device; buffers have their values."""
         with init_empty_weights():
-            return self.kind(name).from_config(self.config(name)).eval().requires_grad_(False)
+            try:
+                net = self.kind(name).from_config(self.config(name))
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                where = f"{self.field}: {name}" if self._from_files else f"model.structure.{name}"
+                raise UserError(f"{where} cannot be built ({str(error).splitlines()[0]})") from error
+        return net.eval().requires_grad_(False)
 
     def load(self, name: str, dtype: torch.dtype) -> nn.Module:
         """A component with its weights, on the CPU. Random ones are the same every time, and none is left at zero."""
