@@ -48,6 +48,7 @@ class VideoModel(ABC):
     random: bool = False
     batch_size: int = 8
     takes_images: bool = False  # whether its prompts are ImagePrompts
+    places_itself: bool = False  # whether it moves its denoisers to the device of the clock by itself
     owns_precision: bool = False  # whether its own dtype counts, and no Trainer converts its weights
 
     @property

@@ -30,6 +30,7 @@ from vdq.models.driver import clock_follows
 from vdq.models.image_prompt import ImagePrompt
 from vdq.models.pipelines.driven import Driven, driven_class, watching
 from vdq.models.pipelines.families import facts_of
+from vdq.models.pipelines.offload import KINDS, offloaded
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
 from vdq.quant.layers import linear_modules
@@ -59,13 +60,13 @@ class DiffusersModel(VideoModel):
     pretrained: a local folder, a repository on the Hub, or "random". revision: of the repository. structure: see
     Published. call: the pipeline's own arguments of a call, such as height, width and num_frames. scheduler: fields
     that replace those of its scheduler, and `_class_name` for another one. dtype: of transformer and text encoders,
-    fp32, fp16 or bf16; decode_dtype: of the decoder; tiled: it works on tiles, which saves memory. quantizable:
-    patterns of the layers that may be quantized, None: the linears of the blocks. fps: of the videos. gigabytes: of the
-    download, for messages. net: takes the place of the denoisers, of which `weights_sha256` does not know. Weights are
-    read when they are needed. Raises UserError.
+    fp32, fp16 or bf16; decode_dtype: of the decoder; tiled: it works on tiles, which saves memory. offload: None,
+    "model" or "group" (vdq.models.pipelines.offload). quantizable: patterns of the layers that may be quantized, None:
+    the linears of the blocks. fps: of the videos. gigabytes: of the download, for messages. net: takes the place of the
+    denoisers, of which `weights_sha256` does not know. Weights are read when they are needed. Raises UserError.
     """
 
-    unsigned = ("pretrained", "revision", "cache", "gigabytes")
+    unsigned = ("pretrained", "revision", "cache", "gigabytes", "offload")
     batch_size = 1
     latent_shape = None  # the pipeline draws its noise in the shape it wants
     owns_precision = True
@@ -81,6 +82,7 @@ class DiffusersModel(VideoModel):
         dtype: str = "bf16",
         decode_dtype: str = "fp32",
         tiled: bool = False,
+        offload: str | None = None,
         quantizable: Sequence[str] | None = None,
         fps: int = 16,
         gigabytes: float = 0,
@@ -90,6 +92,8 @@ class DiffusersModel(VideoModel):
         for name, value in {"dtype": dtype, "decode_dtype": decode_dtype}.items():
             if value not in DTYPES:
                 raise UserError(f"model.{name}={value} must be one of {', '.join(DTYPES)}")
+        if offload not in (None, *KINDS):
+            raise UserError(f"model.offload={offload} must be null or one of {', '.join(KINDS)}")
         if fps < 1:
             raise UserError(f"model.fps={fps} must be at least 1")
         if gigabytes < 0:
@@ -97,7 +101,7 @@ class DiffusersModel(VideoModel):
         if quantizable is not None and not quantizable:
             raise UserError("model.quantizable=[] must have at least one pattern; null is all linears of the blocks")
         self.fps, self.dtype, self.decode_dtype = fps, DTYPES[dtype], DTYPES[decode_dtype]
-        self.tiled = tiled
+        self.tiled, self.offload, self.places_itself = tiled, offload, offload is not None
         self.cache, self.call, self.changed_scheduler = Path(cache), dict(call or {}), dict(scheduler or {})
         source = Source("model.pretrained", pretrained, revision, gigabytes)
         self._published = Published(source, structure, self.cache)
@@ -330,8 +334,10 @@ class DiffusersModel(VideoModel):
                 callback(clock.step, latents)
 
         pipeline, experts = self._pipeline, self._experts(denoiser)
-        place = next(iter(denoiser.parameters())).device
+        place = clock.index.device if self.places_itself else next(iter(denoiser.parameters())).device
         with ExitStack() as stack:
+            if self.offload is not None:
+                stack.enter_context(offloaded(self.offload, list(experts.values()), place))
             stack.enter_context(
                 self._set_up(pipeline, place, conditions.batch(place), **experts, **self._image_encoder(place))
             )
