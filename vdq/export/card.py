@@ -31,7 +31,7 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 | the denoiser before | {full:,}, {ratio:.2f} times as much |
 | the same in fp16 | {half:,}, {half_ratio:.2f} times as much |
 
-```
+```python
 from vdq.export import packed
 model = packed.load("PATH")     # needs no calibration and no full-precision weights
 videos = model.video_model()    # text encoder and autoencoder, which are not in this folder

@@ -39,6 +39,8 @@ from vdq.sources import Source
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FRAMES = ("num_frames", "video_length", "frames")  # arguments by which a pipeline of videos is known
+SIZES = (*FRAMES, "height", "width")
+LARGEST = 1 << 20
 OURS = {  # arguments of a call that belong to other fields, or to nobody
     "prompt": "dataset",
     "image": "dataset",
@@ -94,6 +96,10 @@ class DiffusersModel(VideoModel):
             raise UserError(f"model.offload={offload} must be null or one of {', '.join(KINDS)}")
         if fps < 1:
             raise UserError(f"model.fps={fps} must be at least 1")
+        if gigabytes < 0:
+            raise UserError(f"model.gigabytes={gigabytes} must be at least 0")
+        if quantizable is not None and not quantizable:
+            raise UserError("model.quantizable=[] must have at least one pattern; null is all linears of the blocks")
         self.fps, self.dtype, self.decode_dtype = fps, DTYPES[dtype], DTYPES[decode_dtype]
         self.tiled, self.offload, self.places_itself = tiled, offload, offload is not None
         self.cache, self.call, self.changed_scheduler = Path(cache), dict(call or {}), dict(scheduler or {})
@@ -183,6 +189,9 @@ class DiffusersModel(VideoModel):
                     f"model.call.{name} is no argument of {self._published.pipeline_class.__name__}; allowed: "
                     f"{', '.join(self._own_arguments)}{hint}"
                 )
+            value = self.call[name]
+            if name in SIZES and (type(value) is not int or not 1 <= value <= LARGEST):
+                raise UserError(f"model.call.{name}={value} must be an integer in 1..{LARGEST}")
 
     def _check_patterns(self) -> None:
         names = [self._within(fqn) for fqn, _ in linear_modules(self.structure)]
