@@ -172,7 +172,7 @@ def test_no_weight_of_a_quantized_layer_is_stored(method_name, make_run, tmp_pat
     assert kept | {f"{fqn}.stored_codes.codes" for fqn in run.state.layers} <= tensors.keys()
 
 
-@pytest.mark.parametrize("bits", [3, 6, 8, 16])
+@pytest.mark.parametrize("bits", [3, 8, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (6, 16))])
 def test_measured_size_is_the_computed_one(method_name, bits, make_run, tmp_path):
     """Within the safetensors header, part by part."""
     run = make_run(f"quant={method_name}", f"bits.weight={bits}")
