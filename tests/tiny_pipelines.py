@@ -35,6 +35,7 @@ CALLS = {  # arguments of the pipelines that make a video small
     "mochi": {"height": 32, "width": 32, "num_frames": 7, "max_sequence_length": 16},
     "allegro": {"height": 32, "width": 32, "num_frames": 8, "max_sequence_length": 16},
 }
+CALLS |= {f"{name}_i2v": CALLS[name] for name in ("wan", "cogvideox", "ltx")}
 CALLS["hunyuan_video_1_5"] = {"height": 32, "width": 32, "num_frames": 5}
 CALLS["hunyuan_video"]["prompt_template"] = {"template": "a video of {}", "crop_start": 0}
 
@@ -76,11 +77,11 @@ def _t5(config: type = T5Config, model: type = T5EncoderModel) -> nn.Module:
     return model(config(vocab_size=300, d_model=TEXT, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).eval()
 
 
-def _wan_transformer() -> nn.Module:
+def _wan_transformer(in_channels: int = 4) -> nn.Module:
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=4,
         text_dim=TEXT,
         freq_dim=16,
@@ -120,11 +121,26 @@ def wan2_2() -> diffusers.WanPipeline:
 
 
 @_family
+def wan_i2v() -> diffusers.WanImageToVideoPipeline:
+    """Latents, mask and encoded image side by side; no image encoder, as Wan 2.2 has none."""
+    return diffusers.WanImageToVideoPipeline(transformer=_wan_transformer(in_channels=12), **_wan_parts())
+
+
+@_family
 def cogvideox() -> diffusers.CogVideoXPipeline:
+    return diffusers.CogVideoXPipeline(**_cogvideox_parts(in_channels=4))
+
+
+@_family
+def cogvideox_i2v() -> diffusers.CogVideoXImageToVideoPipeline:
+    return diffusers.CogVideoXImageToVideoPipeline(**_cogvideox_parts(in_channels=8))
+
+
+def _cogvideox_parts(in_channels: int) -> dict[str, object]:
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
+        in_channels=in_channels,
         out_channels=4,
         time_embed_dim=8,
         text_embed_dim=TEXT,
@@ -145,22 +161,31 @@ def cogvideox() -> diffusers.CogVideoXPipeline:
         sample_height=32,
         sample_width=32,
     )
-    return diffusers.CogVideoXPipeline(
-        tokenizer=_tokenizer(),
-        text_encoder=_t5(),
-        vae=vae,
-        transformer=transformer,
-        scheduler=diffusers.CogVideoXDDIMScheduler(
+    return {
+        "tokenizer": _tokenizer(),
+        "text_encoder": _t5(),
+        "vae": vae,
+        "transformer": transformer,
+        "scheduler": diffusers.CogVideoXDDIMScheduler(
             prediction_type="v_prediction",
             rescale_betas_zero_snr=True,
             snr_shift_scale=1.0,
             timestep_spacing="trailing",
         ),
-    )
+    }
 
 
 @_family
 def ltx() -> diffusers.LTXPipeline:
+    return diffusers.LTXPipeline(**_ltx_parts())
+
+
+@_family
+def ltx_i2v() -> diffusers.LTXImageToVideoPipeline:
+    return diffusers.LTXImageToVideoPipeline(**_ltx_parts())
+
+
+def _ltx_parts() -> dict[str, object]:
     transformer = diffusers.LTXVideoTransformer3DModel(
         in_channels=8,
         out_channels=8,
@@ -180,9 +205,8 @@ def ltx() -> diffusers.LTXPipeline:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1
     )
-    return diffusers.LTXPipeline(
-        scheduler=scheduler, vae=vae, text_encoder=_t5(), tokenizer=_tokenizer(), transformer=transformer
-    )
+    parts = {"text_encoder": _t5(), "tokenizer": _tokenizer(), "transformer": transformer}
+    return {"scheduler": scheduler, "vae": vae, **parts}
 
 
 @_family

@@ -13,8 +13,8 @@ C, BLOCKS, STEPS, TOKENS, TEXT = 1152, 28, 20, 16 * 32 * 32, 120
 
 
 def test_both_references_stand_beside_a_size():
-    size = ModelSize(1, 1, 1, 1, full_precision=1, original=20, half=10, elements=1)
-    assert beside_references(size.total, size) == "5 (4.00, 2.00)"
+    size = ModelSize(1, 1, 1, 1, 1, full_precision=1, original=24, half=12, elements=1, all_codes=1)
+    assert beside_references(size.total, size) == "6 (4.00, 2.00)"
 
 
 @pytest.mark.slow

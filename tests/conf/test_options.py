@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vdq.backends.cuda.backend import unavailable
 from vdq.errors import UserError
+from vdq.methods import Method
 from vdq.metrics.catalogue import CATALOGUE
 from vdq.stages.experiment import Experiment
 
@@ -52,7 +53,7 @@ def test_composes_and_makes_its_cheap_objects(group, option):
     else:
         Experiment(cfg)  # sampler, method, backend, prompts, tracker
     for target in targets(OmegaConf.to_container(cfg, resolve=True)):
-        arguments = target.keys() - {"_target_", "_partial_", "name"}
+        arguments = target.keys() - {"_target_", "_partial_", "name", *Method.neutral}
         inspect.signature(get_method(target["_target_"])).bind_partial(**dict.fromkeys(arguments))
 
 

@@ -1,13 +1,18 @@
 """Prompt files are built byte by byte, so what is expected is written beside them."""
 
+import json
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
 
 from vdq.data.prompts import PromptDataset, PromptSet, load_prompts
+from vdq.errors import UserError
+from vdq.models.image_prompt import described
 
 
 def test_bom_crlf_and_blank_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -64,3 +69,40 @@ def test_the_index_stays_with_its_prompt() -> None:
     assert [i for i, _ in pairs] != [0, 1, 2, 3, 4] and sorted(pairs) == list(enumerate("abcde"))
     halves = [DistributedSampler(dataset, num_replicas=2, rank=rank, shuffle=False) for rank in range(2)]
     assert {dataset[i] for half in halves for i in half} == set(enumerate("abcde"))
+
+
+def image_file(folder: Path) -> Path:
+    Image.new("RGB", (4, 3), "red").save(folder / "first.png")
+    return folder / "first.png"
+
+
+def test_a_csv_gives_prompts_with_images_that_travel_as_texts(tmp_path):
+    image_file(tmp_path)
+    (tmp_path / "prompts.csv").write_text('prompt,image\n"a red, big star",first.png\n', encoding="utf-8")
+    (prompt,) = load_prompts(tmp_path / "prompts.csv")
+    assert prompt == "a red, big star" and json.dumps([prompt]) == '["a red, big star"]'
+    assert prompt.opened().size == (4, 3)
+    again = pickle.loads(pickle.dumps(prompt))
+    assert again == prompt and again.image == tmp_path / "first.png"
+    ((_, batch),) = DataLoader(PromptDataset([prompt]))
+    assert batch[0].image == prompt.image
+    assert described([prompt, "plain"]) == [["a red, big star", prompt.sha256], "plain"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("prompt,picture\na,first.png\n", "has the columns .*, a CSV must have prompt,image"),
+        ("prompt,image\n", "holds no prompt"),
+        ("prompt,image\na red, big star,first.png\n", "row 2 must be one prompt, in quotes if it holds a comma"),
+        ("prompt,image\na,\n", "row 2 must be one prompt"),
+        ('prompt,image\n"a,first.png\n', "is no valid CSV at line"),
+        ("prompt,image\na,second.png\n", "second.png of prompt 'a' cannot be read as an image"),
+        ("prompt,image\na,prompts.csv\n", "prompts.csv of prompt 'a' cannot be read as an image"),
+    ],
+)
+def test_a_csv_that_is_no_list_of_images_is_refused(tmp_path, content, message):
+    image_file(tmp_path)
+    (tmp_path / "prompts.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_prompts(tmp_path / "prompts.csv")

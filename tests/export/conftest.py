@@ -85,6 +85,7 @@ def quantized_run(*overrides: str) -> QuantizedRun:
         num_steps=steps,
         quantizable=MODEL.quantizable,
         timesteps=MODEL.timesteps(made.sampler),
+        keep=made.keep,
     )
     return QuantizedRun(
         name="tiny_0123456789",

@@ -26,7 +26,7 @@ from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.methods import FullPrecisionMethod, StaticMethod
 from vdq.models.stdit import FusedLinear
-from vdq.quant import apply, model_size, projections
+from vdq.quant import apply, model_size, projections, set_bytes
 from vdq.quant.codebook import Codebook
 from vdq.quant.report import MEGABYTE
 
@@ -77,6 +77,56 @@ def test_another_backend_samples_what_it_samples_from_full_precision(backend, ma
     path = export(make_run("quant=tsq_2tr"), tmp_path / "packed")
     run = make_run("quant=tsq_2tr", f"backend={backend}")
     assert torch.equal(sample(packed.load(path, backend=INTEGER[backend]()), run), expected_latents(run))
+
+
+@pytest.mark.parametrize("backend", ["fake_quant", *INTEGER])
+def test_original_weights_in_place_of_codes_sample_the_same_bits(backend, make_run, expected_latents, tmp_path):
+    run = make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}")
+    artefact.write(packed.PackedExporter(weight_sets="requantize"), run, tmp_path / "packed")
+    model = packed.load(tmp_path / "packed")
+    assert torch.equal(sample(model, run), expected_latents(run))
+    stored = load_file(tmp_path / "packed" / FILE)
+    assert not any(name.endswith(".codes") for name in stored)
+    assert all(torch.equal(stored[f"{p.fqn}.weight"], p.weight) for p in projections(run.denoiser))
+    with pytest.raises(UserError, match="^export.weight_sets=disk must be one of auto, keep, requantize$"):
+        packed.PackedExporter(weight_sets="disk")
+
+
+@pytest.mark.parametrize("kept", [(), ("quant.keep_steps=[1]",)])
+@pytest.mark.parametrize("recipe_of", ["tsq_tsw", "asq", "static_plus"])
+def test_what_is_smaller_is_stored_and_counted(recipe_of, kept, make_run, expected_latents, tmp_path, monkeypatch):
+    """With layers that are not small: four sets of 16-bit codes take twice an fp32 weight, one set half of it."""
+    monkeypatch.setattr(set_bytes, "SMALL", 0)
+    run = make_run(f"quant={recipe_of}", "bits=w16a16" if recipe_of != "static_plus" else "bits=w8a8", *kept)
+    model = packed.load(export(run, tmp_path / "packed"))
+    assert torch.equal(sample(model, run), expected_latents(run))
+    sources, coded = len(model.contents["sources"]), len(run.state.layers)
+    assert sources == (coded if kept or recipe_of == "tsq_tsw" else 0)
+    codes = sum(name.endswith(".codes") for name in load_file(tmp_path / "packed" / FILE))
+    assert codes == (coded if recipe_of == "static_plus" or sources == 0 else 0)
+    stored = sum(model.contents["bytes"].values()) / MEGABYTE
+    assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["fake_quant", *INTEGER])
+def test_kept_layers_and_steps_are_stored_and_sample_the_same_bits(backend, make_run, expected_latents, tmp_path):
+    kept = ("quant.keep=['*.attn.k','*.mlp.fc2']", "quant.keep_steps=[0,-1]")
+    run = make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}", *kept)
+    expected = expected_latents(run)
+    assert not torch.equal(expected, expected_latents(make_run("quant=tsq_tsw", "bits=w6a8", f"backend={backend}")))
+    path = export(run, tmp_path / "packed")
+    model = packed.load(path)
+    assert torch.equal(sample(model, run), expected)
+    assert model.state.kept_steps == (0, 3) and FQN.replace("fc1", "fc2") not in model.state.layers
+    stored = sum(model.contents["bytes"].values()) / MEGABYTE
+    assert stored == pytest.approx(model_size(run.denoiser, run.state).total, rel=1e-6)
+    text = (path / "README.md").read_text()
+    assert "| kept layers | 2 in full precision: `*.attn.k`, `*.mlp.fc2` |" in text
+    assert "| kept steps | 0, 3 of 0..3 in full precision |" in text
+
+
+def test_the_card_of_what_is_not_kept_says_nothing_of_it(make_run, tmp_path):
+    assert "keep" not in (export(make_run("quant=asq"), tmp_path / "packed") / "README.md").read_text()
 
 
 SINGLE = ["shift", "rotation", "correction", "bits", "codes", "branch", "groups"]
@@ -228,7 +278,7 @@ def test_parts_of_a_fused_linear_may_stay_in_full_precision(tmp_path):
     with torch.device("meta"):
         empty = Net()
     coded = packed.QuantState(packed.restored_layers(empty, contents, tensors, tmp_path), 2)
-    loaded = apply(packed.filled(empty, tensors, coded), coded, StepClock(2), FakeQuantBackend())
+    loaded = apply(packed.filled(empty, tensors), coded, StepClock(2), FakeQuantBackend())
     x = torch.randn(3, 6)
     assert torch.equal(loaded(x), apply(net, state, StepClock(2), FakeQuantBackend())(x))
 

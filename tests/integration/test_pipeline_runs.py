@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests import tiny_pipelines
 from vdq.commands.run import run
+from vdq.diffusion.clock import StepClock
 from vdq.errors import UserError
 from vdq.installation import CONF
 from vdq.models.pipelines.model import DiffusersModel
@@ -21,7 +22,7 @@ from vdq.quant import Stats
 
 STEPS = 4
 METHODS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
-OPTIONS = {"qvd": ["quant.temporal_bits=null"]}  # without which it refuses
+OPTIONS = {"qvd": ["quant.temporal_bits=null"], "tsq_10tr": ["quant.num_time_ranges=3"]}  # without which it refuses
 LAYERS = {"wan": 20, "wan2_2": 40, "cogvideox": 12, "ltx": 20}
 
 
@@ -96,10 +97,30 @@ def test_families_run_whole_and_integers_compute_what_the_simulation_does(progra
     assert ran["quantized_layers"] == LAYERS[program.name]
 
 
-def test_parameters_follow_the_steps(wan):
-    """Ranges of every step are better than one for all; at the wrong step they are far worse."""
-    exact = wan.latents("quant=fp16")
-    assert psnr(wan.latents("quant=tsw", "bits=w8a8"), exact) > psnr(wan.latents("quant=cw_tw", "bits=w8a8"), exact)
+def test_parameters_follow_the_steps(tmp_path_factory, monkeypatch):
+    """With the clock stopped the parameters of the first step serve all, which costs far more than quantization."""
+    wan = program_of("wan", tmp_path_factory)
+    path = next((wan.folder / "pipeline" / "transformer").glob("*.safetensors"))
+    loud = {name: tensor * (400 if "time_proj" in name else 1) for name, tensor in load_file(path).items()}
+    save_file(loud, path, metadata={"format": "pt"})  # the timestep then says much, as in trained networks
+    exact, options = wan.latents("quant=fp16"), ("quant=tsq_tsw", "bits=w8a8")
+    following = psnr(wan.latents(*options), exact)
+    move = StepClock.set
+    monkeypatch.setattr(StepClock, "set", lambda clock, step, branch=None: move(clock, 0, branch))
+    stopped = psnr(wan.latents(*options, "stages=[sample]", "force=true", "seed=42"), exact)
+    assert following > stopped + 10
+
+
+def test_an_artefact_of_branches_is_for_its_own_schedule(wan):
+    recipe = ("quant=tsq_tsw", "quant.per_branch=true", "bits=w8a8")
+    folder = wan.run(*recipe, "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
+    artefact, other = f"artefact={folder / 'export' / 'packed'}", "model.scheduler={flow_shift: 9.0}"
+    assert torch.equal(wan.latents(*recipe, artefact), wan.latents(*recipe))
+    with pytest.raises(UserError, match="the parameters are for 4 steps, 999 ... .*, the sampler has 4 steps, 999 ..."):
+        wan.run(*recipe, artefact, other)
+    nearest = json.loads((wan.run(*recipe, artefact, other, "quant.match=nearest") / "result.json").read_text())
+    assert nearest["largest_timestep_distance"] > nearest["mean_timestep_distance"] > 0
+    assert json.loads((folder / "result.json").read_text())["psnr"] > nearest["psnr"] > 10
 
 
 def test_an_interrupted_run_goes_on(wan):
@@ -122,10 +143,13 @@ def test_two_experts_are_calibrated_at_their_own_steps(tmp_path_factory):
     program = program_of("wan2_2", tmp_path_factory)
     program.run("quant=tsq_tsw", "bits=w8a8", "stages=[calibrate]")
     stats = Stats.load(next((program.folder / "runs" / "cache").glob("stats_*.safetensors")))
-    model = DiffusersModel(pretrained=str(program.folder / "pipeline"), call=tiny_pipelines.CALLS["wan2_2"])
-    windows = model.windows(program.config().sampler)
-    assert {fqn.partition(".")[0] for fqn in stats.layers} == set(windows)
-    assert [len(steps) for steps in windows.values()] == [1, 3]
+    scheduler = tiny_pipelines.build("wan2_2").scheduler
+    scheduler.set_timesteps(STEPS)
+    first = int((scheduler.timesteps >= 875).sum())  # boundary_ratio 0.875 of 1000
+    for name, steps in (("transformer", range(first)), ("transformer_2", range(first, STEPS))):
+        layer = stats.layers[f"{name}.blocks.0.ffn.net.2"]
+        different = torch.unique(layer.max, dim=0)  # of a step outside the window, the nearest in it
+        assert 0 < len(steps) == len(different)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from vdq.diffusion.clock import CONDITIONAL, UNCONDITIONAL, StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.samplers import DDIMSampler, Sampler
 from vdq.errors import UserError
+from vdq.models.image_prompt import ImagePrompt
 from vdq.models.pipelines.model import DiffusersModel
 from vdq.quant.layers import linear_modules
 from vdq.quant.observers import Observer
@@ -26,13 +28,17 @@ from vdq.quant.observers import Observer
 NAMES = sorted(tiny_pipelines.FAMILIES)
 PROMPTS = ["a cat", "a red dog"]
 STEPS, GUIDANCE = 4, 4.0
-ONE_PROMPT = {"latte"}  # cuts the text to its length
-TWO_CALLS = {"wan", "wan2_2", "hunyuan_video_1_5"}
+IMAGES = {"wan_i2v", "cogvideox_i2v", "ltx_i2v"}
+ONE_PROMPT = {"latte", *IMAGES}  # cuts the text to its length; has one image a call
+TWO_CALLS = {"wan", "wan2_2", "wan_i2v", "hunyuan_video_1_5"}
 WITHOUT_CALLBACK = "hunyuan_video_1_5"  # its guidance is a component, and its call takes no callback
 LINEARS = {  # of a block, as counted in the source of diffusers; Latte's two kinds of blocks have 10 and 6
     "wan": 20,
     "wan2_2": 40,
     "cogvideox": 12,
+    "cogvideox_i2v": 12,
+    "ltx_i2v": 20,
+    "wan_i2v": 20,
     "ltx": 20,
     "hunyuan_video": 17,
     "hunyuan_video_1_5": 12,
@@ -74,11 +80,28 @@ class Tiny:
             pipeline.scheduler.step = lambda *args, **kw: (step(*args, **kw), after and after(next(done)))[0]
         elif after is not None:
             settings["callback_on_step_end"] = lambda pipeline, step, timestep, tensors: after(step) or {}
+        if self.name in IMAGES:
+            settings["image"] = prompts[0].opened()
+        prompts = list(map(str, prompts))
         return pipeline(prompt=prompts, **settings | tiny_pipelines.CALLS[self.name] | named).frames
 
     @property
+    def both(self) -> list[str]:
+        """Two prompts, with images where the pipeline takes them."""
+        if self.name not in IMAGES:
+            return PROMPTS
+        found = []
+        for number, prompt in enumerate(PROMPTS):
+            path = self.cache.parent / f"{number}.png"
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+            found.append(ImagePrompt(prompt, path))
+        return found
+
+    @property
     def prompts(self) -> list[str]:
-        return PROMPTS[:1] if self.name in ONE_PROMPT else PROMPTS
+        """As many of them as may be in one batch."""
+        return self.both[:1] if self.name in ONE_PROMPT else self.both
 
 
 @pytest.fixture(scope="session", params=NAMES)
@@ -141,7 +164,7 @@ def test_timesteps_are_those_of_the_calls(tiny):
     experts = [model.denoiser] if len(model.denoisers) == 1 else list(model.denoiser.values())
     for expert in experts:
         expert.register_forward_pre_hook(
-            lambda _, args, named: seen.append(float(named["timestep"].flatten()[0])), with_kwargs=True
+            lambda _, args, named: seen.append(float(named["timestep"].max())), with_kwargs=True
         )
     sampled(model, tiny.prompts[:1])
     told = model.timesteps(Sampler(steps=STEPS, guidance_scale=GUIDANCE))
@@ -183,11 +206,11 @@ def test_statistics_are_those_of_hooks_in_the_plain_pipeline(tiny, batch_size):
     model, clock, seen = tiny.model(), StepClock(STEPS), {}
     if batch_size > len(tiny.prompts):
         pytest.skip("this pipeline encodes prompts one by one")
-    model.prepare(PROMPTS, "cpu")
+    model.prepare(tiny.both, "cpu")
     with Observer(model.denoiser, clock, model.quantizable, model.packed) as observer:
         for first in range(0, 2, batch_size):
             indices = range(first, first + batch_size)
-            prompts = [PROMPTS[index] for index in indices]
+            prompts = [tiny.both[index] for index in indices]
             sampler = Sampler(steps=STEPS, guidance_scale=GUIDANCE)
             model.sample(model.denoiser, model.encode(prompts), PromptNoise(1, indices, None), clock, sampler)
     stats = observer.stats(num_prompts=2, window=lambda fqn: model.window(fqn, Sampler(steps=STEPS)))
@@ -203,7 +226,7 @@ def test_statistics_are_those_of_hooks_in_the_plain_pipeline(tiny, batch_size):
     def after(index: int) -> None:
         step["now"] = index + 1
 
-    for index, prompt in enumerate(PROMPTS):
+    for index, prompt in enumerate(tiny.both):
         step["now"] = 0
         generator = PromptNoise(1, [index], None).generators()
         tiny.call(plain, [prompt], generator=generator, after=after)
@@ -227,6 +250,17 @@ def test_encoded_prompts_need_no_text_encoder(wan):
     assert torch.equal(sampled(model, PROMPTS), expected)
     with pytest.raises(UserError, match="the text encoder cannot be read"):
         model.prepare(["a new prompt"], "cpu")
+
+
+def test_images_of_one_text_are_encoded_each(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan_i2v")
+    tiny = Tiny("wan_i2v", tiny_pipelines.save("wan_i2v", folder / "pipeline"), folder / "cache")
+    first, second = (ImagePrompt("a cat", prompt.image) for prompt in tiny.both)
+    model = tiny.model()
+    assert model.prepare([first, second], "cpu") == 2
+    assert not torch.equal(sampled(model, [first]), sampled(model, [second]))
+    with pytest.raises(UserError, match="batch_size=2 must be 1 for videos of images"):
+        sampled(model, [first, second])
 
 
 def test_a_changed_scheduler_is_that_of_a_plain_pipeline_with_it(wan):
@@ -329,3 +363,14 @@ def test_a_model_that_is_quantized_already_is_refused(wan):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "torchao"}}))
     with pytest.raises(UserError, match="transformer is quantized already"):
         _ = wan.model().denoiser
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloaded_denoisers_compute_the_same(tmp_path_factory, offload):
+    """On a CPU, where nothing really moves; no GPU was at hand."""
+    folder = tmp_path_factory.mktemp("wan2_2")
+    tiny = Tiny("wan2_2", tiny_pipelines.save("wan2_2", folder / "pipeline"), folder / "cache")
+    expected = sampled(tiny.model(), PROMPTS[:1])
+    model = tiny.model(offload=offload)
+    for _ in range(2):  # what it did the first time is undone
+        assert torch.equal(sampled(model, PROMPTS[:1]), expected)

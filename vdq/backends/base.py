@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from vdq.backends.set_choice import SetChoice
 from vdq.errors import UserError
 from vdq.quant.affine import MAX_BITS
 from vdq.quant.linear import LayerSpec, TransformedLinear
@@ -22,6 +23,7 @@ class Backend(ABC):
     most_bits = MAX_BITS
     unsigned: tuple[str, ...] = ()  # arguments that say where things are: no number depends on them
     version = 1  # to be raised when the same parameters would give other outputs
+    weight_sets: SetChoice | None = None  # where it can choose where weight sets are
 
     @property
     def option(self) -> str:

@@ -31,10 +31,12 @@ Written by `python -m vdq.commands.sizes`.
 
 {sizes}
 
-Codes at their bit-width for every weight set; scales, zero points, smoothing factors and everything that is
-not quantized in fp32, among them the two linears of temporal features that `qvd` quantizes as well: their
-codebooks follow from weights. Shifts, corrections and the low-rank branch of `static_plus` are fp16. Full precision is
-{parameters:.1f} M parameters and {buffers:.1f} M numbers of position tables and the null caption.
+Codes at their bit-width for every weight set, or the original weights in fp32 where those take less than the codes of
+all sets, which are then made of them step by step; the last column has the codes of all sets at 8 bits. Scales, zero
+points, smoothing factors and everything that is not quantized are in fp32, among them the two linears of temporal
+features that `qvd` quantizes as well: their codebooks follow from weights. Shifts, corrections and the low-rank branch
+of `static_plus` are fp16. Full precision is {parameters:.1f} M parameters and {buffers:.1f} M numbers of position
+tables and the null caption.
 
 What the quantized layers store and compute beside integers, with 4-bit weights: a share is of the integer multiply-adds
 (MACs) of one call of the denoiser for a video. The branch of `static_plus` multiplies in floating point; a rotation is
@@ -51,17 +53,24 @@ STRUCTURE = ["model=opensora_v1_512", *(f"model.weights.{part}=random" for part 
 
 
 def planned(quant: str, bits: str) -> tuple[Experiment, QuantState]:
-    """A method on the full model without weights: parameters of every layer on the meta device."""
+    """A method on STDiT-XL/2 without weights."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = Experiment(compose("config", overrides=[*STRUCTURE, f"quant={quant}", f"bits={bits}"]))
-    steps, model = experiment.sampler.steps, experiment.model
+    return experiment, planned_on(experiment, experiment.model.structure)
+
+
+def planned_on(experiment: Experiment, structure: nn.Module) -> QuantState:
+    """What the method of an experiment decides for its model, whose structure is on the meta device, as are the
+    parameters of every layer.
+    """
+    steps = experiment.sampler.steps
     layers, by_shape = {}, {}
-    for p in projections(model.structure, model.quantizable) if experiment.method.quantizes else []:
+    for p in projections(structure, experiment.model.quantizable) if experiment.method.quantizes else []:
         if p.weight.shape not in by_shape:
             stats = LayerStats.empty(steps, p.weight.shape[1], "meta").with_zeros()
-            by_shape[p.weight.shape] = experiment.method.layer(p.weight, stats, steps)
+            by_shape[p.weight.shape] = experiment.method.layer(p.weight.float(), stats, steps)
         layers[p.fqn] = by_shape[p.weight.shape]
-    return experiment, QuantState(layers, steps)
+    return QuantState(layers, steps)
 
 
 def table() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -77,6 +86,7 @@ def table() -> tuple[pd.DataFrame, pd.DataFrame]:
         sets = max((quant.weight.num_sets for quant in state.layers.values()), default=1)
         row = {"method": quant, "layers": len(state.layers), "weight sets": sets}
         row |= {f"W{bits}": beside_references(size.total, size) for bits, size in found.items()}
+        row["codes, W8"] = f"{found[8].all_codes:.0f}"
         sizes.append(row | {"sort": found[8].total})
         if state.layers:
             costs.append({"method": quant} | _beside(experiment.model.structure, state) | {"sort": found[8].total})

@@ -24,6 +24,7 @@ from vdq.stages.experiment import Experiment
 
 Idle = Iterator[tuple[str, str]]  # an option and why it does nothing
 NO_MODEL = ("model", "quant", "bits", "alpha", "sampler", "dataset", "backend", "artefact", "batch_size", "seed")
+OF_QUANTIZED = ("bits", "backend", "alpha", "quant.keep", "quant.keep_steps")
 OF_PEERS = ("peers", "frames", "side", "hidden_size", "num_heads", "caption_tokens", "caption_channels")
 
 
@@ -96,7 +97,7 @@ def _of_one_run(experiment: Experiment, wanted: set[str]) -> Idle:
     """Of stages alone: commands look at other runs too."""
     quant = experiment.cfg.quant
     if not experiment.method.quantizes:
-        yield from ((name, f"quant={quant.name} is not quantized") for name in ("bits", "backend", "alpha"))
+        yield from ((name, f"quant={quant.name} is not quantized") for name in OF_QUANTIZED)
         return
     if wanted == {"calibrate"}:
         same = "the statistics are the same for all"

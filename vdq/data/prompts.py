@@ -1,5 +1,7 @@
 """Prompt files and prompt sets: one prompt a line, numbered by position, since the number decides a prompt's noise."""
 
+import csv
+import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -10,19 +12,24 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from vdq.errors import UserError
+from vdq.models.image_prompt import ImagePrompt
 
 logger = logging.getLogger(__name__)
 
 
 def load_prompts(path: str | PathLike[str]) -> list[str]:
-    """Prompts of a UTF-8 text file, one a line, in the file's order and without surrounding blanks.
+    """Prompts of a UTF-8 text file, one a line, in the file's order and without surrounding blanks; of a CSV with the
+    columns prompt and image, ImagePrompts, whose images are named from the folder of the CSV.
 
     A byte order mark and CRLF line ends are no part of a prompt. Blank lines are dropped, duplicates kept (their noise
     differs); both are logged.
 
     Raises:
-        UserError: if the file is missing, is not UTF-8 or holds no prompt.
+        UserError: if the file is missing, is not UTF-8 or holds no prompt, for an image that is none, and for a CSV
+            with other columns.
     """
+    if Path(path).suffix.lower() == ".csv":
+        return _load_csv(Path(path))
     lines = _read_text(Path(path)).split("\n")
     # The end of the last line is no blank line.
     if lines[-1] == "":
@@ -36,6 +43,24 @@ def load_prompts(path: str | PathLike[str]) -> list[str]:
     if repeated:
         logger.warning("%s: %d prompts occur more than once and are kept, such as %r", path, len(repeated), repeated[0])
     return prompts
+
+
+def _load_csv(path: Path) -> list[str]:
+    rows = csv.DictReader(io.StringIO(_read_text(path), newline=""), restkey="more", strict=True)
+    try:
+        prompts = list(rows)
+    except csv.Error as error:
+        raise UserError(f"prompt file {path} is no valid CSV at line {rows.line_num} ({error})") from error
+    if rows.fieldnames is None or set(rows.fieldnames) != {"prompt", "image"}:
+        raise UserError(f"prompt file {path} has the columns {rows.fieldnames}, a CSV must have prompt,image")
+    if not prompts:
+        raise UserError(f"prompt file {path} holds no prompt; one prompt a line is allowed")
+    for number, row in enumerate(prompts, 2):
+        if "more" in row or not all((row[name] or "").strip() for name in ("prompt", "image")):
+            raise UserError(
+                f"prompt file {path}: row {number} must be one prompt, in quotes if it holds a comma, and one image"
+            )
+    return [ImagePrompt(row["prompt"].strip(), path.parent / row["image"].strip()) for row in prompts]
 
 
 @dataclass(frozen=True, kw_only=True)

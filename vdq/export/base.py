@@ -18,9 +18,10 @@ from vdq.quant.state import QuantState
 class QuantizedRun:
     """A run whose parameters are decided.
 
-    name, signature: of the run folder. model: the video model; denoiser: its own in full precision, fp32 on the CPU.
-    state: how it is quantized. config: the composed configuration as plain data; its groups model, quant, sampler and
-    backend say with `_target_` what made the objects here.
+    name, signature: of the run folder. model: the video model; denoiser: its own in full precision, in the dtype of the
+    model on the CPU. state: how it is quantized. prompt: one that the model has prepared. config: the composed
+    configuration as plain data; its groups model, quant, sampler and backend say with `_target_` what made the objects
+    here.
     """
 
     name: str
@@ -31,15 +32,18 @@ class QuantizedRun:
     sampler: Sampler
     backend: Backend
     config: dict[str, Any]
+    prompt: str = ""
 
 
 class Exporter(ABC):
     """Writes one kind of artefact. `_target_` in conf/export is the registry; `name` is the option's name, the name of
     the folder and the `kind` in its manifest. `path` is where the folder shall be, None: export/<name> in the run's.
+    keeps_steps: whether the artefact can run some steps in full precision (QuantState.kept_steps).
     """
 
     name: str
     version: int  # of the folder's layout; a loader takes no other
+    keeps_steps = False
 
     def __init__(self, *, path: str | None = None) -> None:
         self.path = path
@@ -52,6 +56,11 @@ class Exporter(ABC):
     @abstractmethod
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         """Raises UserError with the reason if such a run cannot be exported. Called before any model is built."""
+
+    def check_model(self, model: VideoModel) -> None:  # noqa: B027  (an exporter may take every model)
+        """Raises UserError with the reason if such a model cannot be exported. Called before calibration; loads no
+        weights.
+        """
 
     @abstractmethod
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vdq.diffusion.timesteps import described, distance
 from vdq.export.base import QuantizedRun
+from vdq.methods.base import Method
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.parts import ActQuantizer, Branch, InputTransform, OutputTransform, WeightQuantizer
 
@@ -18,7 +19,7 @@ The denoiser of `{model}` quantized {kind}: {layers} linear layers with {bits}-b
 | | |
 |---|---|
 | method | `quant={quant}` {settings} |
-{parts}
+{parts}{kept}
 | sampler | `{sampler}`, {schedule} |
 | run | `{run}`, signature `{signature}` |
 | made with | backend `{backend}` |
@@ -49,7 +50,7 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
     quant, model = config["quant"], config["model"]
     static = all(quant.act.static for quant in layers)
     total = sum(contents["bytes"].values())
-    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name", "match")}
+    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name", *Method.neutral)}
     return CARD.format(
         run=run.name,
         signature=run.signature,
@@ -60,6 +61,7 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         quant=quant.get("name", quant["_target_"]),
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
         parts="\n".join(_lines(layers)),
+        kept="".join(f"\n{line}" for line in _kept(run)),
         sampler=config["sampler"]["_target_"].rpartition(".")[2],
         schedule=_schedule(contents),
         backend=run.backend.arithmetic,
@@ -93,6 +95,18 @@ def _lines(layers: list[LayerQuant]) -> list[str]:
         said = Counter(part.line for quant in layers for part in quant.parts if isinstance(part, slot))
         rows += [f"| {name} | {line} ({count} layers) |" for line, count in said.items()]
     return rows
+
+
+def _kept(run: QuantizedRun) -> list[str]:
+    """A row for the layers, and one for the steps, that the user wants in full precision."""
+    quant, steps, lines = run.config["quant"], run.state.kept_steps, []
+    if patterns := quant.get("keep"):
+        count = sum(row.reason.startswith("quant.keep") for row in run.state.report)
+        lines.append(f"| kept layers | {count} in full precision: {', '.join(f'`{each}`' for each in patterns)} |")
+    if steps:
+        numbers = ", ".join(map(str, steps))
+        lines.append(f"| kept steps | {numbers} of 0..{run.state.num_steps - 1} in full precision |")
+    return lines
 
 
 def _source(weights: Any) -> str:

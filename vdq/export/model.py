@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Noise, Sampler
 from vdq.errors import UserError
-from vdq.export.rebuild import rebuild
 from vdq.models.base import Callback, EncodedPrompts, VideoModel
+from vdq.rebuild import rebuild
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,40 @@ python -m vdq.export.sample PATH --prompt "..."
 {random}
 Licence: these weights are derived from those of `{model}` and stay under their licence.
 """
+TRANSFORMER_CARD = """# {run}
+
+The denoiser of `{model}`, quantized statically: `quant={quant}`, {weight_bits}-bit weights per output channel,
+{act_bits}-bit activations per tensor. Made by vdq:
+`python run.py 'stages=[export]' export=onnx_qdq export.steps={steps} export.weight_type={weight_type}`.
+
+ONNX opset 21, IR version 10. A graph takes the tensors of one call of the transformer in its pipeline, for one prompt,
+by the names of its arguments; of an argument that is a tuple, the name is followed by the place of each tensor:
+
+| input | type | shape |
+|---|---|---|
+{inputs}
+
+{step} The output is `output` fp32, what the transformer returns.
+
+The {count} graph(s) read their tensors from `denoiser.data` beside them; `manifest.json` names the graph of every step
+of the run's scheduler, and holds the configuration and the SHA-256 of every file.
+
+```
+python -m vdq.export.sample PATH --prompt "..."
+```
+
+## What was lost
+
+- Other sizes, numbers of frames and tokens, schedules and step counts: the graphs fit no others. {fixed}
+- The dtype: all but the quantized products is fp32.
+- Whatever is not a transformer: text encoder, autoencoder, scheduler, guidance.
+
+## In a session of your own
+
+{session}
+{random}
+Licence: these weights are derived from those of `{model}` and stay under their licence.
+"""
 STEP = "`step` int64 scalar, the number of the denoising step, where a graph has this input."
 NO_STEP = "No graph takes the step: every scale is a constant."
 NOTES = {
@@ -59,26 +93,43 @@ an export with `export.weight_type=uint8` wrong, nor one of a run with `bits.wei
 
 
 def card(run: QuantizedRun, contents: dict[str, Any], *, saturating: bool) -> str:
-    """Markdown. saturating: whether sums of products of some layer would leave 16 bits with int8 weights."""
-    quant = next(iter(run.state.layers.values()))
+    """Writes the card of an STDiT. saturating: whether sums of products would leave 16 bits with int8 weights."""
     channels, *size = run.model.latent_shape
     length, width = run.denoiser.y_embedder.y_embedding.shape
     return CARD.format(
-        run=run.name,
-        model=run.config["model"]["name"],
-        quant=run.config["quant"]["name"],
-        weight_bits=quant.weight.bits,
-        act_bits=quant.act.bits,
-        steps=contents["steps"],
-        weight_type=contents["weight_type"] if saturating else "null",
         x=[2, channels, *size],
         y=[2, 1, length, width],
         null=NULL_CAPTION,
         mask=[1, length],
-        step=STEP if contents["steps"] == "gather" else NO_STEP,
         output=[2, 2 * channels, *size],
-        count=len(set(contents["graphs"])),
         sampler=run.config["sampler"]["_target_"].rpartition(".")[2],
-        session={UINT8: UNSIGNED, INT8: SIGNED}[contents["weight_type"]] if saturating else NARROW,
-        random="\nThe weights are random: this is for work on structure and speed.\n" if run.model.random else "",
+        **_common(run, contents, saturating),
     )
+
+
+def transformer_card(run: QuantizedRun, contents: dict[str, Any], *, saturating: bool) -> str:
+    """Writes the card of transformers of diffusers."""
+    inputs = [f"| `{name}` | {dtype} | {shape} |" for name, (dtype, shape) in contents["inputs"].items()]
+    fixed = ", ".join(f"{name}={value}" for name, value in contents["fixed"].items())
+    return TRANSFORMER_CARD.format(
+        inputs="\n".join(inputs),
+        fixed=f"Fixed as well: {fixed}." if fixed else "",
+        **_common(run, contents, saturating),
+    )
+
+
+def _common(run: QuantizedRun, contents: dict[str, Any], saturating: bool) -> dict[str, Any]:
+    quant = next(iter(run.state.layers.values()))
+    return {
+        "run": run.name,
+        "model": run.config["model"]["name"],
+        "quant": run.config["quant"]["name"],
+        "weight_bits": quant.weight.bits,
+        "act_bits": quant.act.bits,
+        "steps": contents["steps"],
+        "weight_type": contents["weight_type"] if saturating else "null",
+        "step": STEP if contents["steps"] == "gather" else NO_STEP,
+        "count": len(set(contents["graphs"])),
+        "session": {UINT8: UNSIGNED, INT8: SIGNED}[contents["weight_type"]] if saturating else NARROW,
+        "random": "\nThe weights are random: this is for work on structure and speed.\n" if run.model.random else "",
+    }

@@ -27,12 +27,10 @@ ALIGNMENT = 4096  # a page, so that files can be mapped
 
 
 def traced(quantized: STDiT) -> ModelProto:
-    """The graph of a denoiser with layers of OnnxBackend, fp32 on the CPU: one node for each of them.
+    """The graph of an STDiT with layers of OnnxBackend, fp32 on the CPU: one node for each of them.
 
     Inputs, for one prompt: x fp32 [2, c, T, H, W], timestep int64 [2], y fp32 [2, 1, L, D], mask int64 [1, L].
     """
-    for chatty in ("onnx_ir", "onnxscript"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     length, width = quantized.y_embedder.y_embedding.shape
     example = (
         torch.zeros(ROWS, quantized.in_channels, *quantized.input_size),
@@ -40,12 +38,19 @@ def traced(quantized: STDiT) -> ModelProto:
         torch.zeros(ROWS, 1, length, width),
         torch.ones(1, length, dtype=torch.long),
     )
+    return traced_call(quantized, dict(zip(INPUTS, example, strict=True)))
+
+
+def traced_call(quantized: nn.Module, example: dict[str, Tensor]) -> ModelProto:
+    """The same of any network that is a function of tensors, whose inputs get these names."""
+    for chatty in ("onnx_ir", "onnxscript"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     program = torch.onnx.export(
         quantized.eval(),
-        example,
+        tuple(example.values()),
         dynamo=True,
         opset_version=OPSET,
-        input_names=list(INPUTS),
+        input_names=list(example),
         output_names=[OUTPUT],
         verbose=False,
     )
@@ -80,15 +85,23 @@ def layer_template(layer: LayerSpec, shape: Sequence[int]) -> ModelProto:
 
 
 def write_graphs(
-    template: ModelProto, layers: dict[str, LayerSpec], folder: Path, *, constant: bool, unsigned: bool
+    template: ModelProto,
+    layers: dict[str, LayerSpec],
+    folder: Path,
+    *,
+    constant: bool,
+    unsigned: bool,
+    window: range | None = None,
 ) -> list[str]:
-    """Writes the graphs of all steps and their data file; returns the file name of the graph of every step.
+    """Writes the graphs of all steps, or of those of a window, and their data file; returns the file name of the graph
+    of every one of these steps.
 
     `template` is what `traced` returns. Where `constant`, no graph takes the step and int8 weights have no zero points;
     else the graph of a time range gathers what changes in it by its input `step`, an int64 scalar. Where `unsigned`,
     weights that could saturate are uint8.
     """
-    groups = step_groups(layers.values(), constant=constant)
+    found = step_groups(layers.values(), constant=constant)
+    groups = [kept for steps in found if (kept := [step for step in steps if window is None or step in window])]
     files = {}
     with (folder / DATA).open("wb") as file:
         tensors = TensorFile(file)

@@ -2,18 +2,21 @@
 
 A folder of `weights_<n>.safetensors`, a card `README.md` and `manifest.json`. The tensors are, for every quantized
 layer, those of its parts (`<fqn>.stored_codes.codes`, `<fqn>.static.scale`, ...), and every other entry of the
-denoiser's state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`. What several
-parts share is stored once; the manifest's `same` names it for the others (vdq.quant.sharing).
+denoiser's state dict as it is; a part of a fused linear that stays in full precision is `<fqn>.weight`, and so is the
+original weight of a quantized layer that is needed: of all where some steps are kept in full precision, and of those
+whose codes of all weight sets would take more, which are made of it again. What several parts share is stored once; the
+manifest's `same` names it for the others (vdq.quant.sharing).
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vdq.backends.base import Backend
-from vdq.diffusion.clock import BRANCHES, StepClock
+from vdq.diffusion.clock import StepClock
 from vdq.diffusion.samplers import Sampler
 from vdq.diffusion.timesteps import listed
 from vdq.errors import UserError
@@ -29,30 +32,49 @@ from vdq.export import artefact
 from vdq.export.base import Exporter, QuantizedRun
 from vdq.export.card import card
 from vdq.export.model import ArtefactModel
-from vdq.export.rebuild import rebuild
 from vdq.files import complete_or_nothing, write_text
 from vdq.methods.base import Method
 from vdq.models.base import VideoModel
 from vdq.quant.convert import apply
-from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections, split
-from vdq.quant.linear import check_shapes
+from vdq.quant.set_bytes import SetBytes, summary
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import QuantState
+from vdq.quant.stored_layers import Kind, restored_layers, stored_layer
 from vdq.quant.weight_codes import stand_in
+from vdq.rebuild import rebuild
 
+log = logging.getLogger(__name__)
 KIND, VERSION = "packed", 2
 GROUPS = ("model", "sampler", "quant", "backend")
+AUTO, _, REQUANTIZE = WEIGHT_SETS = ("auto", "keep", "requantize")
 SHARD_BYTES = 1e9  # files, and so the memory that writing takes, are not much larger
 FULL_PRECISION = "all else in full precision"
+SOURCES = "original weights of quantized layers"
 
 
 class PackedExporter(Exporter):
     """Any method that quantizes, on any backend. Of a dynamic one the weights are integers, and activations are
     measured at run time as before.
+
+    weight_sets: "keep" stores the codes of all weight sets of a layer, "requantize" its original weight in its own
+    precision, of which the same codes are made when a step needs them; "auto" what is smaller, but "keep" where a layer
+    is small (vdq.quant.set_bytes). Codes that do not follow from rounding a weight are always stored. Raises UserError
+    for another value.
     """
 
     name, version = KIND, VERSION
+    keeps_steps = True
+
+    def __init__(self, *, path: str | None = None, weight_sets: str = AUTO) -> None:
+        super().__init__(path=path)
+        if weight_sets not in WEIGHT_SETS:
+            raise UserError(f"export.weight_sets={weight_sets} must be one of {', '.join(WEIGHT_SETS)}")
+        self.weight_sets = weight_sets
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        return {} if self.weight_sets == AUTO else {"weight_sets": self.weight_sets}
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
@@ -62,6 +84,7 @@ class PackedExporter(Exporter):
         before = list(run.denoiser.state_dict().values())
         contents = {
             "num_steps": run.state.num_steps,
+            "kept_steps": list(run.state.kept_steps),
             "timesteps": run.state.timesteps or listed(run.model.timesteps(run.sampler)),
             "calibrated": run.state.calibrated,
             "denoiser": run.model.architecture,
@@ -70,7 +93,8 @@ class PackedExporter(Exporter):
             "seed": run.config["seed"],
             "config": {group: run.config[group] for group in GROUPS},
             "companions": run.model.companions,
-            **write_tensors(run.denoiser, run.state, folder),
+            **self.choices,
+            **write_tensors(run.denoiser, run.state, folder, weight_sets=self.weight_sets),
             "full_precision_bytes": sum(tensor.nbytes for tensor in before),
             "half_precision_bytes": sum(2 * tensor.numel() for tensor in before),
         }
@@ -131,33 +155,25 @@ def load(
     for field, number in (("sampler.steps", sampler.steps), ("clock.num_steps", clock.num_steps)):
         if number != state.num_steps:
             raise UserError(f"{path}: {field}={number} must be {state.num_steps}, the steps that its tables are for")
-    denoiser = apply(filled(net, tensors, state), state, clock, backend)
+    denoiser = apply(filled(net, tensors), state, clock, backend)
     return PackedModel(denoiser, sampler, clock, manifest, model, state=state)
 
 
 def planned(contents: dict[str, Any]) -> QuantState:
     """What a manifest's contents say of the steps, without any layer; no timesteps if an earlier version wrote it."""
     times = {name: contents.get(name) and tuple(contents[name]) for name in ("timesteps", "calibrated")}
-    return QuantState({}, contents["num_steps"], **times)
+    return QuantState({}, contents["num_steps"], **times, kept_steps=tuple(contents.get("kept_steps", ())))
 
 
 def _structure(architecture: dict[str, Any] | None, model: VideoModel | None, path: Path) -> nn.Module:
-    """The denoiser without weights, on the meta device."""
+    """The denoiser with its parameters on the meta device; buffers that no file holds have their values."""
     if architecture is None and model is None:
         raise UserError(f"{path} does not describe its denoiser: it can be loaded with `model`, the model of the run")
     if model is not None:
-        return copy.deepcopy(model.structure).to("meta")
+        empty = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.structure.parameters()}
+        return copy.deepcopy(model.structure, empty)
     with torch.device("meta"):
         return rebuild(architecture, nn.Module, "denoiser")
-
-
-class Kind(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Kind:
-        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def expected_tensors(structure: nn.Module, contents: dict[str, Any]) -> dict[str, Kind]:
@@ -165,20 +181,22 @@ def expected_tensors(structure: nn.Module, contents: dict[str, Any]) -> dict[str
     quantized layers as the manifest has them, all others as the network.
     """
     expected = {name: Kind(tuple(shape), dtype) for name, (shape, dtype) in contents["tensors"].items()}
-    kept = {f"{p.fqn}.weight": p.weight for p in projections(structure) if p.fqn not in contents["layers"]}
+    coded = contents["layers"].keys() - contents.get("sources", [])
+    kept = {f"{p.fqn}.weight": p.weight for p in projections(structure) if p.fqn not in coded}
     return expected | {name: Kind.of(tensor) for name, tensor in (kept | _unquantized(structure)).items()}
 
 
-def write_tensors(denoiser: nn.Module, state: QuantState, folder: Path) -> dict[str, Any]:
+def write_tensors(denoiser: nn.Module, state: QuantState, folder: Path, *, weight_sets: str = AUTO) -> dict[str, Any]:
     """Writes the files of tensors, a layer in memory at a time, and returns what the manifest has of them. layers: the
     parts of every quantized layer; tensors: [shape, dtype] of what is stored of them, by name; same: names of what is
-    not, each with the name that is stored; bytes: of every part of the model.
+    not, each with the name that is stored; sources: the quantized layers whose original weight is stored; bytes: of
+    every part of the model.
     """
-    written: dict[str, dict] = {"layers": {}, "tensors": {}, "same": {}}
+    written: dict[str, Any] = {"layers": {}, "tensors": {}, "same": {}, "sources": []}
     parts: Counter[str] = Counter()
     shard: dict[str, Tensor] = {}
     number = 1
-    for name, label, tensor in _stored_tensors(denoiser, state, written):
+    for name, label, tensor in _stored_tensors(denoiser, state, weight_sets, written):
         # Clones: safetensors refuses tensors that share memory, as the tables of steps of several layers do.
         shard[name] = tensor.detach().cpu().clone().contiguous()
         parts[label] += tensor.nbytes
@@ -196,23 +214,25 @@ def _write_shard(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
 
 
 def _stored_tensors(
-    denoiser: nn.Module, state: QuantState, written: dict[str, dict]
+    denoiser: nn.Module, state: QuantState, weight_sets: str, written: dict[str, Any]
 ) -> Iterator[tuple[str, str, Tensor]]:
     """(name, label of its size, tensor) of all that is stored; what the manifest has of a layer goes to `written`."""
-    shared = SharedTensors()
+    shared, chosen = SharedTensors(), []
     for p in projections(denoiser):
         if p.fqn not in state.layers:
             yield f"{p.fqn}.weight", FULL_PRECISION, p.weight
             continue
-        quant = state.layers[p.fqn].to(p.weight.device).with_codes(p.weight)
-        written["layers"][p.fqn], same = quant.description(), shared.stored_as(p, quant)
-        written["same"] |= {name: stored for name, stored in same.items() if stored != name}
-        for part in quant.parts:
-            for field, tensor in part.tensors().items():
-                name = f"{p.fqn}.{part.kind}.{field}"
-                if same[name] == name:
-                    written["tensors"][name] = list(Kind.of(tensor))
-                    yield name, part.label_of(field), tensor
+        quant = state.layers[p.fqn].to(p.weight.device)
+        size = SetBytes.stored(p.weight, quant, held=bool(state.kept_steps))
+        from_weight = size is not None and (size.from_weight if weight_sets == AUTO else weight_sets == REQUANTIZE)
+        if from_weight or state.kept_steps:
+            written["sources"].append(p.fqn)
+            yield f"{p.fqn}.weight", SOURCES, p.weight
+        if size is not None:
+            chosen.append((size, from_weight))
+        yield from stored_layer(p, quant if from_weight else quant.with_codes(p.weight), shared, written)
+    if told := summary(chosen):
+        log.info("export: weight sets: %s", told)
     yield from ((name, FULL_PRECISION, tensor) for name, tensor in _unquantized(denoiser).items())
 
 
@@ -248,42 +268,15 @@ def _words(kind: Kind) -> str:
     return f"{kind.dtype} {list(kind.shape)}"
 
 
-def restored_layers(
-    structure: nn.Module, contents: dict[str, Any], tensors: dict[str, Tensor], path: Path
-) -> dict[str, LayerQuant]:
-    """The quantized layers. Raises UserError for one whose tensors do not fit it or each other."""
-    named: dict[str, dict[str, Tensor]] = {fqn: {} for fqn in contents["layers"]}
-    for name in (*contents["tensors"], *contents["same"]):
-        fqn, kind, field = name.rsplit(".", 2)
-        if (stored := contents["same"].get(name, name)) not in tensors or fqn not in named:
-            raise UserError(f"{path} lacks tensor {stored}, which stands for {name}")
-        named[fqn][f"{kind}.{field}"] = tensors[stored]
-    weights = {p.fqn: p.weight for p in projections(structure)}
-    layers = {}
-    for fqn, description in contents["layers"].items():
-        try:
-            layers[fqn] = LayerQuant.restored(description, named[fqn])
-            check_shapes(layers[fqn], *weights[fqn].shape)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: layer {fqn}: {error}") from error
-        wanted = (len(BRANCHES) if layers[fqn].per_branch else 1) * contents["num_steps"]
-        if layers[fqn].num_steps != wanted:
-            raise UserError(f"{path}: layer {fqn} has {layers[fqn].num_steps} steps, must be {wanted}")
-    return layers
-
-
-def filled(net: nn.Module, tensors: dict[str, Tensor], state: QuantState) -> nn.Module:
+def filled(net: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """`net` with its tensors; stand-ins in place of weights of which only codes are left."""
     values = {name: tensors[name] for name in _unquantized(net)}
     for fqn, linear in linear_modules(net):
         parts = split(fqn, linear)
-        quantized = [p.fqn in state.layers for p in parts]
-        if all(quantized):
-            values[f"{fqn}.weight"] = stand_in(*linear.weight.shape)
+        if any(f"{p.fqn}.weight" in tensors for p in parts):
+            rows = [tensors.get(f"{p.fqn}.weight", stand_in(*p.weight.shape)) for p in parts]
+            values[f"{fqn}.weight"] = rows[0] if len(rows) == 1 else torch.cat(rows)
         else:
-            rows = zip(parts, quantized, strict=True)
-            values[f"{fqn}.weight"] = torch.cat(
-                [stand_in(*p.weight.shape) if coded else tensors[f"{p.fqn}.weight"] for p, coded in rows]
-            )
+            values[f"{fqn}.weight"] = stand_in(*linear.weight.shape)
     net.load_state_dict(values, assign=True)
     return net.eval().requires_grad_(False)

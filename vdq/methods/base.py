@@ -13,6 +13,7 @@ from vdq.diffusion.timesteps import described, listed, same
 from vdq.errors import UserError
 from vdq.quant.affine import check_bits
 from vdq.quant.convert import affine_weights
+from vdq.quant.keep import NOTHING, Keep
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import Projection, projections
 from vdq.quant.parts import AffineWeights, Smoothing
@@ -46,7 +47,7 @@ class Method(ABC):
     static = True
     per_branch = False  # whether each branch of guidance gets parameters of its own
     # Fields of the configuration that came after results were made, with the value that changes nothing.
-    neutral: ClassVar[dict[str, Any]] = {"match": None}
+    neutral: ClassVar[dict[str, Any]] = {"match": None, "keep": [], "keep_steps": []}
     depends_on_batch = False  # whether prompts that are sampled together change each other's videos
 
     @abstractmethod
@@ -114,23 +115,27 @@ class Method(ABC):
         num_steps: int,
         quantizable: Callable[[str], bool],
         timesteps: Tensor | None = None,
+        keep: Keep = NOTHING,
     ) -> QuantState:
-        """Parameters of every linear projection with `quantizable(fqn)` and of `temporal_layers`, and a report row for
-        every layer. Pure: the denoiser is only read. Raises UserError for missing or unfitting statistics, a weight
-        that is not finite, or when nothing would be quantized.
+        """Parameters of every linear projection with `quantizable(fqn)` that is not kept, and of `temporal_layers`, and
+        a report row for every layer. Pure: the denoiser is only read. Raises UserError for missing or unfitting
+        statistics, a weight that is not finite, what `keep` cannot keep, or when nothing would be quantized.
         """
         self.check(num_steps)
         _check_schedule(stats, timesteps)
         chosen = projections(denoiser, quantizable)
         if not chosen:
             raise UserError(f"{type(self).__name__} would quantize no layer, no linear of the model is quantizable")
+        kept, kept_steps = keep.of_layers(p.fqn for p in chosen), keep.of_steps(num_steps)
+        chosen = [p for p in chosen if p.fqn not in kept]
         options = self.layer_options(denoiser, {p.fqn for p in chosen})
         layers = {}
         for input_fqn, group in groupby(chosen, key=lambda p: p.input_fqn):
             layers |= self._of_one_input(input_fqn, list(group), stats, num_steps, options)
         layers |= self.temporal_layers(denoiser, timesteps)
-        report = layer_reports(denoiser, layers, stats, reason="not quantizable in this model")
-        return QuantState(layers, num_steps, report, timesteps=listed(timesteps))
+        told = {"reason": "not quantizable in this model", "kept": kept, "kept_steps": kept_steps}
+        report = layer_reports(denoiser, layers, stats, **told)
+        return QuantState(layers, num_steps, report, timesteps=listed(timesteps), kept_steps=kept_steps)
 
     def _of_one_input(
         self,

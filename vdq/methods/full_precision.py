@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from vdq.methods.base import Method
+from vdq.quant.keep import NOTHING, Keep
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.report import layer_reports
 from vdq.quant.state import QuantState
@@ -38,5 +39,6 @@ class FullPrecisionMethod(Method):
         num_steps: int,
         quantizable: Callable[[str], bool],
         timesteps: Tensor | None = None,
+        keep: Keep = NOTHING,
     ) -> QuantState:
         return QuantState({}, num_steps, layer_reports(denoiser, {}, stats, reason="full-precision method"))

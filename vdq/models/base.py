@@ -47,6 +47,8 @@ class VideoModel(ABC):
     version: int = 1  # to be raised when the same weights and prompts would give other latents or frames
     random: bool = False
     batch_size: int = 8
+    takes_images: bool = False  # whether its prompts are ImagePrompts
+    places_itself: bool = False  # whether it moves its denoisers to the device of the clock by itself
     owns_precision: bool = False  # whether its own dtype counts, and no Trainer converts its weights
 
     @property

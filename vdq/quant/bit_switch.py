@@ -6,6 +6,7 @@ Second-hand (tags as in vdq.methods): the criterion, eq. 11, and delta = 0.09 ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,12 +34,16 @@ class BitSwitch(StepObserver):
     yet when step t runs [I]. Step 0, before which there is no output, is high [I]. That F is the guided estimate and
     not one of its halves is [I] too. Every video has a D of its own, so that its bits do not depend on its batch [I].
     With delta 0 all steps are high, with an infinite one all but the first are low; with any delta above 0 so is step
-    1, where a figure of the paper shows about four high steps at the start [C] and no text says why.
+    1, where a figure of the paper shows about four high steps at the start [C] and no text says why. Steps in `kept`
+    are not quantized: they set D to 0 as high ones do.
     """
 
-    def __init__(self, clock: StepClock, *, low: int, high: int, delta: float = DELTA) -> None:
+    def __init__(
+        self, clock: StepClock, *, low: int, high: int, delta: float = DELTA, kept: Iterable[int] = ()
+    ) -> None:
         super().__init__()
         self.clock, self.low_bits, self.high_bits, self.delta = clock, low, high, check_delta(delta)
+        self.kept = frozenset(kept)
         self._start()
 
     def observe(self, step: int, estimate: Tensor) -> None:
@@ -49,8 +54,9 @@ class BitSwitch(StepObserver):
         change = torch.zeros(len(estimate), dtype=torch.float64, device=estimate.device)
         if self._previous is not None:
             change = _row_sums(estimate - self._previous) / _row_sums(self._previous).clamp(min=TINY)
-        self._sum = torch.where(bits.to(change.device) == self.high_bits, 0.0, self._sum) + change
-        self._history.append((bits.tolist(), change.tolist()))
+        exact = step in self.kept
+        self._sum = torch.where((bits.to(change.device) == self.high_bits) | exact, 0.0, self._sum) + change
+        self._history.append(([None] * len(bits) if exact else bits.tolist(), change.tolist()))
         self._previous = estimate.clone()
         self._next = torch.where(self._sum >= self.delta, self.high_bits, self.low_bits)
 
@@ -73,7 +79,9 @@ class BitSwitch(StepObserver):
         return (self.high_bits,) if self.clock.step == 0 else tuple(self._next.tolist())
 
     def records(self) -> list[dict[str, Any]]:
-        """Of each video of the batch, lists over the steps: `act_bits`, and `change`, d_t, 0 at the first step."""
+        """Of each video of the batch, lists over the steps: `act_bits`, None at kept steps, and `change`, d_t, 0 at the
+        first step.
+        """
         videos = zip(*(zip(*step, strict=True) for step in self._history), strict=True)
         return [{"act_bits": [bits for bits, _ in video], "change": [d for _, d in video]} for video in videos]
 
@@ -81,7 +89,7 @@ class BitSwitch(StepObserver):
         return f"low={self.low_bits}, high={self.high_bits}, delta={self.delta}"
 
     def _start(self) -> None:
-        self._history: list[tuple[list[int], list[float]]] = []
+        self._history: list[tuple[list[int | None], list[float]]] = []
         self._previous: Tensor | None = None
         self._sum: Tensor | float = 0.0
         self._next: Tensor | None = None

@@ -13,6 +13,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.quant.affine import qparams_from_range, tensor_range
 from vdq.quant.batch_layout import BatchLayout
 from vdq.quant.bit_switch import BitSwitch
+from vdq.quant.keep import KeptSteps, of_same_weights
 from vdq.quant.layers import Projection, linear_modules, split
 from vdq.quant.linear import FusedParts, LayerSpec
 from vdq.quant.parts import AffineWeights, InputTransform
@@ -50,14 +51,33 @@ def affine_weights(
 def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: LayerBuilder) -> nn.Module:
     """A quantized copy of `denoiser`, whose layers read `clock`. The original stays as it is, for the reference.
 
-    Only what is not quantized is copied. Every module that `backend` built carries its `fqn`. Raises ValueError when
-    the step counts differ, the state names a layer the model lacks, or the backend does not support a layer.
+    Only what is not quantized is copied, and no weight that a layer runs with at kept steps. Every module that
+    `backend` built carries its `fqn`. Raises ValueError when the step counts differ, the state names a layer the model
+    lacks, or the backend does not support a layer.
     """
+    rows = BatchLayout()
+    built = _built(denoiser, state, clock, backend, rows)
+    quantized = copy.deepcopy(denoiser, {id(denoiser.get_submodule(fqn)): module for fqn, module in built.items()})
+    _finish(quantized, state, backend, rows)
+    return quantized
+
+
+def apply_in_place(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: LayerBuilder) -> None:
+    """Replaces layers as `apply` does, in the denoiser itself: for one that nobody else uses."""
+    rows = BatchLayout()
+    for fqn, module in _built(denoiser, state, clock, backend, rows).items():
+        denoiser.set_submodule(fqn, module)
+    _finish(denoiser, state, backend, rows)
+
+
+def _built(
+    denoiser: nn.Module, state: QuantState, clock: StepClock, backend: LayerBuilder, rows: BatchLayout
+) -> dict[str, nn.Module]:
+    """What takes the place of linear modules, by their fqn."""
     if clock.num_steps != state.num_steps:
         raise ValueError(f"clock.num_steps={clock.num_steps} must equal the state's num_steps={state.num_steps}")
-    rows, switch = BatchLayout(), _bit_switch(state, clock)
-    missing = set(state.layers)
-    memo: dict[int, nn.Module] = {}
+    switch, missing = _bit_switch(state, clock), set(state.layers)
+    found: dict[str, nn.Module] = {}
     for fqn, linear in linear_modules(denoiser):
         parts = split(fqn, linear)
         quants = {p.fqn: state.layers[p.fqn].to(p.weight.device) for p in parts if p.fqn in state.layers}
@@ -70,15 +90,21 @@ def apply(denoiser: nn.Module, state: QuantState, clock: StepClock, backend: Lay
         if specs:
             built = [backend.layer(specs[p.fqn].unfolded()) if p.fqn in specs else _plain(p) for p in parts]
             names = getattr(linear, "parts", None)
-            memo[id(linear)] = FusedParts(dict(zip(names, built, strict=True))) if names else built[0]
+            module = FusedParts(dict(zip(names, built, strict=True))) if names else built[0]
+            if state.kept_steps:
+                module = KeptSteps(of_same_weights(linear), module, clock, state.kept_steps)
+            found[fqn] = module
     if missing:
         raise ValueError(f"the model has no layer {min(missing)} that the quantization state names")
-    quantized = copy.deepcopy(denoiser, memo)
+    return found
+
+
+def _finish(quantized: nn.Module, state: QuantState, backend: LayerBuilder, rows: BatchLayout) -> None:
+    """What is left when the layers are in their places."""
     _fuse(quantized, backend)
     if any(quant.act.needs_rows for quant in state.layers.values()):
         for net in quantized.values() if isinstance(quantized, nn.ModuleDict) else [quantized]:
             net.register_forward_pre_hook(rows, with_kwargs=True)
-    return quantized
 
 
 def _bit_switch(state: QuantState, clock: StepClock) -> BitSwitch | None:
@@ -86,7 +112,9 @@ def _bit_switch(state: QuantState, clock: StepClock) -> BitSwitch | None:
     found = {found for quant in state.layers.values() if (found := quant.act.switching) is not None}
     if len(found) > 1:
         raise ValueError(f"layers switch between bits differently, (low, high, delta) must be one of {sorted(found)}")
-    return BitSwitch(clock, **dict(zip(("low", "high", "delta"), *found, strict=True))) if found else None
+    if not found:
+        return None
+    return BitSwitch(clock, **dict(zip(("low", "high", "delta"), *found, strict=True)), kept=state.kept_steps)
 
 
 def _fuse(module: nn.Module, backend: LayerBuilder) -> None:

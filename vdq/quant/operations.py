@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vdq.diffusion.clock import BRANCHES
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import linear_modules, projections
 from vdq.quant.state import QuantState
@@ -17,7 +18,8 @@ FLOAT_BITS = 16  # of a floating-point operand, whatever type a simulation compu
 
 
 class Operations(NamedTuple):
-    """Operations of linear layers in one call of the denoiser for one video; guidance makes two such calls a step.
+    """Operations of linear layers in one call of the denoiser for one video, the mean over the steps; guidance makes
+    two such calls a step.
 
     integer_macs: multiply-adds of codes. float_macs: multiply-adds in floating point, of low-rank branches and of
     layers in full precision. rotation_adds: additions of rotations at run time, log2(block) a channel. bit_operations:
@@ -38,30 +40,45 @@ class Operations(NamedTuple):
         sums = (a + b for a, b in zip(self[:3], other[:3], strict=True))
         return Operations(*sums, self.bit_operations + other.bit_operations if known else None)
 
+    def times(self, factor: float) -> Operations:
+        """So many of them."""
+        bits = None if self.bit_operations is None else factor * self.bit_operations
+        return Operations(*(factor * count for count in self[:3]), bits)
+
 
 def layer_operations(
-    quant: LayerQuant | None, shape: tuple[int, int], rows: int, act_bits: float | None = None
+    quant: LayerQuant | None,
+    shape: tuple[int, int],
+    rows: int,
+    act_bits: float | None = None,
+    kept_steps: tuple[int, ...] = (),
 ) -> Operations:
     """Operations of a layer [out, in] on so many rows, None for one in full precision; act_bits: the mean where it is
-    chosen while sampling.
+    chosen while sampling. kept_steps: at which the layer is the original.
     """
-    out_features, in_features = shape
-    macs = rows * out_features * in_features
+    macs = shape[0] * shape[1] * rows
+    exact = Operations(float_macs=macs, bit_operations=macs * FLOAT_BITS**2)
     if quant is None:
-        return Operations(float_macs=macs, bit_operations=macs * FLOAT_BITS**2)
-    costs = [part.cost(rows, out_features, in_features) for part in quant.parts]
+        return exact
+    costs = [part.cost(rows, *shape) for part in quant.parts]
     branch, adds = (sum(column) for column in zip(*costs, strict=True))
-    bits = act_bits if quant.act.mean_bits is None else quant.act.mean_bits
+    bits = quant.act.mean_bits_beside(kept_steps)
+    bits = act_bits if bits is None else bits
     around = branch * FLOAT_BITS**2 + adds * FLOAT_BITS
-    return Operations(macs, branch, adds, None if bits is None else macs * quant.weight.bits * bits + around)
+    quantized = Operations(macs, branch, adds, None if bits is None else macs * quant.weight.bits * bits + around)
+    if not kept_steps:
+        return quantized
+    share = len(kept_steps) * (len(BRANCHES) if quant.per_branch else 1) / quant.num_steps
+    return quantized.times(1 - share).plus(exact.times(share))
 
 
 def operations(
     denoiser: nn.Module, state: QuantState, rows: dict[str, int], act_bits: float | None = None
 ) -> dict[str, Operations]:
     """Operations of every linear projection by fqn: denoiser is the original, rows those of `call_rows`."""
+    more = act_bits, state.kept_steps
     return {
-        p.fqn: layer_operations(state.layers.get(p.fqn), tuple(p.weight.shape), rows[p.input_fqn], act_bits)
+        p.fqn: layer_operations(state.layers.get(p.fqn), tuple(p.weight.shape), rows[p.input_fqn], *more)
         for p in projections(denoiser)
     }
 

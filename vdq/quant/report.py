@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import Projection, projections
 from vdq.quant.parts import FoldedRotation, Rotation
+from vdq.quant.set_bytes import SetBytes
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.state import LayerReport, QuantState
 from vdq.quant.stats import LayerStats, Stats
@@ -19,9 +21,12 @@ MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Sizes in MB (1e6 bytes). weights: codes of all ranges at their bit-width; scales: with zero points, and
-    codebooks; branches: low-rank ones; tables: all else that layers need, smoothing factors, shifts, once an input,
-    corrections, and tables of steps and groups; full_precision: everything else in the state dict, biases included.
+    """Sizes in MB (1e6 bytes) of what is stored. weights: codes of all ranges at their bit-width; sources: original
+    weights of quantized layers, which kept steps need, and which are stored instead of codes where all sets of codes
+    would take more (vdq.quant.set_bytes); scales: with zero points, and codebooks; branches: low-rank ones; tables: all
+    else that layers need, smoothing factors, shifts, once an input, corrections, and tables of steps and groups;
+    full_precision: everything else in the state dict, biases included. all_codes: what codes of all ranges take,
+    whether they are stored or not.
     original: the model before; half: with 16 bits for each of its numbers. elements: quantized weights, in millions.
     """
 
@@ -29,10 +34,12 @@ class ModelSize:
     scales: float
     branches: float
     tables: float
+    sources: float
     full_precision: float
     original: float
     half: float
     elements: float
+    all_codes: float
 
     @property
     def parameters(self) -> float:
@@ -41,12 +48,12 @@ class ModelSize:
 
     @property
     def total(self) -> float:
-        return self.weights + self.parameters + self.full_precision
+        return self.weights + self.parameters + self.sources + self.full_precision
 
     @property
     def bits_per_weight(self) -> float | None:
         """Bits for each quantized weight with all that its layer needs; None without a quantized layer."""
-        return 8 * (self.weights + self.parameters) / self.elements if self.elements else None
+        return 8 * (self.weights + self.parameters + self.sources) / self.elements if self.elements else None
 
 
 def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
@@ -54,34 +61,45 @@ def model_size(denoiser: nn.Module, state: QuantState) -> ModelSize:
     quantized = [p for p in projections(denoiser) if p.fqn in state.layers]
     shared, parts = SharedTensors(), Counter()
     for p in quantized:
-        parts.update(_layer_bytes(p, state.layers[p.fqn], shared))
+        parts.update(layer_bytes(p, state.layers[p.fqn], shared, kept_steps=state.kept_steps))
     stored = list(denoiser.state_dict().values())
     original = sum(map(_bytes, stored))
+    all_codes = sum(map(code_bytes, (state.layers[p.fqn] for p in quantized), (p.weight for p in quantized)))
     return ModelSize(
-        **{part: parts[part] / MEGABYTE for part in ("weights", "scales", "branches", "tables")},
+        **{part: parts[part] / MEGABYTE for part in ("weights", "scales", "branches", "tables", "sources")},
         full_precision=(original - sum(_bytes(p.weight) for p in quantized)) / MEGABYTE,
         original=original / MEGABYTE,
         half=sum(2 * tensor.numel() for tensor in stored) / MEGABYTE,
         elements=sum(p.weight.numel() for p in quantized) / MEGABYTE,
+        all_codes=all_codes / MEGABYTE,
     )
 
 
 def layer_reports(
-    denoiser: nn.Module, layers: dict[str, LayerQuant], stats: Stats | None, *, reason: str
+    denoiser: nn.Module,
+    layers: dict[str, LayerQuant],
+    stats: Stats | None,
+    *,
+    reason: str,
+    kept: Mapping[str, str] | None = None,
+    kept_steps: tuple[int, ...] = (),
 ) -> tuple[LayerReport, ...]:
-    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left. The
-    weights of a denoiser on the meta device have no error.
+    """One row per linear projection and per other module with a weight matrix; `reason` is why linears were left, and
+    `kept` has the pattern of those that the user wants so. The weights of a denoiser on the meta device have no error.
     """
-    rows, inside, shared = [], set(), SharedTensors()
+    rows, inside, shared, kept = [], set(), SharedTensors(), kept or {}
     for p in projections(denoiser):
         inside.add(p.input_fqn)
         quant = layers.get(p.fqn)
         if quant is None:
-            rows.append(LayerReport(p.fqn, tuple(p.weight.shape), "full_precision", reason=reason))
+            why = f"quant.keep has {kept[p.fqn]}" if p.fqn in kept else reason
+            rows.append(LayerReport(p.fqn, tuple(p.weight.shape), "full_precision", reason=why))
         else:
             seen = stats.layers.get(p.input_fqn) if stats else None
-            size = sum(_layer_bytes(p, quant, shared).values())
-            rows.append(_quantized(p.fqn, p.weight, quant, seen, 8 * size / p.weight.numel()))
+            size = sum(layer_bytes(p, quant, shared, kept_steps=kept_steps).values())
+            row = _quantized(p.fqn, p.weight, quant, seen, 8 * size / p.weight.numel())
+            more = {"kept_steps": kept_steps, "mean_act_bits": quant.act.mean_bits_beside(kept_steps)}
+            rows.append(replace(row, **more, stored=_stored(p.weight, quant, kept_steps)))
     for fqn, module in denoiser.named_modules():
         weight = getattr(module, "weight", None)
         if fqn not in inside and isinstance(weight, Tensor) and weight.dim() > 1:
@@ -115,8 +133,8 @@ def act_range_spread(stats: LayerStats, quant: LayerQuant) -> float | None:
 
 
 def mean_act_bits(state: QuantState) -> float | None:
-    """Activation bits over steps and quantized layers; None in full precision or if they are chosen while sampling."""
-    bits = [quant.act.mean_bits for quant in state.layers.values()]
+    """Activation bits over quantized steps and layers; None in full precision or if they are chosen while sampling."""
+    bits = [quant.act.mean_bits_beside(state.kept_steps) for quant in state.layers.values()]
     return None if None in bits or not bits else mean(bits)
 
 
@@ -134,7 +152,6 @@ def _quantized(
         act_ranges=quant.act.num_ranges,
         weight_error=None if weight.is_meta else weight_error(weight, quant),
         act_range_spread=act_range_spread(stats, quant) if stats else None,
-        mean_act_bits=quant.act.mean_bits,
         act_groups=quant.act.num_groups,
         rotation=rotation.block if rotation else 0,
         bits_per_weight=bits_per_weight,
@@ -151,15 +168,32 @@ def _set_error(weight: Tensor, quant: LayerQuant, set_: int) -> float:
     return float((quant.restored_weight(transformed, set_) - weight).norm())
 
 
-def _layer_bytes(p: Projection, quant: LayerQuant, shared: SharedTensors) -> Counter[str]:
-    """By fields of ModelSize; a tensor that is stored under another name is not counted."""
-    sizes = Counter(weights=quant.weight.num_sets * p.weight.numel() * quant.weight.bits / 8)
+def layer_bytes(
+    p: Projection, quant: LayerQuant, shared: SharedTensors, *, kept_steps: tuple[int, ...] = ()
+) -> Counter[str]:
+    """Of one layer by fields of ModelSize; a tensor that is stored under another name is not counted."""
+    size = SetBytes.stored(p.weight, quant, held=bool(kept_steps))
+    from_weight = size is not None and size.from_weight
+    sizes = Counter(weights=0 if from_weight else code_bytes(quant, p.weight))
+    if kept_steps or from_weight:
+        sizes["sources"] += _bytes(p.weight)
     stored_as = shared.stored_as(p, quant)
     for part in quant.parts:
         for name, tensor in part.tensors().items():
             if name not in part.on_host and stored_as[full := f"{p.fqn}.{part.kind}.{name}"] == full:
                 sizes[part.size_field if tensor.is_floating_point() else "tables"] += _bytes(tensor)
     return sizes
+
+
+def code_bytes(quant: LayerQuant, weight: Tensor) -> float:
+    """What the codes of all weight sets of a layer take at their bit-width."""
+    return quant.weight.num_sets * weight.numel() * quant.weight.bits / 8
+
+
+def _stored(weight: Tensor, quant: LayerQuant, kept_steps: tuple[int, ...]) -> str:
+    """What is stored of several weight sets, in words."""
+    size = SetBytes.stored(weight, quant, held=bool(kept_steps))
+    return size.line(size.from_weight) if size is not None and size.sets > 1 else ""
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +23,8 @@ class LayerReport:
     / narrowest, after shift and smoothing; 1 is constant in time. Both are None where unknown. reason: why the layer
     stays in full precision. mean_act_bits: over the steps. act_groups: of tokens, 0 if dynamic. rotation: block size.
     bits_per_weight: codes with all that the layer needs beside them. per_branch: whether each branch of guidance has
-    act_ranges of its own.
+    act_ranges of its own. kept_steps: at which the layer is the original. stored: what stands for several weight sets
+    in a file, and why.
     """
 
     fqn: str
@@ -40,12 +42,14 @@ class LayerReport:
     rotation: int = 0
     bits_per_weight: float | None = None
     per_branch: bool = False
+    kept_steps: tuple[int, ...] = ()
+    stored: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class QuantState:
     """The quantization of layers by fqn for a model sampled in `num_steps` steps, and one report row per layer of the
-    model.
+    model. At `kept_steps` every layer is the original one (vdq.quant.keep).
 
     Quantized weights are not held where they follow exactly from the model's weights and these parameters
     (LayerQuant.weight_codes): K sets of codes would be K times the model. An empty `layers` is the full-precision
@@ -59,6 +63,7 @@ class QuantState:
     metadata: dict[str, str] = field(default_factory=dict)
     timesteps: Timesteps | None = None
     calibrated: Timesteps | None = None
+    kept_steps: tuple[int, ...] = ()
 
     def serving(self, timesteps: Timesteps, match: str | None = None) -> "QuantState":
         """The state for a sampler with these timesteps, which must be its own, unless `match` is "nearest": then each
@@ -83,9 +88,9 @@ class QuantState:
         steps = nearest(timesteps, known)
         layers = {fqn: quant.picked(steps) for fqn, quant in self.layers.items()}
         calibrated = tuple(known[step] for step in steps)
-        return replace(
-            self, layers=layers, num_steps=len(timesteps), report=(), timesteps=timesteps, calibrated=calibrated
-        )
+        kept = tuple(number for number, step in enumerate(steps) if step in self.kept_steps)
+        times = {"num_steps": len(timesteps), "timesteps": timesteps, "calibrated": calibrated}
+        return replace(self, layers=layers, report=(), kept_steps=kept, **times)
 
     @property
     def distance(self) -> Distance | None:
@@ -100,6 +105,7 @@ class QuantState:
             "num_steps": self.num_steps,
             "report": [asdict(row) for row in self.report],
             "metadata": self.metadata,
+            "kept_steps": self.kept_steps,
             "timesteps": self.timesteps,
             "calibrated": self.calibrated,
         }
@@ -114,6 +120,12 @@ class QuantState:
             fqn, kind, name = full_name.rsplit(".", 2)
             named[fqn][f"{kind}.{name}"] = tensor
         layers = {fqn: LayerQuant.restored(parts, named[fqn]) for fqn, parts in header["layers"].items()}
-        report = tuple(LayerReport(**{**row, "shape": tuple(row["shape"])}) for row in header["report"])
+        report = tuple(_row(row) for row in header["report"])
         times = {name: header.get(name) and tuple(header[name]) for name in ("timesteps", "calibrated")}
-        return cls(layers, header["num_steps"], report, header["metadata"], **times)
+        kept = tuple(header.get("kept_steps", ()))  # files of before have none
+        return cls(layers, header["num_steps"], report, header["metadata"], **times, kept_steps=kept)
+
+
+def _row(written: dict[str, Any]) -> LayerReport:
+    tuples = {name: tuple(written.get(name, ())) for name in ("shape", "kept_steps")}
+    return LayerReport(**written | tuples)

@@ -30,17 +30,19 @@ def ranges_figure(stats: Stats, layers: Sequence[Projection], alpha: float, path
 
 def bits_figure(schedules: list[dict[str, Any]], path: Path) -> None:
     """Writes the PNG of the bits (`act_bits`) of every video and step, their mean over the videos, and the relative
-    `change` of the output after each step, which they were chosen by.
+    `change` of the output after each step, which they were chosen by. Steps without bits stay empty.
     """
-    bits = torch.tensor([schedule["act_bits"] for schedule in schedules])  # [videos, steps]
+    rows = [[torch.nan if bits is None else bits for bits in schedule["act_bits"]] for schedule in schedules]
+    bits = torch.tensor(rows, dtype=torch.float32)  # [videos, steps]
+    quantized = bits[~bits.isnan()]
     change = torch.tensor([schedule["change"] for schedule in schedules])
     figure, columns = panels(3, 1, (8, 7), sharex=True, height_ratios=(2, 1, 1))
     axes = columns[:, 0]
     image = axes[0].imshow(bits.numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
-    figure.colorbar(image, ax=axes[0], label="activation bits", ticks=bits.unique().tolist())
-    axes[0].set(title=f"{bits.float().mean():.2f} bits on average", ylabel="video")
+    figure.colorbar(image, ax=axes[0], label="activation bits", ticks=quantized.unique().int().tolist())
+    axes[0].set(title=f"{quantized.mean():.2f} bits on average", ylabel="video")
     axes[0].yaxis.get_major_locator().set_params(integer=True)
-    axes[1].plot(bits.float().mean(0).numpy(), drawstyle="steps-mid")
+    axes[1].plot(bits.mean(0).numpy(), drawstyle="steps-mid")
     axes[1].set(ylabel="mean bits")
     axes[2].plot(range(1, change.shape[1]), change[:, 1:].T.numpy(), color="tab:blue", alpha=0.3, lw=0.8)
     axes[2].set(xlabel="denoising step", ylabel="relative change", yscale="log")

@@ -37,6 +37,11 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     _ = experiment.identity.artefact
     if "export" in stages:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
+        if experiment.keep.steps and not experiment.exporter.keeps_steps:
+            raise UserError(
+                f"export={experiment.exporter.name} cannot run steps in full precision, quant.keep_steps="
+                f"{list(experiment.keep.steps)} must be []; export=packed can"
+            )
         if experiment.exporter.path is not None:
             artefact.check_place(Path(experiment.exporter.path))
     if set(stages) != {"export"}:  # an exporter has limits of its own
@@ -44,6 +49,8 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     experiment.backend.check_parts(experiment.method.parts())
     if "benchmark" in stages:
         experiment.benchmark.check_methods([name for name in options("quant") if name != "fp16"])
+        if experiment.keep:
+            raise UserError("stages=[benchmark] measures whole methods, quant.keep and quant.keep_steps must be []")
     weights = cfg.model.get("weights")
     random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
     scores = "evaluate" in stages and (cfg.videos is not None or not random)
@@ -56,6 +63,9 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     if cfg.videos is None:
         experiment.method.check_calls(experiment.model.family.calls_a_step)
         experiment.model.check(experiment.sampler)
+        if "export" in stages:
+            experiment.exporter.check_model(experiment.model)
+        _ = experiment.kept_layers
     if scores:
         _ = experiment.metrics_here
     if cfg.videos is None:

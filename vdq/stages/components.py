@@ -23,7 +23,7 @@ from vdq.methods.base import Method
 from vdq.models.base import VideoModel
 from vdq.quant.layers import projections
 from vdq.stages import configuration
-from vdq.stages.configuration import made, made_of_what_is_here, options, plain
+from vdq.stages.configuration import kept, made, made_of_what_is_here, options, plain
 
 if TYPE_CHECKING:  # Lightning and torchmetrics take seconds to import, and only stages that compute need them
     import pytorch_lightning as pl
@@ -49,6 +49,8 @@ class Components:
         self.sampler: Sampler = made("sampler", cfg.sampler)
         self.method: Method = made("quant", cfg.quant)
         self.method.check(self.sampler.steps)
+        self.keep = kept(cfg.quant)
+        self.keep.of_steps(self.sampler.steps)
         self.backend: Backend = made("backend", cfg.backend)
         self._prompts = made_of_what_is_here("dataset", cfg.dataset)
 
@@ -89,6 +91,15 @@ class Components:
     def match(self) -> str | None:
         """What the parameters of an artefact do on another schedule (QuantState.serving)."""
         return self.cfg.quant.get("match")
+
+    @cached_property
+    def kept_layers(self) -> dict[str, str]:
+        """The layers that quant.keep leaves in full precision, each with its pattern; reads no weights. Raises
+        UserError for a pattern that matches no layer, and where all would be kept.
+        """
+        if not self.keep.layers:
+            return {}
+        return self.keep.of_layers(p.fqn for p in projections(self.model.structure, self.model.quantizable))
 
     @property
     def arithmetic(self) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vdq.errors import UserError
+from vdq.models.image_prompt import ImagePrompt
 from vdq.peak_memory import PeakMemory
 from vdq.stages.experiment import Experiment
 
@@ -24,6 +26,7 @@ def encode(experiment: Experiment) -> None:
         return
     experiment.encoded = True
     prompts = [*experiment.prompts.calibration, *experiment.prompts.evaluation]
+    _check_images(experiment, prompts)
     for remark in experiment.model.remarks(prompts):
         log.warning("prompts: %s", remark)
     device, start = experiment.trainer().strategy.root_device, time.monotonic()
@@ -31,6 +34,18 @@ def encode(experiment: Experiment) -> None:
         count = experiment.model.prepare(prompts, device)
     if count:
         log.info("text: %d prompts encoded in %.0f s, at most %s", count, time.monotonic() - start, peak)
+
+
+def _check_images(experiment: Experiment, prompts: list[str]) -> None:
+    takes = experiment.model.takes_images
+    for prompt in prompts:
+        if takes and not isinstance(prompt, ImagePrompt):
+            raise UserError(
+                f"prompt {prompt!r} has no image, which model={experiment.cfg.model.name} begins videos with; "
+                "dataset.prompts and dataset.calibration_prompts must be CSV files with the columns prompt,image"
+            )
+        if not takes and isinstance(prompt, ImagePrompt):
+            raise UserError(f"prompt {prompt!r} has an image, and model={experiment.cfg.model.name} takes none")
 
 
 def load_denoiser(experiment: Experiment) -> nn.Module:

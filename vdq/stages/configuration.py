@@ -20,6 +20,7 @@ from vdq.cli import check_types, one_sentence, unknown_field
 from vdq.diffusion.timesteps import NEAREST
 from vdq.errors import UserError
 from vdq.installation import CONF
+from vdq.quant.keep import Keep
 from vdq.sources import NotFetchedError, without_network
 
 TYPES = {
@@ -33,9 +34,10 @@ TYPES = {
     "skip_bad": bool,
     "artefact": str | None,
 }
+KEEP = {"keep": list[str], "keep_steps": list[int]}  # fields of every method
 PLAIN_GROUPS = ("alpha", "bits", "paths")
 NAMED = ("model", "quant")
-NO_ARGUMENTS = ("name", "match")  # fields of groups that stages read, and no object is made of
+NO_ARGUMENTS = ("name", "match", *KEEP)  # fields of groups that stages read, and no object is made of
 # Stages in the order in which they use each other's artefacts.
 STAGES = ("calibrate", "quantize", "sample", "evaluate", "export")
 
@@ -106,6 +108,13 @@ def made(group: str, cfg: DictConfig) -> Any:
     Raises UserError for a value of the wrong type or one that the object's constructor refuses.
     """
     return _instantiate(group, cfg)
+
+
+def kept(quant: DictConfig) -> Keep:
+    """What ``quant`` leaves in full precision. Raises UserError for a value of the wrong type."""
+    fields = {name: value for name, value in plain(quant).items() if name in KEEP}
+    check_types("quant.", fields, KEEP)
+    return Keep(tuple(fields.get("keep", ())), tuple(fields.get("keep_steps", ())))
 
 
 def made_of_what_is_here(group: str, cfg: DictConfig) -> Any:

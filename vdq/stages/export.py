@@ -58,4 +58,5 @@ def _quantized(experiment: Experiment) -> QuantizedRun:
         sampler=experiment.sampler,
         backend=experiment.backend,
         config=experiment.config(),
+        prompt=experiment.prompts.evaluation[0],
     )

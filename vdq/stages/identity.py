@@ -22,6 +22,7 @@ from vdq.diffusion.timesteps import Timesteps, listed, same
 from vdq.errors import UserError
 from vdq.export import artefact, packed
 from vdq.methods.base import INPUTS
+from vdq.models.image_prompt import described
 from vdq.quant import recorded_inputs, state, stats
 from vdq.stages.components import Components
 from vdq.stages.configuration import option, options, plain
@@ -76,7 +77,9 @@ class Identity:
     @cached_property
     def stats_signature(self) -> str:
         """The signature of the statistics."""
-        return signature_of(self._sampling() | {"calibration": self._of.prompts.calibration, "version": stats.VERSION})
+        return signature_of(
+            self._sampling() | {"calibration": described(self._of.prompts.calibration), "version": stats.VERSION}
+        )
 
     @cached_property
     def recorded_signature(self) -> str:
@@ -87,7 +90,7 @@ class Identity:
     def signature(self) -> str:
         """The signature of the run."""
         of = self._of
-        content = self._sampling() | {"evaluation": of.prompts.evaluation, "quant": signed(of.cfg.quant)}
+        content = self._sampling() | {"evaluation": described(of.prompts.evaluation), "quant": signed(of.cfg.quant)}
         if of.method.quantizes:
             content |= {"backend": signed(of.cfg.backend), "versions": self.versions}
         if self.artefact is not None:
@@ -138,7 +141,10 @@ class Identity:
         manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
         state = packed.planned(manifest["contents"])
         wanted = self._timesteps()
-        differs = None not in (wanted, state.timesteps) and not same(state.timesteps, wanted)
+        if None in (wanted, state.timesteps):
+            differs = wanted is None and self._of.match is not None
+        else:
+            differs = not same(state.timesteps, wanted)
         for group in ("model", "sampler", "quant"):
             ours, its = signed(cfg[group]), _counting(cfg[group], manifest["contents"]["config"][group])
             skipped = {"match", *(SCHEDULES.get(group, ()) if differs else ())}

@@ -51,6 +51,7 @@ def run(experiment: Experiment) -> None:
             num_steps=experiment.sampler.steps,
             quantizable=experiment.model.quantizable,
             timesteps=timesteps,
+            keep=experiment.keep,
         )
     write_json(folder / COST, {"seconds": round(time.monotonic() - start, 2)})
     report = _write_report(experiment, state)
@@ -84,7 +85,8 @@ def _of_artefact(experiment: Experiment) -> QuantState:
     """
     state = load_artefact(experiment).state
     structure = copy.deepcopy(experiment.model.structure).to("meta")
-    return replace(state, report=layer_reports(structure, state.layers, None, reason="not quantized in the artefact"))
+    told = {"reason": "not quantized in the artefact", "kept": experiment.kept_layers, "kept_steps": state.kept_steps}
+    return replace(state, report=layer_reports(structure, state.layers, None, **told))
 
 
 def load_artefact(experiment: Experiment) -> packed.PackedModel:
@@ -119,4 +121,5 @@ def call_operations(experiment: Experiment, state: QuantState, act_bits: float |
 def report_table(state: QuantState, counted: dict[str, Operations]) -> pd.DataFrame:
     """One row a layer, also for those kept in full precision and why; `counted` of each as further columns."""
     rows = [asdict(row) | (counted[row.fqn]._asdict() if row.fqn in counted else {}) for row in state.report]
-    return pd.DataFrame(rows).assign(shape=["x".join(map(str, row["shape"])) for row in rows])
+    shapes = ["x".join(map(str, row["shape"])) for row in rows]
+    return pd.DataFrame(rows).assign(shape=shapes, kept_steps=[" ".join(map(str, row["kept_steps"])) for row in rows])

@@ -11,6 +11,7 @@ from torch import nn
 
 from vdq.data.samples import read_schedules, sample_path
 from vdq.quant.convert import apply
+from vdq.quant.layers import projections
 from vdq.quant.state import QuantState
 from vdq.reports.figures import bits_figure
 from vdq.stages import quantize
@@ -98,4 +99,8 @@ def denoiser(experiment: Experiment) -> nn.Module:
     if experiment.identity.artefact is not None:
         return quantize.load_artefact(experiment).denoiser
     state = QuantState.load(experiment.files.state)
-    return apply(load_denoiser(experiment), state, experiment.clock, experiment.backend)
+    original, choice = load_denoiser(experiment), experiment.backend.weight_sets
+    layers = ((p.weight, state.layers[p.fqn]) for p in projections(original) if p.fqn in state.layers)
+    if choice is not None and (told := choice.summary(layers)):
+        log.info("sample: weight sets: %s", told)
+    return apply(original, state, experiment.clock, experiment.backend)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,11 @@ class Generation(pl.LightningModule):
         note: str = "",
     ) -> None:
         super().__init__()
-        self.model, self.denoiser, self.clock = model, denoiser, clock
+        self.model, self.clock = model, clock
+        if model.places_itself:
+            self.__dict__["denoiser"] = denoiser  # no submodule, which a Trainer would move
+        else:
+            self.denoiser = denoiser
         self.sampler, self.prompts, self.indices, self.batch_size = sampler, prompts, indices, batch_size
         self.seed, self.folder, self.title, self.arithmetic, self.note = seed, folder, title, arithmetic, note
 
@@ -128,7 +133,7 @@ class Generation(pl.LightningModule):
         """What really ran, for the manifest; of the last session if sampling was interrupted."""
         return {
             "arithmetic": self.arithmetic,
-            "dtype": str(next(self.denoiser.parameters()).dtype).removeprefix("torch."),
+            "dtype": _dtype(self.denoiser),
             "device": self.device.type,
             "devices": self.trainer.world_size,
             **machine.describe(self.device),
@@ -145,7 +150,15 @@ class Generation(pl.LightningModule):
         }
 
 
+def _dtype(denoiser: nn.Module) -> str:
+    """The dtype that most of its numbers have: some layers of large models stay in fp32."""
+    numbers: Counter[torch.dtype] = Counter()
+    for parameter in denoiser.parameters():
+        numbers[parameter.dtype] += parameter.numel()
+    return str(numbers.most_common(1)[0][0]).removeprefix("torch.")
+
+
 def _mean_act_bits(folder: Path) -> float | None:
-    """Over videos and steps, where it was decided while sampling; of every session."""
-    bits = [step for schedule in read_schedules(folder) for step in schedule["act_bits"]]
+    """Over videos and quantized steps, where it was decided while sampling; of every session."""
+    bits = [bits for schedule in read_schedules(folder) for bits in schedule["act_bits"] if bits is not None]
     return sum(bits) / len(bits) if bits else None

@@ -19,8 +19,9 @@ from vdq.backends.cpu import backend as int8_cpu
 from vdq.backends.cpu import matmul as int8_matmul
 from vdq.backends.cpu import weights as int8_weights
 from vdq.backends.cpu.matmul import KERNELS, ChunkedMatmul, OneDnnMatmul, failure, speedup
-from vdq.backends.cpu.weights import KeptSets, PrefetchedSets
+from vdq.backends.cpu.weights import KeptSets, PrefetchedSets, RequantizedSets
 from vdq.backends.integer import signed_weight_bits
+from vdq.quant import set_bytes
 from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
 
@@ -221,22 +222,33 @@ def test_every_range_takes_a_byte_a_weight(backend, layer):
     assert backend.layer(layer(smoothing=False)).weight_bytes == 48 * 20
 
 
-@pytest.mark.parametrize(("choice", "kind"), [("keep", KeptSets), ("prefetch", PrefetchedSets)])
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [("keep", KeptSets), ("prefetch", PrefetchedSets), ("requantize", RequantizedSets), ("auto", KeptSets)],
+)
 def test_weight_sets_are_where_they_were_asked_for(choice, kind, layer):
     assert type(Int8CpuBackend(weight_sets=choice).layer(layer()).sets) is kind
 
 
+def test_large_sets_are_made_of_a_weight_that_takes_less(layer, monkeypatch):
+    monkeypatch.setattr(set_bytes, "SMALL", 0)
+    wide, half = layer(), layer()
+    half = replace(half, weight=half.weight.to(torch.float8_e4m3fn))  # two sets take twice its bytes
+    assert type(Int8CpuBackend().layer(half).sets) is RequantizedSets
+    assert type(Int8CpuBackend().layer(wide).sets) is KeptSets
+
+
+@pytest.mark.parametrize("sets", ["prefetch", "requantize"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_prefetched_sets_change_no_bit(dynamic, backend, layer, tokens):
+def test_sets_that_are_made_while_sampling_change_no_bit(dynamic, sets, backend, layer, tokens):
     """Back and forth between the ranges, in copies as well."""
     spec, x = layer(dynamic=dynamic), tokens(9)
-    prefetching = Int8CpuBackend(backend.kernel, weight_sets="prefetch")
-    kept, module = backend.layer(spec), prefetching.layer(spec)
+    kept, module = backend.layer(spec), Int8CpuBackend(backend.kernel, weight_sets=sets).layer(spec)
     for step in STEPS:
         spec.clock.set(step)
         for twin in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
             assert torch.equal(twin(x), kept(x)) and torch.equal(twin.accumulators(x), kept.accumulators(x))
-    assert module.weight_bytes == kept.weight_bytes == 2 * 48 * 20
+    assert module.weight_bytes == {"prefetch": 2, "requantize": 1}[sets] * 48 * 20
     assert copy.deepcopy(module).sets.arguments[0].data_ptr() == spec.weight.data_ptr()
 
 
@@ -258,8 +270,19 @@ def test_the_next_set_is_made_in_the_background(backend, layer, tokens, monkeypa
     assert torch.get_num_threads() == threads
 
 
+def test_a_set_is_made_once_a_range(backend, layer, tokens, monkeypatch):
+    made, make = [], int8_weights.weight_set
+    monkeypatch.setattr(int8_weights, "weight_set", lambda *args: made.append(args[2]) or make(*args))
+    spec = layer()
+    module = Int8CpuBackend(backend.kernel, weight_sets="requantize").layer(spec)
+    for step in (0, 1, 2, 3, 0, 0):  # two steps a range, then the next videos
+        spec.clock.set(step)
+        module(tokens(9))
+    assert made == [0, 1, 0]
+
+
 def test_an_unknown_choice_of_weight_sets_is_refused():
-    with pytest.raises(ValueError, match="^backend.weight_sets=disk must be one of keep, prefetch$"):
+    with pytest.raises(ValueError, match="^backend.weight_sets=disk must be one of auto, keep, prefetch, requantize$"):
         Int8CpuBackend(weight_sets="disk")
 
 

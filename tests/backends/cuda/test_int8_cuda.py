@@ -20,14 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.flat_layers import changed, flat, weight_grid
 from vdq.backends import FakeQuantBackend, Int8CudaBackend, ReferenceBackend
-from vdq.backends.cuda import backend as int8_cuda
 from vdq.backends.cuda.backend import unavailable
 from vdq.backends.fused_block import FusedBlock
 from vdq.diffusion.clock import BRANCHES, StepClock
 from vdq.errors import UserError
 from vdq.methods import DynamicMethod, StaticMethod
 from vdq.models.stdit import STDiT
-from vdq.quant import Observer, apply, quantized_layers
+from vdq.quant import Observer, apply, quantized_layers, set_bytes
 from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
 
@@ -179,7 +178,7 @@ def test_shapes_strides_dtypes_and_casts(dynamic, layer, tokens):
     assert not list(module.parameters()) and not module.state_dict()
 
 
-@pytest.mark.parametrize("weight_sets", ["keep", "stream"])
+@pytest.mark.parametrize("weight_sets", ["keep", "stream", "requantize"])
 def test_copies_and_pickles(weight_sets, layer, tokens):
     """As processes of `trainer=ddp` need it."""
     spec, x = layer(), tokens(5).to(DEVICE)
@@ -208,14 +207,38 @@ def test_streamed_sets_are_two_on_the_device_and_the_next_is_loaded_ahead(layer,
     assert loaded == [4, 0, 1, 2]  # each one step ahead; 3 was there
 
 
-def test_large_sets_are_streamed_unless_it_is_said(layer, monkeypatch):
-    kinds = {choice: type(Int8CudaBackend(choice).layer(layer()).sets).__name__ for choice in ("auto", "keep")}
-    assert kinds == {"auto": "KeptSets", "keep": "KeptSets"}
-    monkeypatch.setattr(int8_cuda, "KEPT_BYTES", 2 * 48 * 20 - 1)
-    assert type(Int8CudaBackend().layer(layer()).sets).__name__ == "StreamedSets"
-    assert type(Int8CudaBackend().layer(layer(smoothing=False)).sets).__name__ == "KeptSets"  # one set
-    with pytest.raises(ValueError, match="^backend.weight_sets=disk must be one of auto, keep, stream$"):
+def kind_of_sets(spec: LayerSpec, choice: str = "auto") -> str:
+    return type(Int8CudaBackend(choice).layer(spec).sets).__name__
+
+
+def test_large_sets_are_made_of_the_weight_unless_it_is_said(layer, monkeypatch):
+    spec = with_sets(layer(), 5)
+    assert [kind_of_sets(spec, choice) for choice in ("auto", "keep")] == ["KeptSets", "KeptSets"]
+    monkeypatch.setattr(set_bytes, "SMALL", 0)
+    assert kind_of_sets(spec) == "RequantizedSets" and kind_of_sets(spec, "stream") == "StreamedSets"
+    assert kind_of_sets(with_sets(layer(), 4)) == "KeptSets"  # the fp32 weight would take as much
+    assert kind_of_sets(layer(smoothing=False)) == "KeptSets"  # one set
+    with pytest.raises(ValueError, match="^backend.weight_sets=disk must be one of auto, keep, stream, requantize$"):
         Int8CudaBackend("disk")
+
+
+@pytest.mark.parametrize("settings", [{}, {"weight_bits": 4}, {"symmetric_weights": True}])
+def test_a_set_that_is_made_when_its_range_comes_changes_no_bit(settings, layer, tokens, monkeypatch):
+    from vdq.backends.cuda import weights
+
+    spec, x = with_sets(layer(**settings), 5), tokens(5).to(DEVICE)
+    kept, module = (Int8CudaBackend(choice).layer(spec).to(DEVICE) for choice in ("keep", "requantize"))
+    assert module.sets.table.shape == (1, 20, 48) and module.weight_bytes == 20 * 48
+    assert module.sets.source.tensor.data_ptr() == spec.weight.data_ptr() or DEVICE != "cpu"
+    for step in (*range(5), 0, 1, 1, 4, 2):
+        spec.clock.set(step)
+        assert torch.equal(module.accumulators(x), kept.accumulators(x)) and torch.equal(module(x), kept(x))
+    made, make = [], weights.signed_weight
+    monkeypatch.setattr(weights, "signed_weight", lambda *args: made.append(args[2]) or make(*args))
+    for step in (3, 3, 4, 4, 0):
+        spec.clock.set(step)
+        module(x)
+    assert made == [3, 4, 0]  # once a range
 
 
 def assert_codes(codes: Tensor, exact: Tensor, zero: Tensor | int) -> None:
@@ -469,13 +492,13 @@ def test_a_captured_cuda_graph_follows_the_clock(name, denoiser, stats):
         torch.testing.assert_close(captured, model(x, t, y), rtol=0, atol=0)
     streamed = apply(denoiser, state_of("tsq_tsw", denoiser, stats), clock, Int8CudaBackend("stream")).to(DEVICE)
     streamed(x, t, y)
-    with pytest.raises(ValueError, match="streams its weights and cannot be captured; set weight_sets=keep"):
+    with pytest.raises(ValueError, match="changes its weights and cannot be captured; set weight_sets=keep"):
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
             streamed(x, t, y)
 
 
 @on_gpu
-@pytest.mark.parametrize("weight_sets", ["keep", "stream"])
+@pytest.mark.parametrize("weight_sets", ["keep", "stream", "requantize"])
 @pytest.mark.parametrize("name", ["tsq_tsw", "dynamic"])
 def test_a_compiled_model_computes_the_same(name, weight_sets, denoiser, stats):
     clock = StepClock(4)

@@ -12,17 +12,17 @@ from vdq.backends.cpu.linear import DynamicInt8Linear, Int8Linear, StaticInt8Lin
 from vdq.backends.cpu.matmul import KERNELS, failure, speedup
 from vdq.backends.cpu.native import NativePasses, Passes
 from vdq.backends.cpu.passes import TorchPasses
-from vdq.backends.cpu.weights import KeptSets, PrefetchedSets
+from vdq.backends.cpu.weights import KeptSets, PrefetchedSets, RequantizedSets
 from vdq.backends.fused_block import FusedBlock, fusible
 from vdq.backends.integer import AROUND, BITS, PARTS, one_grid, signed_weight_bits, unsupported
+from vdq.backends.set_choice import AUTO, SetChoice
 from vdq.errors import UserError
 from vdq.quant.linear import LayerSpec
 
 log = logging.getLogger(__name__)
-AUTO = "auto"
 SLOW = 0.95  # a measured speed below it is less than that of fp32
 REMEDY = "faster may be backend.kernel=auto, a C++ compiler (CXX), weights of at most 6 bits, or backend=fake_quant"
-WEIGHT_SETS = {"keep": KeptSets, "prefetch": PrefetchedSets}
+WEIGHT_SETS = {"keep": KeptSets, "prefetch": PrefetchedSets, "requantize": RequantizedSets}
 
 
 class Int8CpuBackend(Backend):
@@ -31,9 +31,10 @@ class Int8CpuBackend(Backend):
     `kernel`: "oneDNN", "int16", "fp32_chunks", or "auto", for every layer the first of them that computes exact sums of
     its codes here. `fused`: blocks of STDiT run as a whole where all their projections are quantized, unless tokens
     share a range. `weight_sets`: "keep" has the weights of all time ranges in memory, a byte each, and a switch costs
-    nothing; "prefetch" two sets, that of the step and that of the next range, which a thread makes meanwhile from the
-    original weight, held by reference, on cores that the model computes on as well. Raises UserError for another value
-    and for a kernel that does not work here.
+    nothing; "requantize" that of the step, made when the step comes from the original weight, held by reference;
+    "prefetch" that of the next range too, which a thread makes meanwhile on cores that the model computes on as well;
+    "auto" one of the first two, by size (vdq.quant.set_bytes). Raises UserError for another value and for a kernel that
+    does not work here.
     """
 
     name = "int8_cpu"
@@ -42,13 +43,12 @@ class Int8CpuBackend(Backend):
     parts = PARTS | AROUND | {"step_bits", "token_groups"}
     most_bits = BITS
 
-    def __init__(self, kernel: str = AUTO, fused: bool = True, weight_sets: str = "keep") -> None:
+    def __init__(self, kernel: str = AUTO, fused: bool = True, weight_sets: str = AUTO) -> None:
         if kernel not in (AUTO, *KERNELS):
             raise UserError(f"backend.kernel={kernel} must be one of {', '.join((AUTO, *KERNELS))}")
-        if weight_sets not in WEIGHT_SETS:
-            raise UserError(f"backend.weight_sets={weight_sets} must be one of {', '.join(WEIGHT_SETS)}")
         self.kernel, self.candidates = kernel, tuple(KERNELS) if kernel == AUTO else (kernel,)
-        self.fused, self.passes, self.weight_sets = fused, elementwise_passes(), weight_sets
+        self.fused, self.passes = fused, elementwise_passes()
+        self.weight_sets = SetChoice(weight_sets, WEIGHT_SETS, BITS)
         name, failures = self._choose(2, 2)
         if name is None:
             raise UserError(f"backend.kernel={kernel} cannot run here ({failures})")
@@ -71,7 +71,8 @@ class Int8CpuBackend(Backend):
         if bits not in self.chosen:
             self.chosen[bits], failures = self._choose(*bits)
             _tell(self.chosen[bits], *bits, failures)
-        sets = WEIGHT_SETS[self.weight_sets](layer.weight, layer.quant, KERNELS[self.chosen[bits]])
+        kind = WEIGHT_SETS[self.weight_sets(layer.weight, layer.quant)]
+        sets = kind(layer.weight, layer.quant, KERNELS[self.chosen[bits]])
         return (StaticInt8Linear if one_grid(layer.quant.act) else DynamicInt8Linear)(layer, sets, self.passes)
 
     def fuse(self, module: nn.Module) -> nn.Module | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vdq.backends.cpu.native import Passes
 from vdq.backends.cpu.passes import MIDDLE, Codes, Grid, Source, write_codes
-from vdq.backends.cpu.weights import KeptSets, PrefetchedSets, WeightSet
+from vdq.backends.cpu.weights import KeptSets, RequantizedSets, WeightSet
 from vdq.backends.integer import BITS, HostIntegerLinear
 from vdq.quant.affine import QParams
 from vdq.quant.linear import LayerSpec
@@ -20,7 +20,7 @@ T = TypeVar("T")
 class Int8Linear(HostIntegerLinear):
     """Inputs become unsigned bytes p = q - first code, so that zero points are 0..255 whatever the format."""
 
-    def __init__(self, layer: LayerSpec, sets: KeptSets | PrefetchedSets, passes: Passes) -> None:
+    def __init__(self, layer: LayerSpec, sets: KeptSets | RequantizedSets, passes: Passes) -> None:
         super().__init__(layer)
         self.sets, self.passes = sets, passes
 
@@ -87,7 +87,7 @@ class StaticInt8Linear(Int8Linear):
     The zero point and the bias are added by the kernel.
     """
 
-    def __init__(self, layer: LayerSpec, sets: KeptSets | PrefetchedSets, passes: Passes) -> None:
+    def __init__(self, layer: LayerSpec, sets: KeptSets | RequantizedSets, passes: Passes) -> None:
         super().__init__(layer, sets, passes)
         scale, zero_point = self.quant.act.step_qparams()
         s = self.smoothing

@@ -1,4 +1,4 @@
-"""Where int8_cpu has the weights of a layer's time ranges: all of them, or those of now and of the next range."""
+"""Where int8_cpu has the weights of a layer's time ranges: all of them, those of now, or of now and the next range."""
 
 from __future__ import annotations
 
@@ -47,28 +47,26 @@ class KeptSets:
         return sum(weights.matmul.nbytes for weights in self.sets)
 
 
-class PrefetchedSets:
-    """The set in use, and that of the next range, which one thread in the background makes from the original weight.
+class RequantizedSets:
+    """The set in use, made from the original weight when its range comes.
 
-    The weight is held by reference, so it must not be changed in place. After the last range comes the first, for the
-    next videos. Copies and pickles leave the sets out.
+    The weight is held by reference, so it must not be changed in place. Copies and pickles leave the set out.
     """
+
+    sets = 1  # in memory
 
     def __init__(self, weight: Tensor, quant: LayerQuant, kernel: type[Matmul]) -> None:
         self.arguments = (weight.detach(), quant, kernel)
         self.now: tuple[int, WeightSet] | None = None
-        self.next: tuple[int, Future[WeightSet]] | None = None
 
     def __getitem__(self, range_: int) -> WeightSet:
         if self.now is None or self.now[0] != range_:
-            self._switch(range_)
+            self.now = None  # its memory is free
+            self.now = (range_, self._get(range_))
         return self.now[1]
 
-    def _switch(self, range_: int) -> None:
-        self.now = None  # its memory is free
-        ready = self.next[1].result() if self.next and self.next[0] == range_ else self._make(range_)
-        following = (range_ + 1) % self.arguments[1].weight.num_sets
-        self.now, self.next = (range_, ready), (following, _worker().submit(self._make, following))
+    def _get(self, range_: int) -> WeightSet:
+        return self._make(range_)
 
     def _make(self, range_: int) -> WeightSet:
         weight, quant, kernel = self.arguments
@@ -77,14 +75,32 @@ class PrefetchedSets:
 
     @property
     def nbytes(self) -> int:
-        """What the codes take in memory, a byte each, in use and next."""
-        return 2 * self.arguments[0].numel()
+        """What the codes take in memory, a byte each."""
+        return self.sets * self.arguments[0].numel()
 
-    def __deepcopy__(self, memo: dict) -> PrefetchedSets:
-        return PrefetchedSets(*self.arguments)
+    def __deepcopy__(self, memo: dict) -> RequantizedSets:
+        return type(self)(*self.arguments)
 
     def __reduce__(self) -> tuple:
-        return PrefetchedSets, self.arguments
+        return type(self), self.arguments
+
+
+class PrefetchedSets(RequantizedSets):
+    """With that of the next range, which one thread in the background makes. After the last range comes the first, for
+    the next videos.
+    """
+
+    sets = 2
+
+    def __init__(self, weight: Tensor, quant: LayerQuant, kernel: type[Matmul]) -> None:
+        super().__init__(weight, quant, kernel)
+        self.next: tuple[int, Future[WeightSet]] | None = None
+
+    def _get(self, range_: int) -> WeightSet:
+        ready = self.next[1].result() if self.next and self.next[0] == range_ else self._make(range_)
+        following = (range_ + 1) % self.arguments[1].weight.num_sets
+        self.next = (following, _worker().submit(self._make, following))
+        return ready
 
 
 @cache

@@ -11,12 +11,11 @@ from torch import nn
 from vdq.backends.base import Backend
 from vdq.backends.fused_block import FusedBlock, fusible
 from vdq.backends.integer import BITS, PARTS, too_wide
+from vdq.backends.set_choice import AUTO, SetChoice
 from vdq.errors import UserError
 from vdq.quant.linear import LayerSpec
 
-AUTO = "auto"
-WEIGHT_SETS = ("keep", "stream")
-KEPT_BYTES = 16e6
+WEIGHT_SETS = ("keep", "stream", "requantize")
 
 
 def unavailable() -> str | None:
@@ -40,10 +39,11 @@ class Int8CudaBackend(Backend):
 
     Layers may be built on any device and are moved with the model. `weight_sets` says where a layer holds the weights
     of its time ranges, a byte each: "keep": all on the device. "stream": in pinned host memory, and two sets on the
-    device, the next being copied while one is used. "auto": "keep" for one set or at most 16 MB of sets, as every layer
-    of the testbed has, "stream" for larger ones. `fused`: replace whole STDiT blocks, which quantizes inside the norms,
-    GELU and residual sums and keeps them in fp32; False computes each layer alone. Raises UserError for another value,
-    without Triton, and with neither a CUDA device nor Triton's interpreter.
+    device, the next being copied while one is used. "requantize": the original weight and one set on the device, which
+    is made when its range comes. "auto": "keep" or "requantize", by size (vdq.quant.set_bytes). `fused`: replace whole
+    STDiT blocks, which quantizes inside the norms, GELU and residual sums and keeps them in fp32; False computes each
+    layer alone. Raises UserError for another value, without Triton, and with neither a CUDA device nor Triton's
+    interpreter.
     """
 
     name = "int8_cuda"
@@ -53,12 +53,9 @@ class Int8CudaBackend(Backend):
     most_bits = BITS
 
     def __init__(self, weight_sets: str = AUTO, fused: bool = True) -> None:
-        if weight_sets not in (AUTO, *WEIGHT_SETS):
-            allowed = ", ".join((AUTO, *WEIGHT_SETS))
-            raise UserError(f"backend.weight_sets={weight_sets} must be one of {allowed}")
+        self.weight_sets, self.fused = SetChoice(weight_sets, WEIGHT_SETS, BITS), fused
         if (reason := unavailable()) is not None:
             raise UserError(f"backend {self.name} cannot run here: {reason}")
-        self.weight_sets, self.fused = weight_sets, fused
 
     @property
     def arithmetic(self) -> str:
@@ -72,13 +69,10 @@ class Int8CudaBackend(Backend):
     # Triton is imported where it is known to be there.
     def build(self, layer: LayerSpec) -> nn.Module:
         from vdq.backends.cuda.linear import Int8CudaLinear
-        from vdq.backends.cuda.weights import KeptSets, StreamedSets
+        from vdq.backends.cuda.weights import KeptSets, RequantizedSets, StreamedSets
 
-        choice = self.weight_sets
-        if choice == AUTO:
-            sets = layer.quant.weight.num_sets
-            choice = "keep" if sets == 1 or sets * layer.weight.numel() <= KEPT_BYTES else "stream"
-        return Int8CudaLinear(layer, {"keep": KeptSets, "stream": StreamedSets}[choice])
+        kinds = dict(zip(WEIGHT_SETS, (KeptSets, StreamedSets, RequantizedSets), strict=True))
+        return Int8CudaLinear(layer, kinds[self.weight_sets(layer.weight, layer.quant)](layer))
 
     def fuse(self, module: nn.Module) -> nn.Module | None:
         from vdq.backends.cuda.block import CudaOps

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vdq.backends.cuda.kernels import INTERPRETED
 from vdq.backends.cuda.ops import int8_linear, quantize_tokens
-from vdq.backends.cuda.weights import KeptSets, StreamedSets, integer_weights
+from vdq.backends.cuda.weights import WeightSets
 from vdq.backends.integer import IntegerLinear, smoothing_factors
 from vdq.errors import UserError
 from vdq.quant.affine import code_range
@@ -31,18 +31,16 @@ class Codes(NamedTuple):
 
 class Int8CudaLinear(IntegerLinear, ExactBuffers):
     """The step is read on the device: `divisor` [steps, in] (scale * s; s if dynamic, or nothing) and its reciprocal
-    `factor`, `zero` and `x_scale` [steps] (static), `w_scale`, `w_total`, `w_offset` [ranges, out] are tables, fp32 and
-    int32 whatever the model's dtype. `source` is the place, in the list of layers that share an input, of the first one
-    with the same codes.
+    `factor`, `zero` and `x_scale` [steps] (static), `w_scale` [ranges, out] are tables, fp32 and int32 whatever the
+    model's dtype; `sets` has the weights. `source` is the place, in the list of layers that share an input, of the
+    first one with the same codes.
     """
 
     source: int | None = None
 
-    def __init__(self, layer: LayerSpec, sets: type[KeptSets] | type[StreamedSets]) -> None:
+    def __init__(self, layer: LayerSpec, sets: WeightSets) -> None:
         super().__init__(layer)
-        device = layer.weight.device if sets is KeptSets else torch.device("cpu")
-        weights, w_total, w_offset = integer_weights(layer, device)
-        self.sets = sets(layer, weights)
+        self.sets = sets
         self.symmetric, self.bits = self.quant.act.symmetric, self.quant.act.bits
         smoothing = smoothing_factors(layer.quant)
         tables = {
@@ -52,8 +50,6 @@ class Int8CudaLinear(IntegerLinear, ExactBuffers):
             "x_scale": None,
             "weight_ranges": self.quant.weight.steps.int(),
             "w_scale": self.quant.weight.scale[:, :, 0].contiguous(),
-            "w_total": w_total,
-            "w_offset": w_offset if w_offset.any() else None,
         }
         if self.quant.act.static:
             scale, zero_point = self.quant.act.step_qparams()
@@ -119,8 +115,8 @@ class Int8CudaLinear(IntegerLinear, ExactBuffers):
             self.sets.slots,
             self.weight_ranges,
             self.w_scale,
-            self.w_total,
-            self.w_offset,
+            self.sets.total,
+            self.sets.offset,
             self.bias,
             self.clock.index,
             dtype,
@@ -129,7 +125,7 @@ class Int8CudaLinear(IntegerLinear, ExactBuffers):
 
     @property
     def needs_sums(self) -> bool:
-        return self.w_offset is not None
+        return self.sets.offset is not None
 
     @property
     def weight_bytes(self) -> int:

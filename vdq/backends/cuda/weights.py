@@ -1,8 +1,5 @@
-"""Where a layer keeps the integer weights of its time ranges: all on the device, or two sets there and the rest in host
-memory.
-
-Both are modules made of all sets, with two buffers that follow the model: `table` int8 [sets, out, in], and `slots`
-int32 [steps], which set of the table each step takes. `ready` is called before the table is used.
+"""Where a layer keeps the integer weights of its time ranges: all on the device, two sets there and the rest in host
+memory, or one set that is made of the original weight.
 """
 
 from collections.abc import Callable
@@ -11,32 +8,57 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from vdq.backends.integer import signed_weight
+from vdq.backends.integer import BITS, signed_weight
 from vdq.errors import UserError
 from vdq.quant.linear import LayerSpec
 from vdq.quant.weight_sets import Shared
 
 
-class KeptSets(nn.Module):
-    """All sets on the device: nothing is done at a switch, and a captured graph follows the clock."""
+class WeightSets(nn.Module):
+    """Buffers that follow the model: `table` int8 [sets, out, in] of what is on the device, and `slots` int32 [steps],
+    which set of the table each step takes; of all ranges `total`, sum_i (w_i + offset), and `offset`, int32 [ranges,
+    out], None where it is zero. `ready` is called before they are used.
+    """
 
     table: Tensor
     slots: Tensor
+    total: Tensor
+    offset: Tensor | None
 
-    def __init__(self, layer: LayerSpec, table: Tensor) -> None:
+    def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
-        self.register_buffer("table", table.to(layer.weight.device), persistent=False)
-        self.register_buffer("slots", layer.quant.weight.steps.int(), persistent=False)
+        self.fqn, self.clock = layer.fqn, layer.clock
+        self.ranges: list[int] = layer.quant.weight.steps.tolist()
+
+    def hold(self, table: Tensor, slots: Tensor, total: Tensor, offset: Tensor | None) -> None:
+        """Sets the buffers."""
+        for name, values in {"table": table, "slots": slots, "total": total, "offset": offset}.items():
+            self.register_buffer(name, values, persistent=False)
 
     def ready(self) -> None:
-        pass
+        """Nothing is to be done where all sets are there."""
+
+    def check_not_captured(self) -> None:
+        """Raises UserError where the host's decisions would become part of a graph."""
+        if self.table.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise UserError(f"layer {self.fqn} changes its weights and cannot be captured; set weight_sets=keep")
 
     @property
     def nbytes(self) -> int:
+        """Of the integer weights that are held."""
         return self.table.nbytes
 
 
-class StreamedSets(nn.Module):
+class KeptSets(WeightSets):
+    """All sets on the device: nothing is done at a switch, and a captured graph follows the clock."""
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__(layer)
+        table, total, offset = integer_weights(layer, layer.weight.device)
+        self.hold(table, layer.quant.weight.steps.int(), total, offset)
+
+
+class StreamedSets(WeightSets):
     """All sets in host memory, pinned if the layer is on a GPU, and two on the device: the one in use and the next.
 
     At the first call in a range, the copy of the following one starts on a side stream, beside the computation of a
@@ -45,23 +67,18 @@ class StreamedSets(nn.Module):
     torch.compile breaks its graph here.
     """
 
-    table: Tensor
-    slots: Tensor
-
-    def __init__(self, layer: LayerSpec, table: Tensor) -> None:
-        super().__init__()
-        self.fqn, self.clock = layer.fqn, layer.clock
-        self.ranges: list[int] = layer.quant.weight.steps.tolist()
-        self.stored = Shared(_pinned(table.cpu(), layer.weight.device))
-        self.register_buffer("table", layer.weight.new_empty(2, *layer.weight.shape, dtype=torch.int8), False)
-        self.register_buffer("slots", torch.zeros_like(layer.quant.weight.steps, dtype=torch.int32), False)
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__(layer)
+        sets, total, offset = integer_weights(layer, torch.device("cpu"))
+        self.stored = Shared(_pinned(sets, layer.weight.device))
+        table = layer.weight.new_empty(2, *layer.weight.shape, dtype=torch.int8)
+        self.hold(table, _no_slots(layer), total, offset)
         self._forget()
 
     @torch.compiler.disable
     def ready(self) -> None:
         wanted = self.ranges[self.clock.step]
-        if self.table.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise UserError(f"layer {self.fqn} streams its weights and cannot be captured; set weight_sets=keep")
+        self.check_not_captured()
         if self.held[self.current] == wanted:
             return
         other = 1 - self.current
@@ -105,19 +122,61 @@ class StreamedSets(nn.Module):
         return self.__dict__ | {"held": [None, None], "current": 0, "arrived": [None, None]}
 
 
-def integer_weights(layer: LayerSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of all ranges: w int8 [ranges, out, in] on `device`; sum_i (w_i + offset) and offset int32 [ranges,
-    out].
+class RequantizedSets(WeightSets):
+    """The original weight, by reference and in its own precision, and one set, made of it on the device when its range
+    comes. The host decides, as for StreamedSets.
     """
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__(layer)
+        self.source, self.quant, self.held = Shared(layer.weight.detach()), layer.quant, None
+        table = layer.weight.new_empty(1, *layer.weight.shape, dtype=torch.int8)
+        total = torch.zeros(layer.quant.weight.num_sets, len(layer.weight), dtype=torch.int32, device=table.device)
+        whole = layer.quant.weight.symmetric or layer.quant.weight.bits < BITS  # w holds all of it (signed_weight)
+        self.hold(table, _no_slots(layer), total, None if whole else torch.zeros_like(total))
+
+    @torch.compiler.disable
+    def ready(self) -> None:
+        wanted = self.ranges[self.clock.step]
+        self.check_not_captured()
+        if self.held == wanted:
+            return
+        w, offset = signed_weight(self.source.tensor, self.quant, wanted)
+        self.table[0].copy_(w)
+        self.total[wanted] = _total(w, offset)
+        if offset is not None:
+            self.offset[wanted] = offset.int()
+        self.held = wanted
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RequantizedSets":
+        super()._apply(fn, recurse)
+        device = self.table.device
+        self.source, self.quant = Shared(self.source.tensor.to(device)), self.quant.to(device)
+        return self
+
+
+def integer_weights(layer: LayerSpec, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The weights of all ranges: w int8 [ranges, out, in] on `device`, and the total and offset of WeightSets."""
     table = torch.empty(layer.quant.weight.num_sets, *layer.weight.shape, dtype=torch.int8, device=device)
     totals, offsets = [], []
     for range_, codes in enumerate(table):  # not a stack, which holds everything twice
         w, offset = signed_weight(layer.weight, layer.quant, range_)
-        offset = torch.zeros_like(w[:, 0]) if offset is None else offset
         codes.copy_(w)
-        totals.append(w.sum(1, dtype=torch.int32) + w.shape[1] * offset.int())
-        offsets.append(offset.int())
-    return table, torch.stack(totals), torch.stack(offsets)
+        totals.append(_total(w, offset))
+        offsets.append(torch.zeros_like(totals[-1]) if offset is None else offset.int())
+    offset = torch.stack(offsets)
+    return table, torch.stack(totals), offset if offset.any() else None
+
+
+def _total(w: Tensor, offset: Tensor | None) -> Tensor:
+    """[out]"""
+    total = w.sum(1, dtype=torch.int32)
+    return total if offset is None else total + w.shape[1] * offset.int()
+
+
+def _no_slots(layer: LayerSpec) -> Tensor:
+    """All steps take the first set of the table."""
+    return torch.zeros_like(layer.quant.weight.steps, dtype=torch.int32)
 
 
 def _pinned(stored: Tensor, device: torch.device) -> Tensor:

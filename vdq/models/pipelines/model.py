@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,8 +27,10 @@ from vdq.diffusion.samplers import RespacedSampler, Sampler
 from vdq.errors import UserError
 from vdq.models.base import RANDOM, Callback, VideoModel
 from vdq.models.driver import clock_follows
+from vdq.models.image_prompt import ImagePrompt
 from vdq.models.pipelines.driven import Driven, driven_class, watching
 from vdq.models.pipelines.families import facts_of
+from vdq.models.pipelines.offload import KINDS, offloaded
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
 from vdq.quant.layers import linear_modules
@@ -55,13 +58,13 @@ class DiffusersModel(VideoModel):
     pretrained: a local folder, a repository on the Hub, or "random". revision: of the repository. structure: see
     Published. call: the pipeline's own arguments of a call, such as height, width and num_frames. scheduler: fields
     that replace those of its scheduler, and `_class_name` for another one. dtype: of transformer and text encoders,
-    fp32, fp16 or bf16; decode_dtype: of the decoder; tiled: it works on tiles, which saves memory. quantizable:
-    patterns of the layers that may be quantized, None: the linears of the blocks. fps: of the videos. gigabytes: of the
-    download, for messages. net: takes the place of the denoisers, of which `weights_sha256` does not know. Weights are
-    read when they are needed. Raises UserError.
+    fp32, fp16 or bf16; decode_dtype: of the decoder; tiled: it works on tiles, which saves memory. offload: None,
+    "model" or "group" (vdq.models.pipelines.offload). quantizable: patterns of the layers that may be quantized, None:
+    the linears of the blocks. fps: of the videos. gigabytes: of the download, for messages. net: takes the place of the
+    denoisers, of which `weights_sha256` does not know. Weights are read when they are needed. Raises UserError.
     """
 
-    unsigned = ("pretrained", "revision", "cache", "gigabytes")
+    unsigned = ("pretrained", "revision", "cache", "gigabytes", "offload")
     batch_size = 1
     latent_shape = None  # the pipeline draws its noise in the shape it wants
     owns_precision = True
@@ -77,6 +80,7 @@ class DiffusersModel(VideoModel):
         dtype: str = "bf16",
         decode_dtype: str = "fp32",
         tiled: bool = False,
+        offload: str | None = None,
         quantizable: Sequence[str] | None = None,
         fps: int = 16,
         gigabytes: float = 0,
@@ -86,10 +90,12 @@ class DiffusersModel(VideoModel):
         for name, value in {"dtype": dtype, "decode_dtype": decode_dtype}.items():
             if value not in DTYPES:
                 raise UserError(f"model.{name}={value} must be one of {', '.join(DTYPES)}")
+        if offload not in (None, *KINDS):
+            raise UserError(f"model.offload={offload} must be null or one of {', '.join(KINDS)}")
         if fps < 1:
             raise UserError(f"model.fps={fps} must be at least 1")
         self.fps, self.dtype, self.decode_dtype = fps, DTYPES[dtype], DTYPES[decode_dtype]
-        self.tiled = tiled
+        self.tiled, self.offload, self.places_itself = tiled, offload, offload is not None
         self.cache, self.call, self.changed_scheduler = Path(cache), dict(call or {}), dict(scheduler or {})
         source = Source("model.pretrained", pretrained, revision, gigabytes)
         self._published = Published(source, structure, self.cache)
@@ -101,6 +107,10 @@ class DiffusersModel(VideoModel):
     @property
     def random(self) -> bool:
         return self._published.random
+
+    @cached_property
+    def takes_images(self) -> bool:
+        return "image" in self._signature
 
     @cached_property
     def denoisers(self) -> tuple[str, ...]:
@@ -153,6 +163,8 @@ class DiffusersModel(VideoModel):
             )
         if not set(FRAMES) & set(self._signature):
             raise UserError(f"{field} is a {kind.__name__}, which makes no videos: its call has no number of frames")
+        if self.takes_images and self._published.arguments.get("expand_timesteps"):
+            raise UserError(f"{field} gives the first frame a timestep of its own: no step is one")
         if "ar_step" in self._signature:
             raise UserError(
                 f"{field} is a {kind.__name__}, which gives every frame a timestep of its own: no step is one"
@@ -184,7 +196,7 @@ class DiffusersModel(VideoModel):
         with _warnings_of(self._published.pipeline_class) as warnings:
             try:
                 pipeline.checked(
-                    prompt=[""],
+                    **self._inputs([""]),
                     num_inference_steps=sampler.steps,
                     **self._guidance(pipeline, sampler.guidance_scale),
                     **self.call,
@@ -208,8 +220,9 @@ class DiffusersModel(VideoModel):
 
     def timesteps(self, sampler: Sampler) -> Tensor:
         """Of the scheduler after a call without a step: pipelines hand it sigmas and shifts of their own."""
-        encoding = joined([self._any_encoding()], torch.device("cpu"))
-        with self._set_up(self._pipeline, torch.device("cpu"), encoding, pass_over=True) as pipeline:
+        cpu = torch.device("cpu")
+        encoding, encoder = joined([self._any_encoding()], cpu), self._image_encoder(cpu)
+        with self._set_up(self._pipeline, cpu, encoding, pass_over=True, **encoder) as pipeline:
             self._call(pipeline, [""], sampler, [torch.Generator()])
             return pipeline.scheduler.timesteps.float().cpu()
 
@@ -226,7 +239,8 @@ class DiffusersModel(VideoModel):
     # Prompts ----------------------------------------------------------------------------------------------------------
 
     def prepare(self, prompts: list[str], device: Any) -> int:
-        new = [prompt for prompt in dict.fromkeys(prompts) if self._encoding(prompt) is None]
+        different = {self._encoded_prompts.key(prompt): prompt for prompt in prompts}.values()
+        new = [prompt for prompt in different if self._encoding(prompt) is None]
         if not new:
             return 0
         pipeline = self._with_encoders(driven_class(self._published.pipeline_class), self.structure, DECODER)
@@ -235,7 +249,7 @@ class DiffusersModel(VideoModel):
             if isinstance(part := getattr(pipeline, name), nn.Module):
                 part.to(device)
         for prompt in tqdm(new, desc="encoding prompts", unit="prompt", disable=len(new) < 2):
-            encoding = pipeline.encoded(prompt=[prompt], **self._guidance(pipeline, GUIDED), **self.call)
+            encoding = pipeline.encoded(**self._inputs([prompt]), **self._guidance(pipeline, GUIDED), **self.call)
             self._encoded_prompts.write(prompt, encoding)
         return len(new)
 
@@ -246,12 +260,13 @@ class DiffusersModel(VideoModel):
         return Encoded(list(prompts), encodings)
 
     def _encoding(self, prompt: str) -> list[Any] | None:
-        if prompt not in self._encoded:
+        key = self._encoded_prompts.key(prompt)
+        if key not in self._encoded:
             found = self._drawn(prompt) if self.random else self._encoded_prompts.read(prompt)
             if found is None:
                 return None
-            self._encoded[prompt] = found
-        return self._encoded[prompt]
+            self._encoded[key] = found
+        return self._encoded[key]
 
     def _any_encoding(self) -> list[Any]:
         """For calls whose numbers do not depend on the prompt."""
@@ -281,8 +296,8 @@ class DiffusersModel(VideoModel):
 
     @cached_property
     def _encoded_prompts(self) -> EncodedStore:
-        key = [self._published.identity, self._published.pipeline_class.__name__, self.call, str(self.dtype)]
-        return EncodedStore(self.cache / "encoded", key)
+        model = [self._published.identity, self._published.pipeline_class.__name__, self.call, str(self.dtype)]
+        return EncodedStore(self.cache / "encoded", model)
 
     # Videos -----------------------------------------------------------------------------------------------------------
 
@@ -310,9 +325,13 @@ class DiffusersModel(VideoModel):
                 callback(clock.step, latents)
 
         pipeline, experts = self._pipeline, self._experts(denoiser)
-        place = next(iter(denoiser.parameters())).device
+        place = clock.index.device if self.places_itself else next(iter(denoiser.parameters())).device
         with ExitStack() as stack:
-            stack.enter_context(self._set_up(pipeline, place, conditions.batch(place), **experts))
+            if self.offload is not None:
+                stack.enter_context(offloaded(self.offload, list(experts.values()), place))
+            stack.enter_context(
+                self._set_up(pipeline, place, conditions.batch(place), **experts, **self._image_encoder(place))
+            )
             for expert in experts.values():
                 stack.enter_context(clock_follows(clock, expert, pipeline.scheduler, self.family.calls_a_step))
             stack.enter_context(watching(pipeline.scheduler, seen))
@@ -393,7 +412,7 @@ class DiffusersModel(VideoModel):
         output_type: str = "latent",
     ) -> Any:
         return pipeline(
-            prompt=prompts,
+            **self._inputs(prompts),
             num_inference_steps=sampler.steps,
             generator=generators,
             output_type=output_type,
@@ -401,6 +420,22 @@ class DiffusersModel(VideoModel):
             **self._guidance(pipeline, sampler.guidance_scale),
             **self.call,
         )[0]
+
+    def _inputs(self, prompts: list[str]) -> dict[str, Any]:
+        """Arguments for prompts, and for their images."""
+        if not self.takes_images:
+            return {"prompt": list(map(str, prompts))}
+        if len(prompts) > 1:
+            raise UserError(f"batch_size={len(prompts)} must be 1 for videos of images")
+        (prompt,) = prompts
+        image = prompt.opened() if isinstance(prompt, ImagePrompt) else Image.new("RGB", self._size)
+        return {"prompt": [str(prompt)], "image": image}
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Width and height of the videos."""
+        width, height = (self.call.get(side) or self._default(side, None) or 512 for side in ("width", "height"))
+        return width, height
 
     def _guidance(self, pipeline: Any, scale: float) -> dict[str, float]:
         if "guidance_scale" in self._signature:
@@ -430,6 +465,10 @@ class DiffusersModel(VideoModel):
         if self.tiled:
             decoder.enable_tiling()
         return decoder
+
+    def _image_encoder(self, place: torch.device) -> dict[str, nn.Module]:
+        """The autoencoder where images must be encoded."""
+        return {DECODER: self._decoder.to(place)} if self.takes_images else {}
 
     @property
     def _encoder_names(self) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vdq.errors import UserError
 from vdq.files import complete_or_nothing
+from vdq.models.image_prompt import described
 
 VERSION = 1  # to be raised when the same prompt would give other encodings
 
@@ -42,14 +43,18 @@ class Encoded:
 
 
 class EncodedStore:
-    """Files of encoded prompts in a folder; `key` says what the encodings depend on beside the prompt."""
+    """Files of encoded prompts in a folder; `model` says what the encodings depend on beside the prompt."""
 
-    def __init__(self, folder: Path, key: Any) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, model: Any) -> None:
+        self.folder, self.model = folder, model
+
+    def key(self, prompt: str) -> str:
+        """Another one for every encoding."""
+        text = json.dumps([VERSION, self.model, *described([prompt])], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def path(self, prompt: str) -> Path:
-        text = json.dumps([VERSION, self.key, prompt], sort_keys=True, default=str)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+        return self.folder / f"{self.key(prompt)}.safetensors"
 
     def read(self, prompt: str) -> list[Any] | None:
         """None if the prompt is not there or its file is damaged."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
+from statistics import mean
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -328,6 +329,12 @@ class ActQuantizer(Part):
     def mean_bits(self) -> float | None:
         """Bits on average over the steps; None if they are chosen while sampling."""
         return self.bits
+
+    def mean_bits_beside(self, kept_steps: Collection[int]) -> float | None:
+        """`mean_bits` over the other steps, those that are quantized."""
+        if (bits := self.bits_of_steps) is None:
+            return self.mean_bits
+        return mean(number for step, number in enumerate(bits) if step not in kept_steps)
 
     @property
     def switching(self) -> tuple[int, int, float] | None:
