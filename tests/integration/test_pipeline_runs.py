@@ -111,6 +111,18 @@ def test_parameters_follow_the_steps(tmp_path_factory, monkeypatch):
     assert following > stopped + 10
 
 
+def test_an_artefact_of_branches_is_for_its_own_schedule(wan):
+    recipe = ("quant=tsq_tsw", "quant.per_branch=true", "bits=w8a8")
+    folder = wan.run(*recipe, "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
+    artefact, other = f"artefact={folder / 'export' / 'packed'}", "model.scheduler={flow_shift: 9.0}"
+    assert torch.equal(wan.latents(*recipe, artefact), wan.latents(*recipe))
+    with pytest.raises(UserError, match="the parameters are for 4 steps, 999 ... .*, the sampler has 4 steps, 999 ..."):
+        wan.run(*recipe, artefact, other)
+    nearest = json.loads((wan.run(*recipe, artefact, other, "quant.match=nearest") / "result.json").read_text())
+    assert nearest["largest_timestep_distance"] > nearest["mean_timestep_distance"] > 0
+    assert json.loads((folder / "result.json").read_text())["psnr"] > nearest["psnr"] > 10
+
+
 def test_an_interrupted_run_goes_on(wan):
     folder = wan.run("quant=asq", "bits=w8a8")
     video = folder / "samples" / "0001.safetensors"

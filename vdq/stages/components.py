@@ -87,6 +87,11 @@ class Components:
         chosen = projections(self.model.structure, self.model.quantizable)
         return frozenset().union(*(self.method.needs(p.fqn) for p in chosen))
 
+    @property
+    def match(self) -> str | None:
+        """What the parameters of an artefact do on another schedule (QuantState.serving)."""
+        return self.cfg.quant.get("match")
+
     @cached_property
     def kept_layers(self) -> dict[str, str]:
         """The layers that quant.keep leaves in full precision, each with its pattern; reads no weights. Raises

@@ -141,7 +141,10 @@ class Identity:
         manifest = artefact.read(cfg.artefact, packed.KIND, packed.VERSION)
         state = packed.planned(manifest["contents"])
         wanted = self._timesteps()
-        differs = None not in (wanted, state.timesteps) and not same(state.timesteps, wanted)
+        if None in (wanted, state.timesteps):
+            differs = wanted is None and self._of.match is not None
+        else:
+            differs = not same(state.timesteps, wanted)
         for group in ("model", "sampler", "quant"):
             ours, its = signed(cfg[group]), _counting(cfg[group], manifest["contents"]["config"][group])
             skipped = {"match", *(SCHEDULES.get(group, ()) if differs else ())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +133,7 @@ class Generation(pl.LightningModule):
         """What really ran, for the manifest; of the last session if sampling was interrupted."""
         return {
             "arithmetic": self.arithmetic,
-            "dtype": str(next(self.denoiser.parameters()).dtype).removeprefix("torch."),
+            "dtype": _dtype(self.denoiser),
             "device": self.device.type,
             "devices": self.trainer.world_size,
             **machine.describe(self.device),
@@ -147,6 +148,14 @@ class Generation(pl.LightningModule):
             "note": self.note,
             "seconds": round(time.monotonic() - self.started, 2),
         }
+
+
+def _dtype(denoiser: nn.Module) -> str:
+    """The dtype that most of its numbers have: some layers of large models stay in fp32."""
+    numbers: Counter[torch.dtype] = Counter()
+    for parameter in denoiser.parameters():
+        numbers[parameter.dtype] += parameter.numel()
+    return str(numbers.most_common(1)[0][0]).removeprefix("torch.")
 
 
 def _mean_act_bits(folder: Path) -> float | None:
