@@ -45,8 +45,8 @@ class VdqConfig(QuantizationConfigMixin):
 
     timesteps: what the transformer is given at each step of the schedule that it was quantized for. window: the first
     step in which it works and the one behind the last. calls_a_step: 2 where guidance takes a conditional and then an
-    unconditional call. kept_steps: at which every layer is the original one. backend: what computes the layers,
-    `_target_` and its arguments. layout: of the folder.
+    unconditional call, None where the number is not known. kept_steps: at which every layer is the original one.
+    backend: what computes the layers, `_target_` and its arguments. layout: of the folder.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class VdqConfig(QuantizationConfigMixin):
         *,
         timesteps: list[float],
         window: list[int],
-        calls_a_step: int,
+        calls_a_step: int | None,
         kept_steps: list[int],
         backend: dict[str, Any],
         layout: int = LAYOUT,
@@ -169,7 +169,7 @@ class TimestepFollower:
     step is left out.
     """
 
-    def __init__(self, clock: StepClock, timesteps: list[float], window: range, calls_a_step: int) -> None:
+    def __init__(self, clock: StepClock, timesteps: list[float], window: range, calls_a_step: int | None) -> None:
         self.clock, self.timesteps, self.window, self.calls_a_step = clock, timesteps, window, calls_a_step
         self.step: int | None = None
         self.calls, self.seen = 0, []

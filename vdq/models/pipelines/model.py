@@ -33,12 +33,12 @@ from vdq.models.pipelines.families import facts_of
 from vdq.models.pipelines.offload import KINDS, offloaded
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
+from vdq.models.pipelines.refused import FRAMES, refusal
 from vdq.quant.layers import linear_modules
 from vdq.sources import Source
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FRAMES = ("num_frames", "video_length", "frames")  # arguments by which a pipeline of videos is known
 SIZES = (*FRAMES, "height", "width")
 LARGEST = 1 << 20
 OURS = {  # arguments of a call that belong to other fields, or to nobody
@@ -163,20 +163,10 @@ class DiffusersModel(VideoModel):
 
     def _check_pipeline(self) -> None:
         kind, field = self._published.pipeline_class, self._published.field
-        if not self.denoisers:
-            raise UserError(
-                f"{field} is a {kind.__name__} without a transformer: it has no linears of blocks to quantize"
-            )
-        if not set(FRAMES) & set(self._signature):
-            raise UserError(f"{field} is a {kind.__name__}, which makes no videos: its call has no number of frames")
+        if reason := refusal(kind, self._published.components):
+            raise UserError(f"{field} is a {kind.__name__}, {reason}")
         if self.takes_images and self._published.arguments.get("expand_timesteps"):
             raise UserError(f"{field} gives the first frame a timestep of its own: no step is one")
-        if "ar_step" in self._signature:
-            raise UserError(
-                f"{field} is a {kind.__name__}, which gives every frame a timestep of its own: no step is one"
-            )
-        if "audio_vae" in self._published.components:
-            raise UserError(f"{field} is a {kind.__name__}, which makes sound as well: only videos are supported")
 
     def _check_call(self) -> None:
         for name in self.call:
@@ -252,9 +242,10 @@ class DiffusersModel(VideoModel):
         new = [prompt for prompt in different if self._encoding(prompt) is None]
         if not new:
             return 0
-        pipeline = self._with_encoders(driven_class(self._published.pipeline_class), self.structure, DECODER)
+        kind, empty = driven_class(self._published.pipeline_class), not self.takes_images
+        pipeline = self._with_encoders(kind, self.structure, empty=empty)
         pipeline.place = torch.device(device)
-        for name in self._encoder_names:
+        for name in self._encoder_names if empty else [*self._encoder_names, DECODER]:
             if isinstance(part := getattr(pipeline, name), nn.Module):
                 part.to(device)
         for prompt in tqdm(new, desc="encoding prompts", unit="prompt", disable=len(new) < 2):
@@ -343,8 +334,24 @@ class DiffusersModel(VideoModel):
             )
             for expert in experts.values():
                 stack.enter_context(clock_follows(clock, expert, pipeline.scheduler, self.family.calls_a_step))
-            stack.enter_context(watching(pipeline.scheduler, seen))
-            return self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
+            stack.enter_context(watching(pipeline.scheduler, list(experts.values()), seen))
+            return self._latents(pipeline, conditions.prompts, sampler, noise.generators()).float()
+
+    def _latents(
+        self, pipeline: Driven, prompts: list[str], sampler: Sampler, generators: list[torch.Generator]
+    ) -> Tensor:
+        """In the form in which the pipeline prepares them, so that it can decode them: some cut off at the end what
+        they have beside the video, or unpack tokens.
+        """
+        last: dict[str, Tensor] = {}
+
+        def keep(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            last.update(tensors)
+            return {}
+
+        named = {"callback_on_step_end": keep} if "callback_on_step_end" in self._signature else {}
+        made = self._call(pipeline, prompts, sampler, generators, **named)
+        return last["latents"] if made.shape != pipeline.prepared and last else made
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents as `sample` returns them -> uint8 [n, T, H, W, 3] on the CPU, one video at a time, by the pipeline's
@@ -365,10 +372,10 @@ class DiffusersModel(VideoModel):
 
     def pipeline(self) -> Any:
         """The plain pipeline with this model's tensors and its encoders: to be called, or saved."""
-        return self._with_encoders(self._published.pipeline_class, self.denoiser, None)
+        return self._with_encoders(self._published.pipeline_class, self.denoiser, empty=False)
 
-    def _with_encoders(self, kind: type, denoiser: nn.Module, empty: str | None) -> Any:
-        """A pipeline of that class with these denoisers; `empty` names the decoder if it needs no weights."""
+    def _with_encoders(self, kind: type, denoiser: nn.Module, *, empty: bool) -> Any:
+        """A pipeline of that class with these denoisers; with `empty`, its decoder has no weights."""
         parts = self._experts(denoiser) | {SCHEDULER: self._scheduler()}
         parts[DECODER] = self._published.empty(DECODER) if empty else self._decoder
         folder = self._published.folder([f"{name}/*" for name in self._encoder_names])
@@ -387,7 +394,11 @@ class DiffusersModel(VideoModel):
         parts |= {name: self._published.plain(name) for name in self._encoder_names}
         kind = driven_class(self._published.pipeline_class)
         missing = set(inspect.signature(kind.__init__).parameters) - {"self"} - set(self._published.arguments)
-        found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)
+        try:
+            found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)
+        except ImportError as error:  # of a part that it makes by itself, such as Cosmos' guardrail
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self._published.field}: {kind.__name__} cannot be made ({reason})") from error
         found.set_progress_bar_config(disable=True)
         return found
 
@@ -402,10 +413,13 @@ class DiffusersModel(VideoModel):
         pass_over: bool = False,
         **parts: nn.Module,
     ) -> Iterator[Driven]:
-        """Inside, the pipeline works on a device with these parts and encodings, and with a new scheduler."""
+        """Inside, the pipeline works on a device with these parts and encodings, and with a new scheduler, of the
+        configuration that the pipeline gave its own.
+        """
         before = {name: getattr(pipeline, name) for name in parts}
         pipeline.place = place
-        pipeline.register_modules(**parts, scheduler=self._scheduler())
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        pipeline.register_modules(**parts, scheduler=scheduler)
         try:
             with pipeline.giving(encoding, latents=latents, pass_over=pass_over):
                 yield pipeline
@@ -419,26 +433,36 @@ class DiffusersModel(VideoModel):
         sampler: Sampler,
         generators: list[torch.Generator],
         output_type: str = "latent",
+        **named: Any,
     ) -> Any:
         return pipeline(
             **self._inputs(prompts),
             num_inference_steps=sampler.steps,
-            generator=generators,
+            generator=generators[0] if self._takes_one else generators,
             output_type=output_type,
             return_dict=False,
             **self._guidance(pipeline, sampler.guidance_scale),
             **self.call,
+            **named,
         )[0]
 
     def _inputs(self, prompts: list[str]) -> dict[str, Any]:
         """Arguments for prompts, and for their images."""
+        if len(prompts) > 1 and (self.takes_images or self._takes_one):
+            raise UserError(f"batch_size={len(prompts)} must be 1 for {self._what_takes_one}")
         if not self.takes_images:
-            return {"prompt": list(map(str, prompts))}
-        if len(prompts) > 1:
-            raise UserError(f"batch_size={len(prompts)} must be 1 for videos of images")
+            return {"prompt": str(prompts[0]) if self._takes_one else list(map(str, prompts))}
         (prompt,) = prompts
         image = prompt.opened() if isinstance(prompt, ImagePrompt) else Image.new("RGB", self._size)
         return {"prompt": [str(prompt)], "image": image}
+
+    @property
+    def _takes_one(self) -> bool:
+        return getattr(self.family, "one_prompt", False)
+
+    @property
+    def _what_takes_one(self) -> str:
+        return "videos of images" if self.takes_images else self._published.pipeline_class.__name__
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -476,8 +500,8 @@ class DiffusersModel(VideoModel):
         return decoder
 
     def _image_encoder(self, place: torch.device) -> dict[str, nn.Module]:
-        """The autoencoder where images must be encoded."""
-        return {DECODER: self._decoder.to(place)} if self.takes_images else {}
+        """The autoencoder where images must be encoded, or the videos that a call may do without."""
+        return {DECODER: self._decoder.to(place)} if {"image", "video"} & set(self._signature) else {}
 
     @property
     def _encoder_names(self) -> list[str]:

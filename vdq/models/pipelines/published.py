@@ -146,10 +146,9 @@ class Published:
 
     def plain(self, name: str) -> Any:
         """A component of diffusers that is no network, such as a guider; None for others, which only encoding needs."""
-        library, kind = self.components[name][0], self.kind(name)
-        if library.partition(".")[0] != "diffusers" or issubclass(kind, nn.Module):
+        if self.components[name][0].partition(".")[0] != "diffusers" or issubclass(self.kind(name), nn.Module):
             return None
-        return kind.from_config(self.config(name))
+        return self.kind(name).from_config(self.config(name))
 
     def folder(self, patterns: list[str]) -> Path:
         """The local folder with the files that match the patterns, fetched if they must be."""
