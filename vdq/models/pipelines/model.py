@@ -28,9 +28,14 @@ from vdq.errors import UserError
 from vdq.models.base import RANDOM, Callback, VideoModel
 from vdq.models.driver import clock_follows
 from vdq.models.image_prompt import ImagePrompt
-from vdq.models.pipelines.driven import Driven, driven_class, watching
+from vdq.models.one_block import Call, OneBlock
+from vdq.models.pipelines.driven import ENCODERS, Driven, driven_class, watching
 from vdq.models.pipelines.families import facts_of
+<<<<<<< HEAD
 from vdq.models.pipelines.offload import KINDS, offloaded
+=======
+from vdq.models.pipelines.one_block import block_of
+>>>>>>> h-bench
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
 from vdq.models.pipelines.refused import FRAMES, refusal
@@ -50,8 +55,13 @@ OURS = {  # arguments of a call that belong to other fields, or to nobody
     "latents": "seed",
 }
 NOBODYS = ("_embeds", "_mask", "callback_on", "output_type", "return_dict", "num_videos_per", "num_images_per")
+SMALL_SIDE, SMALL_FRAMES = 256, 17  # pixels and frames of a video small enough for a CPU
 PASSED_OVER = 50  # steps of a schedule that nobody runs; some pipelines cannot make very short ones
 GUIDED = 2.0  # any scale above 1: the negative prompt is encoded as well
+
+
+class Called(Exception):
+    """Leaves a sampling at the first call of its denoiser."""
 
 
 class DiffusersModel(VideoModel):
@@ -148,6 +158,38 @@ class DiffusersModel(VideoModel):
     @cached_property
     def weights_sha256(self) -> str:
         return hashlib.sha256(self._published.identity.encode()).hexdigest()
+
+    # A smaller one ----------------------------------------------------------------------------------------------------
+
+    makes_blocks = True
+
+    def shallow(self, call: dict[str, Any] | None = None) -> DiffusersModel:
+        small = {"height": SMALL_SIDE, "width": SMALL_SIDE}
+        for name in FRAMES:
+            small[name] = min(SMALL_FRAMES, self.call.get(name) or SMALL_FRAMES)
+        small = {name: value for name, value in small.items() if name in self._signature}
+        return DiffusersModel(
+            pretrained=RANDOM,
+            structure=self._published.shallow(),
+            call=self.call | small | dict(call or {}),
+            scheduler=self.changed_scheduler,
+            dtype="fp32",
+            quantizable=self._patterns,
+            cache=str(self.cache),
+        )
+
+    def one_block(self, sampler: Sampler) -> OneBlock:
+        expert = self.denoisers[0]
+        net, call = self._published.load(expert, torch.float32), self.first_call(sampler)
+        prefix = f"{expert}." if len(self.denoisers) > 1 else ""
+        return block_of(
+            net,
+            call,
+            name=self.family.name,
+            timesteps=self.timesteps(sampler),
+            quantizable=lambda fqn: self.quantizable(prefix + fqn),
+            facts={"call": self.call},
+        )
 
     # What may be asked of it ------------------------------------------------------------------------------------------
 
@@ -353,6 +395,37 @@ class DiffusersModel(VideoModel):
         made = self._call(pipeline, prompts, sampler, generators, **named)
         return last["latents"] if made.shape != pipeline.prepared and last else made
 
+    def sample_plainly(self, denoiser: nn.Module, conditions: Encoded, noise: PromptNoise, sampler: Sampler) -> Tensor:
+        """What `sample` computes, by the pipeline's own call with nothing of ours around or in it."""
+        pipeline = self._without_encoders(self._published.pipeline_class)
+        place = next(iter(denoiser.parameters())).device
+        pipeline.register_modules(**self._experts(denoiser), **self._image_encoder(place))
+        encodings = iter(conditions.batch(place))
+        for name in ENCODERS:
+            if hasattr(pipeline, name):
+                setattr(pipeline, name, lambda *args, **named: next(encodings))
+        return self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
+
+    def first_call(self, sampler: Sampler) -> Call:
+        """The arguments with which a sampling calls a denoiser first, on the CPU; reads no weights."""
+        cpu, (first, *_) = torch.device("cpu"), self._experts(self.structure).values()
+        seen: list[Call] = []
+
+        def leave(module: nn.Module, args: tuple, named: dict[str, Any]) -> None:
+            seen.append(Call(args, dict(named)))
+            raise Called
+
+        hook = first.register_forward_pre_hook(leave, with_kwargs=True)
+        encoding = joined([self._any_encoding()], cpu)
+        try:
+            with self._set_up(self._pipeline, cpu, encoding, **self._image_encoder(cpu)) as pipeline:
+                self._call(pipeline, [""], sampler, [torch.Generator().manual_seed(0)])
+        except Called:
+            return seen[0]
+        finally:
+            hook.remove()
+        raise RuntimeError(f"{self._published.pipeline_class.__name__} has made a video without its denoiser")
+
     def decode(self, latents: Tensor) -> Tensor:
         """latents as `sample` returns them -> uint8 [n, T, H, W, 3] on the CPU, one video at a time, by the pipeline's
         own code, whose steps are passed over.
@@ -389,10 +462,12 @@ class DiffusersModel(VideoModel):
 
     @cached_property
     def _pipeline(self) -> Driven:
-        """Driven; without encoders, its denoisers and its decoder without weights."""
+        return self._without_encoders(driven_class(self._published.pipeline_class))
+
+    def _without_encoders(self, kind: type) -> Any:
+        """A pipeline of that class; its denoisers and its decoder have no weights."""
         parts = self._experts(self.structure) | {DECODER: self._published.empty(DECODER), SCHEDULER: self._scheduler()}
         parts |= {name: self._published.plain(name) for name in self._encoder_names}
-        kind = driven_class(self._published.pipeline_class)
         missing = set(inspect.signature(kind.__init__).parameters) - {"self"} - set(self._published.arguments)
         try:
             found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)

@@ -25,6 +25,7 @@ DENOISERS = ("transformer", "transformer_2")
 DECODER = "vae"
 SCHEDULER = "scheduler"
 CONFIG_FILES = {SCHEDULER: "scheduler_config.json", "guider": "guider_config.json"}  # of others: config.json
+DEPTHS = ("num_layers", "num_single_layers")  # arguments of transformers that say how many blocks they have
 LORA = "pytorch_lora_weights.safetensors"
 
 
@@ -93,6 +94,17 @@ class Published:
     def arguments(self) -> dict[str, Any]:
         """Arguments of the pipeline that are no components, such as boundary_ratio."""
         return {k: v for k, v in self.index.items() if not k.startswith("_") and not isinstance(v, list)}
+
+    def shallow(self) -> dict[str, Any]:
+        """A `structure` of the same pipeline with one block of each kind."""
+        parts: dict[str, Any] = {}
+        for name, (library, kind) in self.components.items():
+            parts[name] = {"_class_name": kind} | self.config(name) if library == "diffusers" else [library, kind]
+        for name in DENOISERS:
+            if name in parts:
+                known = inspect.signature(self.kind(name).__init__).parameters
+                parts[name] |= {depth: 1 for depth in DEPTHS if depth in known}
+        return {"pipeline": self.index["_class_name"]} | self.arguments | parts
 
     def kind(self, name: str) -> type:
         """The class of a component."""
