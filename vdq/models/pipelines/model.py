@@ -31,11 +31,8 @@ from vdq.models.image_prompt import ImagePrompt
 from vdq.models.one_block import Call, OneBlock
 from vdq.models.pipelines.driven import ENCODERS, Driven, driven_class, watching
 from vdq.models.pipelines.families import facts_of
-<<<<<<< HEAD
 from vdq.models.pipelines.offload import KINDS, offloaded
-=======
 from vdq.models.pipelines.one_block import block_of
->>>>>>> h-bench
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
 from vdq.models.pipelines.refused import FRAMES, refusal
