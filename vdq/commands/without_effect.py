@@ -40,11 +40,20 @@ def explicit() -> dict[str, str]:
 
 
 def check(experiment: Experiment, options: dict[str, str]) -> None:
-    """Raises UserError for an option that does nothing; options: as `explicit` returns them. What is switched off may
-    always be.
+    """Raises UserError for an option that does nothing, as far as it is known without the model; options: as `explicit`
+    returns them. What is switched off may always be.
     """
+    _refuse(_idle(experiment), options)
+
+
+def check_calibration(experiment: Experiment, options: dict[str, str]) -> None:
+    """The same for options of a calibration, which the model's layers may not need."""
+    _refuse(_of_calibration(experiment), options)
+
+
+def _refuse(idle_options: Idle, options: dict[str, str]) -> None:
     wanted = {name: text for name, text in options.items() if text.partition("=")[2].lower() not in ("false", "null")}
-    for idle, reason in _idle(experiment) if wanted else ():
+    for idle, reason in idle_options if wanted else ():
         for name, text in wanted.items():
             if name == idle or name.startswith(f"{idle}."):
                 raise UserError(f"{text} has no effect: {reason}")
@@ -89,8 +98,16 @@ def _of_force(experiment: Experiment, wanted: set[str]) -> Idle:
         yield "force", f"stages=[{','.join(experiment.cfg.stages)}] makes nothing of it again"
     elif again == ["quantize"] and not experiment.method.quantizes:
         yield "force", f"quant={experiment.cfg.quant.name} is not quantized"
-    elif again == ["calibrate"] and experiment.cfg.videos is None and not experiment.identity.calibrates:
-        yield "force", f"quant={experiment.cfg.quant.name} is not calibrated"
+
+
+def _of_calibration(experiment: Experiment) -> Idle:
+    cfg = experiment.cfg
+    if cfg.videos is not None or experiment.identity.calibrates:
+        return
+    if experiment.method.quantizes and set(cfg.stages) <= set(STAGES):
+        yield "dataset.calibration_prompts", f"quant={cfg.quant.name} is not calibrated"
+    if forced(cfg) == ["calibrate"]:
+        yield "force", f"quant={cfg.quant.name} is not calibrated"
 
 
 def _of_one_run(experiment: Experiment, wanted: set[str]) -> Idle:
@@ -104,8 +121,6 @@ def _of_one_run(experiment: Experiment, wanted: set[str]) -> Idle:
         yield from ((name, same) for name in ("bits", "backend", "alpha", "dataset.num_prompts"))
     if "${alpha." not in str(OmegaConf.to_container(quant, resolve=False)):
         yield "alpha", f"quant={quant.name} takes no alpha from it; quant.alpha sets one where it smooths"
-    if not experiment.identity.calibrates:
-        yield "dataset.calibration_prompts", f"quant={quant.name} is not calibrated"
     idle = experiment.method.without_effect(experiment.sampler.steps)
     yield from ((f"quant.{name}", reason) for name, reason in idle.items())
 
@@ -120,6 +135,12 @@ def _of_sampling(experiment: Experiment) -> Idle:
     for part, value in weights.items() if OmegaConf.is_dict(weights) else ():
         if value == RANDOM or Path(value).expanduser().exists():
             yield f"model.revisions.{part}", f"model.weights.{part}={value} is no repository"
+    pretrained = model.get("pretrained")
+    local = pretrained is not None and Path(pretrained).expanduser().is_dir()
+    if local or pretrained == RANDOM:
+        yield "model.revision", f"model.pretrained={pretrained} is no repository"
+    if local:
+        yield "model.structure", f"model.pretrained={pretrained} is a folder, whose files say it"
 
 
 def _of_benchmark(experiment: Experiment) -> Idle:

@@ -49,8 +49,8 @@ class VideoModel(ABC):
     random: bool = False
     batch_size: int = 8
     takes_images: bool = False  # whether its prompts are ImagePrompts
-    makes_blocks: bool = False  # whether the benchmark measures its blocks, by `shallow` and `one_block`
     places_itself: bool = False  # whether it moves its denoisers to the device of the clock by itself
+    makes_blocks: bool = False  # whether the benchmark measures its blocks, by `shallow` and `one_block`
     owns_precision: bool = False  # whether its own dtype counts, and no Trainer converts its weights
 
     @property

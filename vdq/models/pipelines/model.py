@@ -35,12 +35,14 @@ from vdq.models.pipelines.offload import KINDS, offloaded
 from vdq.models.pipelines.one_block import block_of
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
+from vdq.models.pipelines.refused import FRAMES, refusal
 from vdq.quant.layers import linear_modules
 from vdq.sources import Source
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FRAMES = ("num_frames", "video_length", "frames")  # arguments by which a pipeline of videos is known
+SIZES = (*FRAMES, "height", "width")
+LARGEST = 1 << 20
 OURS = {  # arguments of a call that belong to other fields, or to nobody
     "prompt": "dataset",
     "image": "dataset",
@@ -101,6 +103,10 @@ class DiffusersModel(VideoModel):
             raise UserError(f"model.offload={offload} must be null or one of {', '.join(KINDS)}")
         if fps < 1:
             raise UserError(f"model.fps={fps} must be at least 1")
+        if gigabytes < 0:
+            raise UserError(f"model.gigabytes={gigabytes} must be at least 0")
+        if quantizable is not None and not quantizable:
+            raise UserError("model.quantizable=[] must have at least one pattern; null is all linears of the blocks")
         self.fps, self.dtype, self.decode_dtype = fps, DTYPES[dtype], DTYPES[decode_dtype]
         self.tiled, self.offload, self.places_itself = tiled, offload, offload is not None
         self.cache, self.call, self.changed_scheduler = Path(cache), dict(call or {}), dict(scheduler or {})
@@ -196,20 +202,10 @@ class DiffusersModel(VideoModel):
 
     def _check_pipeline(self) -> None:
         kind, field = self._published.pipeline_class, self._published.field
-        if not self.denoisers:
-            raise UserError(
-                f"{field} is a {kind.__name__} without a transformer: it has no linears of blocks to quantize"
-            )
-        if not set(FRAMES) & set(self._signature):
-            raise UserError(f"{field} is a {kind.__name__}, which makes no videos: its call has no number of frames")
+        if reason := refusal(kind, self._published.components):
+            raise UserError(f"{field} is a {kind.__name__}, {reason}")
         if self.takes_images and self._published.arguments.get("expand_timesteps"):
             raise UserError(f"{field} gives the first frame a timestep of its own: no step is one")
-        if "ar_step" in self._signature:
-            raise UserError(
-                f"{field} is a {kind.__name__}, which gives every frame a timestep of its own: no step is one"
-            )
-        if "audio_vae" in self._published.components:
-            raise UserError(f"{field} is a {kind.__name__}, which makes sound as well: only videos are supported")
 
     def _check_call(self) -> None:
         for name in self.call:
@@ -222,6 +218,9 @@ class DiffusersModel(VideoModel):
                     f"model.call.{name} is no argument of {self._published.pipeline_class.__name__}; allowed: "
                     f"{', '.join(self._own_arguments)}{hint}"
                 )
+            value = self.call[name]
+            if name in SIZES and (type(value) is not int or not 1 <= value <= LARGEST):
+                raise UserError(f"model.call.{name}={value} must be an integer in 1..{LARGEST}")
 
     def _check_patterns(self) -> None:
         names = [self._within(fqn) for fqn, _ in linear_modules(self.structure)]
@@ -282,9 +281,10 @@ class DiffusersModel(VideoModel):
         new = [prompt for prompt in different if self._encoding(prompt) is None]
         if not new:
             return 0
-        pipeline = self._with_encoders(driven_class(self._published.pipeline_class), self.structure, DECODER)
+        kind, empty = driven_class(self._published.pipeline_class), not self.takes_images
+        pipeline = self._with_encoders(kind, self.structure, empty=empty)
         pipeline.place = torch.device(device)
-        for name in self._encoder_names:
+        for name in self._encoder_names if empty else [*self._encoder_names, DECODER]:
             if isinstance(part := getattr(pipeline, name), nn.Module):
                 part.to(device)
         for prompt in tqdm(new, desc="encoding prompts", unit="prompt", disable=len(new) < 2):
@@ -373,8 +373,24 @@ class DiffusersModel(VideoModel):
             )
             for expert in experts.values():
                 stack.enter_context(clock_follows(clock, expert, pipeline.scheduler, self.family.calls_a_step))
-            stack.enter_context(watching(pipeline.scheduler, seen))
-            return self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
+            stack.enter_context(watching(pipeline.scheduler, list(experts.values()), seen))
+            return self._latents(pipeline, conditions.prompts, sampler, noise.generators()).float()
+
+    def _latents(
+        self, pipeline: Driven, prompts: list[str], sampler: Sampler, generators: list[torch.Generator]
+    ) -> Tensor:
+        """In the form in which the pipeline prepares them, so that it can decode them: some cut off at the end what
+        they have beside the video, or unpack tokens.
+        """
+        last: dict[str, Tensor] = {}
+
+        def keep(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            last.update(tensors)
+            return {}
+
+        named = {"callback_on_step_end": keep} if "callback_on_step_end" in self._signature else {}
+        made = self._call(pipeline, prompts, sampler, generators, **named)
+        return last["latents"] if made.shape != pipeline.prepared and last else made
 
     def sample_plainly(self, denoiser: nn.Module, conditions: Encoded, noise: PromptNoise, sampler: Sampler) -> Tensor:
         """What `sample` computes, by the pipeline's own call with nothing of ours around or in it."""
@@ -425,10 +441,10 @@ class DiffusersModel(VideoModel):
 
     def pipeline(self) -> Any:
         """The plain pipeline with this model's tensors and its encoders: to be called, or saved."""
-        return self._with_encoders(self._published.pipeline_class, self.denoiser, None)
+        return self._with_encoders(self._published.pipeline_class, self.denoiser, empty=False)
 
-    def _with_encoders(self, kind: type, denoiser: nn.Module, empty: str | None) -> Any:
-        """A pipeline of that class with these denoisers; `empty` names the decoder if it needs no weights."""
+    def _with_encoders(self, kind: type, denoiser: nn.Module, *, empty: bool) -> Any:
+        """A pipeline of that class with these denoisers; with `empty`, its decoder has no weights."""
         parts = self._experts(denoiser) | {SCHEDULER: self._scheduler()}
         parts[DECODER] = self._published.empty(DECODER) if empty else self._decoder
         folder = self._published.folder([f"{name}/*" for name in self._encoder_names])
@@ -449,7 +465,11 @@ class DiffusersModel(VideoModel):
         parts = self._experts(self.structure) | {DECODER: self._published.empty(DECODER), SCHEDULER: self._scheduler()}
         parts |= {name: self._published.plain(name) for name in self._encoder_names}
         missing = set(inspect.signature(kind.__init__).parameters) - {"self"} - set(self._published.arguments)
-        found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)
+        try:
+            found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)
+        except ImportError as error:  # of a part that it makes by itself, such as Cosmos' guardrail
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self._published.field}: {kind.__name__} cannot be made ({reason})") from error
         found.set_progress_bar_config(disable=True)
         return found
 
@@ -464,10 +484,13 @@ class DiffusersModel(VideoModel):
         pass_over: bool = False,
         **parts: nn.Module,
     ) -> Iterator[Driven]:
-        """Inside, the pipeline works on a device with these parts and encodings, and with a new scheduler."""
+        """Inside, the pipeline works on a device with these parts and encodings, and with a new scheduler, of the
+        configuration that the pipeline gave its own.
+        """
         before = {name: getattr(pipeline, name) for name in parts}
         pipeline.place = place
-        pipeline.register_modules(**parts, scheduler=self._scheduler())
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        pipeline.register_modules(**parts, scheduler=scheduler)
         try:
             with pipeline.giving(encoding, latents=latents, pass_over=pass_over):
                 yield pipeline
@@ -481,26 +504,36 @@ class DiffusersModel(VideoModel):
         sampler: Sampler,
         generators: list[torch.Generator],
         output_type: str = "latent",
+        **named: Any,
     ) -> Any:
         return pipeline(
             **self._inputs(prompts),
             num_inference_steps=sampler.steps,
-            generator=generators,
+            generator=generators[0] if self._takes_one else generators,
             output_type=output_type,
             return_dict=False,
             **self._guidance(pipeline, sampler.guidance_scale),
             **self.call,
+            **named,
         )[0]
 
     def _inputs(self, prompts: list[str]) -> dict[str, Any]:
         """Arguments for prompts, and for their images."""
+        if len(prompts) > 1 and (self.takes_images or self._takes_one):
+            raise UserError(f"batch_size={len(prompts)} must be 1 for {self._what_takes_one}")
         if not self.takes_images:
-            return {"prompt": list(map(str, prompts))}
-        if len(prompts) > 1:
-            raise UserError(f"batch_size={len(prompts)} must be 1 for videos of images")
+            return {"prompt": str(prompts[0]) if self._takes_one else list(map(str, prompts))}
         (prompt,) = prompts
         image = prompt.opened() if isinstance(prompt, ImagePrompt) else Image.new("RGB", self._size)
         return {"prompt": [str(prompt)], "image": image}
+
+    @property
+    def _takes_one(self) -> bool:
+        return getattr(self.family, "one_prompt", False)
+
+    @property
+    def _what_takes_one(self) -> str:
+        return "videos of images" if self.takes_images else self._published.pipeline_class.__name__
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -538,8 +571,8 @@ class DiffusersModel(VideoModel):
         return decoder
 
     def _image_encoder(self, place: torch.device) -> dict[str, nn.Module]:
-        """The autoencoder where images must be encoded."""
-        return {DECODER: self._decoder.to(place)} if self.takes_images else {}
+        """The autoencoder where images must be encoded, or the videos that a call may do without."""
+        return {DECODER: self._decoder.to(place)} if {"image", "video"} & set(self._signature) else {}
 
     @property
     def _encoder_names(self) -> list[str]:
@@ -550,6 +583,10 @@ class DiffusersModel(VideoModel):
 
     def _together(self, experts: dict[str, nn.Module]) -> nn.Module:
         return nn.ModuleDict(experts) if len(experts) > 1 else next(iter(experts.values()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which make what cannot be sent: the class of the driven pipeline has no address."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pipeline", "_signature")}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
         """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""

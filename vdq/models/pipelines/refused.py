@@ -1,0 +1,52 @@
+"""Which pipelines of diffusers cannot be driven step by step, by what their calls ask for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable
+
+from vdq.models.pipelines.published import DENOISERS
+
+FRAMES = ("num_frames", "video_length", "frames")  # arguments by which a pipeline of videos is known
+GIVEN = ("self", "prompt", "image")  # arguments without a default that a call gets
+VIDEOS = ("video", "control_video", "mask_video")  # arguments for videos that are changed or followed
+PIECES = ("chunk", "window", "tile", "segment")  # in arguments of pipelines that make a video piece by piece
+SOUND = ("audio", "sound")
+
+
+def refusal(kind: type, components: Iterable[str]) -> str | None:
+    """Why a pipeline of that class with these components cannot be a video model, to be read after the name of the
+    class; None if nothing speaks against it.
+    """
+    components = tuple(components)
+    arguments = inspect.signature(kind.__call__).parameters
+    if not set(DENOISERS) & set(components):
+        return "without a transformer: it has no linears of blocks to quantize"
+    if _any(SOUND, (*components, *arguments)):
+        return "which makes sound as well: only videos are supported"
+    if needed := _other_inputs(arguments):
+        return f"whose call needs {' and '.join(needed)}: it gets prompts and images only"
+    if not set(FRAMES) & set(arguments):
+        return "which makes no videos: its call has no number of frames"
+    if "ar_step" in arguments:
+        return "which gives every frame a timestep of its own: no step is one"
+    if pieces := _any(PIECES, [name for name in arguments if not name.startswith("decode_")]):
+        return f"which makes a video piece by piece ({pieces[0]}), each with the whole schedule: no step is one"
+    if "guidance_scale" not in arguments and "guider" not in components:
+        return "whose guidance cannot be set: its call has no guidance_scale"
+    return None
+
+
+def _other_inputs(arguments: dict[str, inspect.Parameter]) -> list[str]:
+    """Arguments that a call cannot do without beside prompts and an image: those without a default, and the videos that
+    are changed or followed.
+    """
+    needed = [name for name, p in arguments.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if others := [name for name in needed if name not in GIVEN]:
+        return others
+    videos = [name for name in VIDEOS if name in arguments]
+    return [] if videos == ["video"] and set(FRAMES) & set(arguments) else videos  # that one may be left out
+
+
+def _any(words: Collection[str], names: Iterable[str]) -> list[str]:
+    return [name for name in names if any(word in name for word in words)]
