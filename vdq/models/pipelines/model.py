@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,7 @@ OURS = {  # arguments of a call that belong to other fields, or to nobody
 }
 NOBODYS = ("_embeds", "_mask", "callback_on", "output_type", "return_dict", "num_videos_per", "num_images_per")
 PASSED_OVER = 50  # steps of a schedule that nobody runs; some pipelines cannot make very short ones
+GUIDED_BY = ["pred_cond", "pred_uncond"]  # what guiders mix that call the denoiser twice, in order
 GUIDED = 2.0  # any scale above 1: the negative prompt is encoded as well
 
 
@@ -128,7 +130,10 @@ class DiffusersModel(VideoModel):
 
     @cached_property
     def family(self):
-        return facts_of(next(iter(self._experts(self.structure).values())))
+        facts = facts_of(next(iter(self._experts(self.structure).values())))
+        if "guider" in self._published.components and self._published.kind("guider")._input_predictions != GUIDED_BY:
+            return replace(facts, calls_a_step=None)  # such as one that skips layers in a third call
+        return facts
 
     def quantizable(self, fqn: str) -> bool:
         if self._patterns is None:
