@@ -18,7 +18,7 @@ from vdq.errors import UserError
 from vdq.processes import end_with_parent
 from vdq.sources import without_network
 from vdq.stages import pipeline
-from vdq.stages.checks import check
+from vdq.stages.checks import check, fetch
 from vdq.stages.configuration import STAGES, forced
 from vdq.stages.experiment import Experiment
 
@@ -36,9 +36,11 @@ def run(cfg: DictConfig) -> str:
 
 
 def _run(cfg: DictConfig) -> str:
-    experiment = Experiment(cfg)
-    without_effect.check(experiment, without_effect.explicit())
+    experiment, options = Experiment(cfg), without_effect.explicit()
+    without_effect.check(experiment, options)
     check(experiment, cfg.stages)
+    without_effect.check_calibration(experiment, options)
+    fetch(experiment, cfg.stages)
     if cfg.videos is not None:
         return importlib.import_module("vdq.commands.score_videos").run(experiment).name
     pipeline.forget(experiment, forced(cfg))

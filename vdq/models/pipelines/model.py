@@ -29,17 +29,21 @@ from vdq.errors import UserError
 from vdq.models.base import RANDOM, Callback, VideoModel
 from vdq.models.driver import clock_follows
 from vdq.models.image_prompt import ImagePrompt
-from vdq.models.pipelines.driven import Driven, driven_class, watching
+from vdq.models.one_block import Call, OneBlock
+from vdq.models.pipelines.driven import ENCODERS, Driven, driven_class, watching
 from vdq.models.pipelines.families import facts_of
 from vdq.models.pipelines.offload import KINDS, offloaded
+from vdq.models.pipelines.one_block import block_of
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
-from vdq.models.pipelines.refused import refusal
+from vdq.models.pipelines.refused import FRAMES, refusal
 from vdq.quant.layers import linear_modules
 from vdq.sources import Source
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SIZES = (*FRAMES, "height", "width")
+LARGEST = 1 << 20
 OURS = {  # arguments of a call that belong to other fields, or to nobody
     "prompt": "dataset",
     "image": "dataset",
@@ -49,9 +53,14 @@ OURS = {  # arguments of a call that belong to other fields, or to nobody
     "latents": "seed",
 }
 NOBODYS = ("_embeds", "_mask", "callback_on", "output_type", "return_dict", "num_videos_per", "num_images_per")
+SMALL_SIDE, SMALL_FRAMES = 256, 17  # pixels and frames of a video small enough for a CPU
 PASSED_OVER = 50  # steps of a schedule that nobody runs; some pipelines cannot make very short ones
 GUIDED_BY = ["pred_cond", "pred_uncond"]  # what guiders mix that call the denoiser twice, in order
 GUIDED = 2.0  # any scale above 1: the negative prompt is encoded as well
+
+
+class Called(Exception):
+    """Leaves a sampling at the first call of its denoiser."""
 
 
 class DiffusersModel(VideoModel):
@@ -96,6 +105,10 @@ class DiffusersModel(VideoModel):
             raise UserError(f"model.offload={offload} must be null or one of {', '.join(KINDS)}")
         if fps < 1:
             raise UserError(f"model.fps={fps} must be at least 1")
+        if gigabytes < 0:
+            raise UserError(f"model.gigabytes={gigabytes} must be at least 0")
+        if quantizable is not None and not quantizable:
+            raise UserError("model.quantizable=[] must have at least one pattern; null is all linears of the blocks")
         self.fps, self.dtype, self.decode_dtype = fps, DTYPES[dtype], DTYPES[decode_dtype]
         self.tiled, self.offload, self.places_itself = tiled, offload, offload is not None
         self.cache, self.call, self.changed_scheduler = Path(cache), dict(call or {}), dict(scheduler or {})
@@ -148,6 +161,38 @@ class DiffusersModel(VideoModel):
     def weights_sha256(self) -> str:
         return hashlib.sha256(self._published.identity.encode()).hexdigest()
 
+    # A smaller one ----------------------------------------------------------------------------------------------------
+
+    makes_blocks = True
+
+    def shallow(self, call: dict[str, Any] | None = None) -> DiffusersModel:
+        small = {"height": SMALL_SIDE, "width": SMALL_SIDE}
+        for name in FRAMES:
+            small[name] = min(SMALL_FRAMES, self.call.get(name) or SMALL_FRAMES)
+        small = {name: value for name, value in small.items() if name in self._signature}
+        return DiffusersModel(
+            pretrained=RANDOM,
+            structure=self._published.shallow(),
+            call=self.call | small | dict(call or {}),
+            scheduler=self.changed_scheduler,
+            dtype="fp32",
+            quantizable=self._patterns,
+            cache=str(self.cache),
+        )
+
+    def one_block(self, sampler: Sampler) -> OneBlock:
+        expert = self.denoisers[0]
+        net, call = self._published.load(expert, torch.float32), self.first_call(sampler)
+        prefix = f"{expert}." if len(self.denoisers) > 1 else ""
+        return block_of(
+            net,
+            call,
+            name=self.family.name,
+            timesteps=self.timesteps(sampler),
+            quantizable=lambda fqn: self.quantizable(prefix + fqn),
+            facts={"call": self.call},
+        )
+
     # What may be asked of it ------------------------------------------------------------------------------------------
 
     def check(self, sampler: Sampler) -> None:
@@ -178,6 +223,9 @@ class DiffusersModel(VideoModel):
                     f"model.call.{name} is no argument of {self._published.pipeline_class.__name__}; allowed: "
                     f"{', '.join(self._own_arguments)}{hint}"
                 )
+            value = self.call[name]
+            if name in SIZES and (type(value) is not int or not 1 <= value <= LARGEST):
+                raise UserError(f"model.call.{name}={value} must be an integer in 1..{LARGEST}")
 
     def _check_patterns(self) -> None:
         names = [self._within(fqn) for fqn, _ in linear_modules(self.structure)]
@@ -349,6 +397,37 @@ class DiffusersModel(VideoModel):
         made = self._call(pipeline, prompts, sampler, generators, **named)
         return last["latents"] if made.shape != pipeline.prepared and last else made
 
+    def sample_plainly(self, denoiser: nn.Module, conditions: Encoded, noise: PromptNoise, sampler: Sampler) -> Tensor:
+        """What `sample` computes, by the pipeline's own call with nothing of ours around or in it."""
+        pipeline = self._without_encoders(self._published.pipeline_class)
+        place = next(iter(denoiser.parameters())).device
+        pipeline.register_modules(**self._experts(denoiser), **self._image_encoder(place))
+        encodings = iter(conditions.batch(place))
+        for name in ENCODERS:
+            if hasattr(pipeline, name):
+                setattr(pipeline, name, lambda *args, **named: next(encodings))
+        return self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
+
+    def first_call(self, sampler: Sampler) -> Call:
+        """The arguments with which a sampling calls a denoiser first, on the CPU; reads no weights."""
+        cpu, (first, *_) = torch.device("cpu"), self._experts(self.structure).values()
+        seen: list[Call] = []
+
+        def leave(module: nn.Module, args: tuple, named: dict[str, Any]) -> None:
+            seen.append(Call(args, dict(named)))
+            raise Called
+
+        hook = first.register_forward_pre_hook(leave, with_kwargs=True)
+        encoding = joined([self._any_encoding()], cpu)
+        try:
+            with self._set_up(self._pipeline, cpu, encoding, **self._image_encoder(cpu)) as pipeline:
+                self._call(pipeline, [""], sampler, [torch.Generator().manual_seed(0)])
+        except Called:
+            return seen[0]
+        finally:
+            hook.remove()
+        raise RuntimeError(f"{self._published.pipeline_class.__name__} has made a video without its denoiser")
+
     def decode(self, latents: Tensor) -> Tensor:
         """latents as `sample` returns them -> uint8 [n, T, H, W, 3] on the CPU, one video at a time, by the pipeline's
         own code, whose steps are passed over.
@@ -385,10 +464,12 @@ class DiffusersModel(VideoModel):
 
     @cached_property
     def _pipeline(self) -> Driven:
-        """Driven; without encoders, its denoisers and its decoder without weights."""
+        return self._without_encoders(driven_class(self._published.pipeline_class))
+
+    def _without_encoders(self, kind: type) -> Any:
+        """A pipeline of that class; its denoisers and its decoder have no weights."""
         parts = self._experts(self.structure) | {DECODER: self._published.empty(DECODER), SCHEDULER: self._scheduler()}
         parts |= {name: self._published.plain(name) for name in self._encoder_names}
-        kind = driven_class(self._published.pipeline_class)
         missing = set(inspect.signature(kind.__init__).parameters) - {"self"} - set(self._published.arguments)
         try:
             found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)
@@ -508,6 +589,10 @@ class DiffusersModel(VideoModel):
 
     def _together(self, experts: dict[str, nn.Module]) -> nn.Module:
         return nn.ModuleDict(experts) if len(experts) > 1 else next(iter(experts.values()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which make what cannot be sent: the class of the driven pipeline has no address."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pipeline", "_signature")}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
         """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""
