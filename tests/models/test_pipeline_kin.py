@@ -266,6 +266,12 @@ def test_a_schedule_of_more_timesteps_than_steps_is_refused(tmp_path):
         sampled(model, "a cat", StepClock(STEPS))
 
 
+def test_images_and_tensors_are_no_arguments_of_a_configuration(tmp_path):
+    model = saved("ltx_condition", tmp_path).model(call={"conditions": "video.mp4"})
+    with pytest.raises(UserError, match="model.call.conditions cannot be set: a configuration holds neither images"):
+        model.check(Sampler(steps=STEPS))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("cosmos_guardrail") is not None, reason="the guardrail is installed")
 def test_cosmos_without_its_guardrail_is_refused(tmp_path, monkeypatch):
     from diffusers.pipelines.cosmos import pipeline_cosmos2_video2world as module

@@ -36,7 +36,7 @@ from vdq.models.pipelines.offload import KINDS, offloaded
 from vdq.models.pipelines.one_block import block_of
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
-from vdq.models.pipelines.refused import FRAMES, refusal
+from vdq.models.pipelines.refused import FRAMES, is_configurable, refusal
 from vdq.quant.layers import linear_modules
 from vdq.sources import Source
 
@@ -216,6 +216,8 @@ class DiffusersModel(VideoModel):
         for name in self.call:
             if name in OURS:
                 raise UserError(f"model.call.{name} cannot be set there: {OURS[name]} says it")
+            if name in self._signature and not is_configurable(self._signature[name]):
+                raise UserError(f"model.call.{name} cannot be set: a configuration holds neither images nor tensors")
             if name not in self._own_arguments:
                 near = difflib.get_close_matches(name, self._own_arguments, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
@@ -257,7 +259,8 @@ class DiffusersModel(VideoModel):
     def _own_arguments(self) -> list[str]:
         """Arguments of a call that `call` may hold."""
         others = {"self", "timesteps", "sigmas", *OURS}
-        return [n for n in self._signature if n not in others and not any(mark in n for mark in NOBODYS)]
+        names = [name for name, argument in self._signature.items() if is_configurable(argument)]
+        return [n for n in names if n not in others and not any(mark in n for mark in NOBODYS)]
 
     # Time -------------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Iterable
 
 from vdq.models.pipelines.published import DENOISERS
@@ -12,6 +13,7 @@ GIVEN = ("self", "prompt", "image")  # arguments without a default that a call g
 FOLLOWED = ("video", "control_video", "mask_video", "c2w")  # arguments for videos and paths that are followed
 PIECES = ("chunk", "window", "tile", "segment")  # in arguments of pipelines that make a video piece by piece
 SOUND = ("audio", "sound")
+CONFIGURABLE = r"\b(str|int|float|bool|dict|Dict|Any)\b"  # in annotations, which name images and tensors otherwise
 UNDRIVEN = {"MotifVideoImage2VideoPipeline": "which shows its text encoder the image while it samples"}
 
 
@@ -38,6 +40,11 @@ def refusal(kind: type, components: Iterable[str]) -> str | None:
     if "guidance_scale" not in arguments and "guider" not in components:
         return "whose guidance cannot be set: its call has no guidance_scale"
     return None
+
+
+def is_configurable(argument: inspect.Parameter) -> bool:
+    """Whether a configuration can hold an argument of a call, by its annotation: text, numbers and mappings of them."""
+    return argument.annotation is argument.empty or re.search(CONFIGURABLE, str(argument.annotation)) is not None
 
 
 def _other_inputs(arguments: dict[str, inspect.Parameter]) -> list[str]:
