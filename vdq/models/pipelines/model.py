@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ from vdq.models.pipelines.offload import KINDS, offloaded
 from vdq.models.pipelines.one_block import block_of
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
-from vdq.models.pipelines.refused import FRAMES, refusal
+from vdq.models.pipelines.refused import FRAMES, is_configurable, refusal
 from vdq.quant.layers import linear_modules
 from vdq.sources import Source
 
@@ -54,6 +55,7 @@ OURS = {  # arguments of a call that belong to other fields, or to nobody
 NOBODYS = ("_embeds", "_mask", "callback_on", "output_type", "return_dict", "num_videos_per", "num_images_per")
 SMALL_SIDE, SMALL_FRAMES = 256, 17  # pixels and frames of a video small enough for a CPU
 PASSED_OVER = 50  # steps of a schedule that nobody runs; some pipelines cannot make very short ones
+GUIDED_BY = ["pred_cond", "pred_uncond"]  # what guiders mix that call the denoiser twice, in order
 GUIDED = 2.0  # any scale above 1: the negative prompt is encoded as well
 
 
@@ -141,7 +143,10 @@ class DiffusersModel(VideoModel):
 
     @cached_property
     def family(self):
-        return facts_of(next(iter(self._experts(self.structure).values())))
+        facts = facts_of(next(iter(self._experts(self.structure).values())))
+        if "guider" in self._published.components and self._published.kind("guider")._input_predictions != GUIDED_BY:
+            return replace(facts, calls_a_step=None)  # such as one that skips layers in a third call
+        return facts
 
     def quantizable(self, fqn: str) -> bool:
         if self._patterns is None:
@@ -211,6 +216,8 @@ class DiffusersModel(VideoModel):
         for name in self.call:
             if name in OURS:
                 raise UserError(f"model.call.{name} cannot be set there: {OURS[name]} says it")
+            if name in self._signature and not is_configurable(self._signature[name]):
+                raise UserError(f"model.call.{name} cannot be set: a configuration holds neither images nor tensors")
             if name not in self._own_arguments:
                 near = difflib.get_close_matches(name, self._own_arguments, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
@@ -252,7 +259,8 @@ class DiffusersModel(VideoModel):
     def _own_arguments(self) -> list[str]:
         """Arguments of a call that `call` may hold."""
         others = {"self", "timesteps", "sigmas", *OURS}
-        return [n for n in self._signature if n not in others and not any(mark in n for mark in NOBODYS)]
+        names = [name for name, argument in self._signature.items() if is_configurable(argument)]
+        return [n for n in names if n not in others and not any(mark in n for mark in NOBODYS)]
 
     # Time -------------------------------------------------------------------------------------------------------------
 
