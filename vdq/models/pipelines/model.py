@@ -198,7 +198,7 @@ class DiffusersModel(VideoModel):
     def check(self, sampler: Sampler) -> None:
         if isinstance(sampler, RespacedSampler):
             raise UserError(
-                f"sampler={type(sampler).__name__} is Open-Sora's; this model brings its scheduler along: sampler=own"
+                f"sampler={type(sampler).__name__} is Open-Sora's; this model has its own scheduler: sampler=own_50"
             )
         self._check_pipeline()
         self._check_call()
