@@ -3,7 +3,9 @@
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +14,21 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import nn
 
-from vdq.cli import check_types, flags_first, one_sentence, quoted
+from vdq.cli import (
+    check_types,
+    count,
+    file_to_write,
+    flags_first,
+    one_sentence,
+    one_sentence_at_the_end,
+    quoted,
+)
+from vdq.commands import without_effect
 from vdq.commands.run import run
 from vdq.errors import UserError
 from vdq.models.guidance import guided
 from vdq.models.shapes import ShapesModel
+from vdq.stages.checks import check
 from vdq.stages.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +136,7 @@ def test_flags_may_stand_anywhere():
 @pytest.mark.parametrize("override", WRONG)
 def test_wrong_value_is_one_sentence_before_any_model_is_built(override, monkeypatch):
     monkeypatch.setattr(ShapesModel, "__init__", lambda *_, **__: pytest.fail("a model was built"))
+    monkeypatch.setattr(without_effect, "explicit", lambda: {"seed": "seed=1"})  # as on the command line
     logger = [] if override.startswith("logger") else ["logger=csv"]
     with pytest.raises(Exception) as raised, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         run(compose("config", overrides=[*logger, override]))
@@ -159,6 +172,29 @@ def test_trainer_that_cannot_be_made_is_named(trainer):
         experiment.trainer()
     sentence = one_sentence(raised.value)
     assert sentence.startswith("trainer: ") and trainer.partition("=")[2] in sentence
+
+
+def test_more_processes_than_cores_are_told(caplog):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        experiment = Experiment(compose("config", overrides=["logger=csv", "trainer.devices=999"]))
+    experiment.__dict__["model"] = SimpleNamespace(check=lambda _: None)
+    check(experiment, ["sample"])
+    assert "trainer.devices=999: so many processes, each with a model, share " in caplog.text
+
+
+def test_arguments_of_commands_are_checked_before_any_work(tmp_path):
+    assert file_to_write(str(tmp_path / "a.md")) == tmp_path / "a.md" and count("3") == 3
+    for make, text in [(file_to_write, "/proc/x/a.md"), (file_to_write, str(tmp_path)), (count, "0"), (count, "1.5")]:
+        with pytest.raises(ArgumentTypeError, match="must be"):
+            make(text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_ends_in_one_sentence_only_for_what_the_user_got_wrong():
+    with pytest.raises(SystemExit, match="^error: it is wrong$"), one_sentence_at_the_end():
+        raise UserError("it is wrong")
+    with pytest.raises(KeyError), one_sentence_at_the_end():
+        raise KeyError("a bug")
 
 
 def test_types_are_checked_where_they_are_plain():

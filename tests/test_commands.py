@@ -1,5 +1,6 @@
 """Commands that people copy from our texts mean the same in bash and in zsh, which globs brackets, and are real."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -29,7 +30,7 @@ QUICK = [
 
 def blocks(text: str) -> list[str]:
     """Those without a language, or with that of a shell."""
-    every = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    every = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [content.replace("\\\n", " ") for language, content in every if language in ("", "bash", "sh")]
 
 
@@ -77,6 +78,23 @@ def test_every_command_has_its_arguments_as_they_stand_there(shell):
     assert wrong == []
 
 
+def said(path: Path) -> list[str]:
+    """The texts that a file of code or of configuration holds."""
+    content = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        return [content]
+    nodes = ast.walk(ast.parse(content))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("pattern", ["conf/hydra/*.yaml", "vdq/**/*.py"])
+def test_brackets_are_quoted_in_help_and_messages(pattern):
+    """What is set to a list is copied from there into zsh."""
+    texts = [text for path in ROOT.glob(pattern) for text in said(path)]
+    bare = re.compile(r"(?<!['\w.])[\w.]+=\[\w[^]]*\]")
+    assert texts and [word for text in texts for word in bare.findall(text)] == []
+
+
 @pytest.mark.parametrize("pattern", PAGES)
 def test_no_comment_stands_in_a_block_of_commands(pattern):
     """An interactive zsh takes them for arguments."""
@@ -100,7 +118,9 @@ def test_no_option_of_a_run_is_without_effect(command):
     given = overrides(command)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", given)
-    without_effect.check(Experiment(cfg), {text.lstrip("+~").partition("=")[0]: text for text in given})
+    options, experiment = {text.lstrip("+~").partition("=")[0]: text for text in given}, Experiment(cfg)
+    without_effect.check(experiment, options)
+    without_effect.check_calibration(experiment, options)
 
 
 @pytest.mark.parametrize("command", [c for c in found(TEXTS) if re.match(r"python -m vdq\b", c)])

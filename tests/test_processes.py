@@ -27,11 +27,36 @@ if __name__ == "__main__":
 """
 
 
+# A program that stops while a worker, which does not listen, has ten minutes to go.
+WAITS = """
+import signal, sys, time
+from multiprocessing import get_context
+from vdq.processes import end_workers
+
+def work():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    get_context("spawn").Process(target=work).start()
+    end_workers()
+    sys.exit(3)
+"""
+
+
+def start(code, folder):
+    (folder / "code.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, folder / "code.py"], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_program_that_stops_waits_for_no_worker(tmp_path):
+    assert start(WAITS, tmp_path).wait(timeout=120) == 3
+
+
 def test_a_worker_ends_whose_parent_was_gone_before_it_could_look(tmp_path):
     psutil = pytest.importorskip("psutil")
-    (tmp_path / "late.py").write_text(LATE)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.Popen([sys.executable, tmp_path / "late.py"], stdout=subprocess.PIPE, text=True, env=environment)
+    done = start(LATE, tmp_path)
     worker = psutil.Process(int(done.stdout.readline()))
     done.wait()
     deadline = time.monotonic() + 60

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from vdq.cli import flags_first, one_sentence
 from vdq.installation import CONF
-from vdq.processes import end_on_sigterm
+from vdq.processes import end_on_sigterm, end_workers
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 failed: list[str] = []  # sentences of the runs of a sweep that were refused
@@ -56,6 +56,7 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
+        end_workers()
         sys.exit("\nstopped; the same command goes on from here")  # Lightning turns Ctrl-C into SystemExit
 
 

@@ -7,7 +7,10 @@ import errno
 import math
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -23,6 +26,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vdq.errors import UserError
+from vdq.files import check_file
 
 VALUED_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 MULTIRUN, SHOWN = {"--multirun", "-m"}, {"--cfg", "-c", "--info", "-i"}
@@ -53,6 +57,33 @@ def one_sentence(error: Exception) -> str | None:
     if isinstance(error, (HydraException, OmegaConfBaseException, UserError)):
         return _first_line(error)
     return None
+
+
+@contextmanager
+def one_sentence_at_the_end() -> Iterator[None]:
+    """Ends the program with one sentence for an error of the user's input; any other error keeps its traceback."""
+    try:
+        yield
+    except Exception as error:
+        if (message := one_sentence(error)) is None:
+            raise
+        sys.exit(f"error: {message}")
+
+
+def file_to_write(text: str) -> Path:
+    """For argparse: the file of an argument. One that cannot be written is refused before any work."""
+    try:
+        check_file("FILE", Path(text))
+    except UserError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+def count(text: str) -> int:
+    """For argparse: a number of things, of which at least one is wanted."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text} must be an integer, at least 1")
+    return int(text)
 
 
 def _first_line(error: BaseException) -> str:

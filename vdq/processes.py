@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from functools import cache
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
 
 INTERVAL = 0.5  # seconds between two looks at the parent
 ENDED = 128 + signal.SIGTERM  # what a shell reports of a process that SIGTERM ended
@@ -31,6 +31,15 @@ def end_with_parent() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _exit)
     threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
+
+
+def end_workers() -> None:
+    """Ends the processes that this one has started, at once.
+
+    Python would wait for them before it exits, and a signal to this process alone does not reach them.
+    """
+    for worker in active_children():
+        worker.kill()
 
 
 def _interrupt(*_: object) -> None:

@@ -31,7 +31,10 @@ REFUSED = {
     "quant=qvd quant.shift=null quant.absorb=original": "shift=null moves nothing",
     "sampler.guidance_scale=1 sampler.guidance_channels=4": "guidance_channels=4 has no effect: .*guides none",
     "sampler.guidance_channels=0 sampler.guidance_scale=5": "guidance_scale=5 has no effect: .*guides none",
+    "model=diffusers model.pretrained=conf model.revision=x": "revision=x has no effect: .*=conf is no repository",
+    "model=diffusers model.pretrained=conf model.structure={a:1}": "no effect: .*=conf is a folder, whose files say it",
     "stages=[benchmark] benchmark.hidden_size=64": "hidden_size=64 has no effect: .* has no block",
+    "stages=[benchmark] benchmark.parts=[block] benchmark.call={num_frames:9}": "only blocks of models of diffusers",
     "stages=[benchmark] benchmark.parts=[block] benchmark.videos=2": "videos=2 has no effect: .* has no sampler",
     "stages=[evaluate] videos=x quant=asq": "quant=asq has no effect: a folder of videos is scored without a model",
     "force=true stages=[tabulate]": "force=true has no effect: stages=\\[tabulate\\] makes nothing of it again",
@@ -60,7 +63,9 @@ def check():
         with initialize_config_dir(str(CONF), version_base="1.3"):
             experiment = Experiment(compose("config", overrides))
         experiment.__dict__["model"] = model
-        without_effect.check(experiment, {text.partition("=")[0]: text for text in overrides})
+        options = {text.partition("=")[0]: text for text in overrides}
+        without_effect.check(experiment, options)
+        without_effect.check_calibration(experiment, options)
 
     return run
 

@@ -88,7 +88,7 @@ def quantized_run(name: str, *overrides: str) -> QuantizedRun:
         signature="0123456789",
         model=model,
         denoiser=model.denoiser,
-        state=made.method.convert(model.denoiser, calibrated(name), **form),
+        state=made.method.convert(model.denoiser, calibrated(name), **form, keep=made.keep),
         sampler=SAMPLER,
         backend=made.backend,
         config=made.config() | {"model": {"name": name}},

@@ -116,3 +116,9 @@ def test_jobs_are_at_least_one(capsys):
     with pytest.raises(SystemExit):
         run_missing.main(["table1", "--jobs", "0"])
     assert "--jobs=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_more_jobs_than_cores_are_told(capsys):
+    with pytest.raises(SystemExit):
+        run_missing.main(["table6", "--jobs", "9999"])
+    assert "warning: --jobs=9999 processes, each with a model, share " in capsys.readouterr().err

@@ -241,6 +241,17 @@ def test_damaged_features_are_computed_again(
     assert not [file for file in path.parent.iterdir() if file.suffix == ".part"]
 
 
+def test_features_of_a_damaged_network_are_refused_and_not_kept(
+    detector: I3dDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector, "features", lambda videos: torch.full((len(videos), 400), torch.nan))
+    with pytest.raises(
+        ValueError, match="the set of features of 8 fake clips has NaN or infinite values; the weights of I3D"
+    ):
+        real_features(detector, FakeClips(), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_refuses_bad_input(detector: I3dDetector, tmp_path: Path) -> None:
     fvd = FvdMetric(detector=detector, real=FakeClips(), cache=str(tmp_path))
     with pytest.raises(ValueError, match="videos have 16 frames; only the real clips' 12"):

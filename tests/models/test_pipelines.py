@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from vdq.quant.observers import Observer
 
 NAMES = sorted(tiny_pipelines.FAMILIES)
 PROMPTS = ["a cat", "a red dog"]
+BROKEN = {"pipeline": "WanPipeline", "transformer": {"_class_name": "WanTransformer3DModel", "num_layers": "two"}}
 STEPS, GUIDANCE = 4, 4.0
 IMAGES = {"wan_i2v", "cogvideox_i2v", "ltx_i2v"}
 ONE_PROMPT = {"latte", *IMAGES}  # cuts the text to its length; has one image a call
@@ -62,8 +64,11 @@ class Tiny:
         return DiffusersModel(**settings | changes)
 
     def plain(self) -> diffusers.DiffusionPipeline:
-        """The pipeline as anybody would load it."""
+        """The pipeline as anybody would load it, its tensors copied: rounding depends on how a file aligns them."""
         pipeline = diffusers.DiffusionPipeline.from_pretrained(self.folder)
+        for part in pipeline.components.values():
+            for tensor in (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ():
+                tensor.data = tensor.data.clone()
         pipeline.set_progress_bar_config(disable=True)
         if self.name == "allegro":
             pipeline.vae.enable_tiling()
@@ -263,6 +268,12 @@ def test_images_of_one_text_are_encoded_each(tmp_path_factory):
         sampled(model, [first, second])
 
 
+def test_another_process_gets_the_model(wan):
+    model = wan.model()
+    latents = sampled(model, PROMPTS[:1])
+    assert torch.equal(sampled(pickle.loads(pickle.dumps(model)), PROMPTS[:1]), latents)
+
+
 def test_a_changed_scheduler_is_that_of_a_plain_pipeline_with_it(wan):
     model = wan.model(scheduler={"flow_shift": 5.0})
     plain = wan.plain()
@@ -282,6 +293,16 @@ def test_a_changed_scheduler_is_that_of_a_plain_pipeline_with_it(wan):
         ({"call": {"prompt": "x"}}, "model.call.prompt cannot be set there: dataset says it"),
         ({"call": {"height": 33, "width": 32}}, "have to be divisible by 16 but are 33"),
         ({"call": {"height": 32, "width": 32, "num_frames": 6}}, "has to be divisible by 4"),
+        ({"call": {"height": 0, "width": 32}}, "model.call.height=0 must be an integer in 1..1048576"),
+        ({"call": {"num_frames": True}}, "model.call.num_frames=True must be an integer"),
+        ({"quantizable": []}, "must have at least one pattern; null is all linears of the blocks"),
+        ({"gigabytes": -1}, "model.gigabytes=-1 must be at least 0"),
+        ({"structure": {"pipeline": "NoPipeline"}}, "model.structure.pipeline=NoPipeline must be a class of diffusers"),
+        ({"structure": {"pipeline": "WanPipeline", "vae": {}}}, "model.structure.vae._class_name=None must be a class"),
+        (
+            {"pretrained": "random", "structure": BROKEN},
+            "^model.structure.transformer cannot be built",
+        ),
         ({"scheduler": {"shifft": 3}}, "model.scheduler.shifft is no field of UniPCMultistepScheduler"),
         ({"scheduler": {"_class_name": "AutoModel"}}, "model.scheduler._class_name=AutoModel must be a scheduler"),
         ({"quantizable": ["block.*"]}, "'block.*' matches no linear of the model"),

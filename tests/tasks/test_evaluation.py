@@ -83,6 +83,19 @@ def test_scoring_twice_with_the_same_metrics_starts_anew(trainer, folders):
     assert first == second
 
 
+class Missing(Brightness):
+    """Its value of the set is none, although every video has one."""
+
+    def compute(self):
+        return super().compute() | {"brightness": float("nan")}
+
+
+def test_a_set_without_a_number_has_no_result(trainer, folders):
+    with pytest.raises(ValueError, match="^brightness has NaN or infinite values; the weights of lamp may be damaged$"):
+        evaluate(trainer, *folders, {"missing": Missing()})
+    assert not (folders[0] / "metrics.json").exists() and not (folders[0] / "per_video.csv").exists()
+
+
 def test_damaged_sample_is_not_scored(trainer, folders):
     (folders[0] / "samples" / "0003.safetensors").write_bytes(b"")
     with pytest.raises(Exception, match="[Hh]eader"):

@@ -46,7 +46,7 @@ Among those that tie the one with the highest PSNR is chosen; over all alphas PS
 
 def run(experiment: Experiment) -> None:
     if not IS_CHECKOUT:
-        raise UserError("stages=[choose_alpha] writes conf/alpha and needs a checkout, vdq is installed from a wheel")
+        raise UserError("'stages=[choose_alpha]' writes conf/alpha, needs a checkout, vdq is installed from a wheel")
     found = grid(experiment)
     if missing := lacking(found):
         raise UserError(

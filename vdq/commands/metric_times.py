@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.models import alexnet
 
+from vdq.cli import file_to_write
 from vdq.clip_library import open_clip
 from vdq.files import write_text
 from vdq.metrics.base import VideoMetric
@@ -42,7 +43,7 @@ rounds after one to warm up; decoding not included. Written by `python -m vdq.co
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="Markdown file to write")
+    parser.add_argument("file", type=file_to_write, help="Markdown file to write")
     path = parser.parse_args().file
     videos, reference = (torch.randint(0, 256, SHAPE, dtype=torch.uint8) for _ in range(2))
     rows = []

@@ -25,6 +25,7 @@ from vdq.backends.integer import BITS
 from vdq.benchmark.block import relative_error
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import PEER, Contender, measure, summary
+from vdq.cli import count, file_to_write
 from vdq.diffusion.clock import StepClock
 from vdq.export.onnx_graph import DATA, IR_VERSION, Graph, TensorFile, layer_template
 from vdq.export.onnx_linear import OPSET
@@ -151,9 +152,9 @@ RUNTIMES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="Markdown file to write")
-    parser.add_argument("--tokens", type=int, default=1024, help="rows of the product (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="of which medians are taken (%(default)s)")
+    parser.add_argument("file", type=file_to_write, help="Markdown file to write")
+    parser.add_argument("--tokens", type=count, default=1024, help="rows of the product (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=7, help="of which medians are taken (%(default)s)")
     asked = parser.parse_args()
     with torch.inference_mode():
         rows = markdown(table(asked.tokens, asked.rounds))

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 
+from vdq.cli import file_to_write, one_sentence_at_the_end
 from vdq.commands.sizes import STRUCTURE
 from vdq.errors import UserError
 from vdq.export import artefact
@@ -108,7 +109,7 @@ def table(methods: list[str], bits: list[str], overrides: list[str]) -> pd.DataF
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="Markdown file to write")
+    parser.add_argument("file", type=file_to_write, help="Markdown file to write")
     parser.add_argument("--methods", nargs="+", default=["asq_tsw"])
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w6a8", "w4a8"])
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields, model.denoiser.depth=2")
@@ -120,4 +121,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence_at_the_end():
+        main()

@@ -16,14 +16,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from vdq.cli import one_sentence
-from vdq.processes import end_on_sigterm, end_with_parent
+from vdq.cli import one_sentence, one_sentence_at_the_end
+from vdq.processes import end_on_sigterm, end_with_parent, end_workers
 
 if TYPE_CHECKING:
     from vdq.stages.experiment import Experiment
@@ -93,8 +93,7 @@ def side_by_side(configurations: list[DictConfig], jobs: int) -> int:
                     tqdm.write(f"error: {message}", file=sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():  # their runs would be waited for
-                worker.terminate()
+            end_workers()
             raise
     return refused
 
@@ -114,18 +113,17 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs={options.jobs} must be at least 1")
+    if options.jobs is not None and options.jobs > (cores := os.cpu_count() or 1):
+        print(f"warning: --jobs={options.jobs} processes, each with a model, share {cores} cores", file=sys.stderr)
     from vdq.commands.status import missing, names_and_overrides  # imports torch, which --help does not need
 
     names, overrides = names_and_overrides(options.experiments)
-    try:
+    with one_sentence_at_the_end():
         configurations = ordered(missing(names, overrides))
-        refused = side_by_side(configurations, options.jobs or _fitting_jobs(configurations))
-    except BrokenProcessPool:
-        sys.exit(KILLED)
-    except Exception as error:
-        if (message := one_sentence(error)) is None:
-            raise
-        sys.exit(f"error: {message}")
+        try:
+            refused = side_by_side(configurations, options.jobs or _fitting_jobs(configurations))
+        except BrokenProcessPool:
+            sys.exit(KILLED)
     if refused:
         sys.exit(1)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 import pandas as pd
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from vdq.cli import file_to_write
 from vdq.files import write_text
 from vdq.installation import CONF
 from vdq.models.stdit_family import example_inputs
@@ -135,7 +135,7 @@ def memory() -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="Markdown file to write")
+    parser.add_argument("file", type=file_to_write, help="Markdown file to write")
     path = parser.parse_args().file
     logging.disable(logging.INFO)
     sizes, costs = table()

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from vdq.cli import one_sentence
+from vdq.cli import one_sentence_at_the_end
 from vdq.commands.sweep import jobs_of
 from vdq.errors import UserError
 from vdq.installation import CONF
@@ -112,9 +112,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence_at_the_end():
         main(sys.argv[1:])
-    except Exception as error:
-        if (message := one_sentence(error)) is None:
-            raise
-        sys.exit(f"error: {message}")

@@ -45,6 +45,8 @@ class Comparison(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         sweep = config.hydra.sweep
         folder, inner = Path(sweep.dir), "" if OmegaConf.is_interpolation(sweep, "subdir") else sweep.subdir
+        if not isinstance(runs := config.paths.runs, str):  # Hydra would make a folder of that name
+            raise SystemExit(f"error: paths.runs={runs} must be text")
         _check_folders({"paths.runs": self.runs, "hydra.sweep.dir": folder, "hydra.sweep.subdir": folder / inner})
         self.total = _count(config)
         self.started = time.time()

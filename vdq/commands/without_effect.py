@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from vdq.benchmark.plan import SAMPLER
+from vdq.benchmark.plan import BLOCK, LINEAR, SAMPLER
 from vdq.errors import UserError
 from vdq.models.base import RANDOM
 from vdq.stages.configuration import STAGES, forced
@@ -25,7 +25,7 @@ from vdq.stages.experiment import Experiment
 Idle = Iterator[tuple[str, str]]  # an option and why it does nothing
 NO_MODEL = ("model", "quant", "bits", "alpha", "sampler", "dataset", "backend", "artefact", "batch_size", "seed")
 OF_QUANTIZED = ("bits", "backend", "alpha", "quant.keep", "quant.keep_steps")
-OF_PEERS = ("peers", "frames", "side", "hidden_size", "num_heads", "caption_tokens", "caption_channels")
+OF_STDIT = ("frames", "side", "hidden_size", "num_heads", "caption_tokens", "caption_channels")
 
 
 def explicit() -> dict[str, str]:
@@ -40,11 +40,20 @@ def explicit() -> dict[str, str]:
 
 
 def check(experiment: Experiment, options: dict[str, str]) -> None:
-    """Raises UserError for an option that does nothing; options: as `explicit` returns them. What is switched off may
-    always be.
+    """Raises UserError for an option that does nothing, as far as it is known without the model; options: as `explicit`
+    returns them. What is switched off may always be.
     """
+    _refuse(_idle(experiment), options)
+
+
+def check_calibration(experiment: Experiment, options: dict[str, str]) -> None:
+    """The same for options of a calibration, which the model's layers may not need."""
+    _refuse(_of_calibration(experiment), options)
+
+
+def _refuse(idle_options: Idle, options: dict[str, str]) -> None:
     wanted = {name: text for name, text in options.items() if text.partition("=")[2].lower() not in ("false", "null")}
-    for idle, reason in _idle(experiment) if wanted else ():
+    for idle, reason in idle_options if wanted else ():
         for name, text in wanted.items():
             if name == idle or name.startswith(f"{idle}."):
                 raise UserError(f"{text} has no effect: {reason}")
@@ -89,8 +98,16 @@ def _of_force(experiment: Experiment, wanted: set[str]) -> Idle:
         yield "force", f"stages=[{','.join(experiment.cfg.stages)}] makes nothing of it again"
     elif again == ["quantize"] and not experiment.method.quantizes:
         yield "force", f"quant={experiment.cfg.quant.name} is not quantized"
-    elif again == ["calibrate"] and experiment.cfg.videos is None and not experiment.identity.calibrates:
-        yield "force", f"quant={experiment.cfg.quant.name} is not calibrated"
+
+
+def _of_calibration(experiment: Experiment) -> Idle:
+    cfg = experiment.cfg
+    if cfg.videos is not None or experiment.identity.calibrates:
+        return
+    if experiment.method.quantizes and set(cfg.stages) <= set(STAGES):
+        yield "dataset.calibration_prompts", f"quant={cfg.quant.name} is not calibrated"
+    if forced(cfg) == ["calibrate"]:
+        yield "force", f"quant={cfg.quant.name} is not calibrated"
 
 
 def _of_one_run(experiment: Experiment, wanted: set[str]) -> Idle:
@@ -104,8 +121,6 @@ def _of_one_run(experiment: Experiment, wanted: set[str]) -> Idle:
         yield from ((name, same) for name in ("bits", "backend", "alpha", "dataset.num_prompts"))
     if "${alpha." not in str(OmegaConf.to_container(quant, resolve=False)):
         yield "alpha", f"quant={quant.name} takes no alpha from it; quant.alpha sets one where it smooths"
-    if not experiment.identity.calibrates:
-        yield "dataset.calibration_prompts", f"quant={quant.name} is not calibrated"
     idle = experiment.method.without_effect(experiment.sampler.steps)
     yield from ((f"quant.{name}", reason) for name, reason in idle.items())
 
@@ -120,13 +135,24 @@ def _of_sampling(experiment: Experiment) -> Idle:
     for part, value in weights.items() if OmegaConf.is_dict(weights) else ():
         if value == RANDOM or Path(value).expanduser().exists():
             yield f"model.revisions.{part}", f"model.weights.{part}={value} is no repository"
+    pretrained = model.get("pretrained")
+    local = pretrained is not None and Path(pretrained).expanduser().is_dir()
+    if local or pretrained == RANDOM:
+        yield "model.revision", f"model.pretrained={pretrained} is no repository"
+    if local:
+        yield "model.structure", f"model.pretrained={pretrained} is a folder, whose files say it"
 
 
 def _of_benchmark(experiment: Experiment) -> Idle:
-    parts = set(experiment.benchmark.parts)
-    if parts == {SAMPLER}:
-        yield from (
-            (f"benchmark.{name}", f"benchmark.parts=[{SAMPLER}] has no block and no peers") for name in OF_PEERS
-        )
+    parts, own = set(experiment.benchmark.parts), experiment.model.makes_blocks
+    if not parts & {BLOCK, LINEAR}:
+        asked = f"benchmark.parts=[{','.join(experiment.benchmark.parts)}] has no block"
+        yield from ((f"benchmark.{name}", f"{asked} of given dimensions") for name in OF_STDIT)
+        yield "benchmark.peers", f"{asked} and no peers"
+    elif own:
+        name = experiment.cfg.model.name
+        yield from ((f"benchmark.{field}", f"model={name} says it, benchmark.call its size") for field in OF_STDIT)
+    if parts == {SAMPLER} or not own:
+        yield "benchmark.call", "only blocks of models of diffusers have one"
     if SAMPLER not in parts:
         yield "benchmark.videos", f"benchmark.parts has no {SAMPLER}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # diffusers takes a second to import
     from vdq.diffusion.schedulers import RespacedScheduler
 
 MOST_GUIDANCE = 1000
+MOST_STEPS = 1000  # timesteps that models are trained on
 
 
 class Noise(Protocol):
@@ -34,8 +35,8 @@ class Sampler:
     def __init__(self, *, steps: int = 20, guidance_scale: float = 7.0) -> None:
         if not 0 <= guidance_scale <= MOST_GUIDANCE:
             raise UserError(f"guidance_scale={guidance_scale} must be in 0..{MOST_GUIDANCE}; 1 is no guidance")
-        if steps < 1:
-            raise UserError(f"steps={steps} must be at least 1")
+        if not 1 <= steps <= MOST_STEPS:
+            raise UserError(f"steps={steps} must be in 1..{MOST_STEPS}")
         self.steps, self.guidance_scale = steps, guidance_scale
 
 

@@ -82,7 +82,7 @@ servers before Cascade Lake, AMD before Zen 4; `lscpu | grep -E 'avx512_vnni|avx
 products with uint8 inputs two by two in 16 bits. These sums saturate, and the output is wrong without an error. There,
 and only there, as it makes VNNI idle:
 
-```
+```python
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.x64quantprecision", "1")  # ONNX Runtime stays in integers
 compiled = core.compile_model(model, "CPU", {"LP_TRANSFORMS_MODE": False})  # OpenVINO computes in floating point

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from vdq.errors import UserError
 from vdq.files import complete_or_nothing
-from vdq.metrics.base import VideoMetric, check_videos
+from vdq.metrics.base import VideoMetric, check_finite, check_videos
 from vdq.metrics.catalogue import FVD, FVD_FP16
 from vdq.sources import Download, find_download, sha256
 
@@ -258,6 +258,7 @@ def real_features(detector: Detector, clips: RealClips, cache: Path) -> Tensor:
             device = next((tensor.device for tensor in detector.state_dict().values()), torch.device("cpu"))
             bar = tqdm(range(len(clips)), desc=f"features of {clips.name}", unit="clip")
             features = torch.cat([detector.features(clips[i][None].to(device)).cpu() for i in bar])
+            check_finite(f"the set of features of {clips.name}", features, {detector.name: detector.sha256})
             with complete_or_nothing(path) as partial:
                 save_file({"features": features}, partial, metadata={"detector": detector.sha256, "clips": clips.name})
     return features

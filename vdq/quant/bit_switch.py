@@ -14,15 +14,16 @@ from torch import Tensor
 
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.observer import StepObserver
+from vdq.errors import UserError
 
 DELTA = 0.09
 TINY = 1e-30
 
 
 def check_delta(delta: float) -> float:
-    """Return `delta`, or raise ValueError when it is negative or not a number."""
+    """Return `delta`, or raise UserError when it is negative or not a number."""
     if math.isnan(delta) or delta < 0:
-        raise ValueError(f"delta={delta} must be a number of at least 0")
+        raise UserError(f"delta={delta} must be a number of at least 0")
     return delta
 
 

@@ -45,7 +45,8 @@ next to each other."""
 
 def read_benchmarks(runs: Path, model: str) -> list[dict]:
     """Reads what `'stages=[benchmark]'` wrote below a folder of runs, oldest first: the sampler's of this
-    model, and those of linears and blocks, which are no model's. Damaged ones are logged and left out.
+    model and its blocks if they were measured, and STDiT's linears and block, which are no model's. Damaged ones are
+    logged and left out.
     """
     found = []
     for path in sorted((runs / FOLDER).glob("*.json")):
@@ -55,7 +56,8 @@ def read_benchmarks(runs: Path, model: str) -> list[dict]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read (%s: %s); it is left out", path, type(error).__name__, error)
             continue
-        if content["part"] != SAMPLER or content["model"] == model:
+        of_model = content["part"] == SAMPLER or content.get("own_blocks", False)
+        if not of_model or content["model"] == model:
             found.append(content)
     return sorted(found, key=lambda content: content["measured"])
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.benchmark.plan import SAMPLER
 from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.files import check_folder
@@ -23,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def check(experiment: Experiment, stages: list[str]) -> None:
-    """Makes what these stages will need; raises UserError if something is wrong with it.
+    """Raises UserError for what these stages cannot do, as far as the configuration alone tells.
 
-    Cheap things first: what the configuration alone shows is refused before anything is loaded or fetched.
+    Cheap things first, the model last, of which nothing but its configuration is fetched; `fetch` does the rest.
     """
     cfg = experiment.cfg
     if {"calibrate", "sample", "evaluate"} & set(stages):
@@ -37,11 +38,9 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     _ = experiment.identity.artefact
     if "export" in stages:
         experiment.exporter.check(experiment.method, experiment.sampler, experiment.backend)
-        if experiment.keep.steps and not experiment.exporter.keeps_steps:
-            raise UserError(
-                f"export={experiment.exporter.name} cannot run steps in full precision, quant.keep_steps="
-                f"{list(experiment.keep.steps)} must be []; export=packed can"
-            )
+        if experiment.keep.steps:
+            steps = experiment.sampler.steps
+            experiment.exporter.check_steps(experiment.keep.of_steps(steps), steps)
         if experiment.exporter.path is not None:
             artefact.check_place(Path(experiment.exporter.path))
     if set(stages) != {"export"}:  # an exporter has limits of its own
@@ -50,28 +49,45 @@ def check(experiment: Experiment, stages: list[str]) -> None:
     if "benchmark" in stages:
         experiment.benchmark.check_methods([name for name in options("quant") if name != "fp16"])
         if experiment.keep:
-            raise UserError("stages=[benchmark] measures whole methods, quant.keep and quant.keep_steps must be []")
-    weights = cfg.model.get("weights")
-    random = OmegaConf.is_dict(weights) and RANDOM in weights.values()  # of which no metric is taken
-    scores = "evaluate" in stages and (cfg.videos is not None or not random)
-    if scores:
+            raise UserError("'stages=[benchmark]' measures whole methods, quant.keep and quant.keep_steps must be []")
+    if _scores(cfg, stages):
         experiment.tracker.check()
     for name in cfg.paths if "tabulate" in stages or cfg.tabulate else ["runs"]:
         check_folder(f"paths.{name}", cfg.paths[name])
     for group in ("model", "dataset", "metrics"):
         _check_caches(group, cfg[group])
     if cfg.videos is None:
-        experiment.method.check_calls(experiment.model.family.calls_a_step)
         experiment.model.check(experiment.sampler)
+        experiment.method.check_calls(experiment.model.family.calls_a_step)
         if "export" in stages:
             experiment.exporter.check_model(experiment.model)
         _ = experiment.kept_layers
+
+
+def fetch(experiment: Experiment, stages: list[str]) -> None:
+    """Makes the metrics and prompts of these stages and fetches their files; raises UserError if one cannot be had.
+
+    What is here is looked at before anything is fetched.
+    """
+    scores = _scores(experiment.cfg, stages)
     if scores:
         _ = experiment.metrics_here
-    if cfg.videos is None:
+    if experiment.cfg.videos is None and reads_prompts(experiment, stages):
         _ = experiment.prompts
     if scores:
         _ = experiment.metrics
+
+
+def reads_prompts(experiment: Experiment, stages: list[str]) -> bool:
+    """Whether these stages read prompts; they may have to be fetched."""
+    return set(stages) != {"benchmark"} or SAMPLER in experiment.benchmark.parts
+
+
+def _scores(cfg: DictConfig, stages: list[str]) -> bool:
+    """Whether metrics are taken. Of a model with random weights none is."""
+    weights = cfg.model.get("weights")
+    random = (OmegaConf.is_dict(weights) and RANDOM in weights.values()) or cfg.model.get("pretrained") == RANDOM
+    return "evaluate" in stages and (cfg.videos is not None or not random)
 
 
 def _check_caches(group: str, cfg: DictConfig) -> None:

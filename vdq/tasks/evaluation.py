@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytorch_lightning as pl
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from vdq import machine
 from vdq.data.folder import Clip, read_clip
 from vdq.data.samples import read_sample
 from vdq.files import write_json, write_text
-from vdq.metrics.base import VideoMetric
+from vdq.metrics.base import VideoMetric, check_finite
 from vdq.metrics.catalogue import described
 from vdq.processes import end_with_parent
 
@@ -115,7 +116,7 @@ class Evaluation(pl.LightningModule):
         values, assets, notes = {}, {}, {}
         table = self.data.table
         for metric in self.metrics.values():
-            values |= metric.compute()
+            values |= _finite(metric.compute(), metric.assets)
             table = table.assign(**metric.per_video())
             assets |= metric.assets
             notes |= metric.notes(self.data.prompts or [])
@@ -137,6 +138,13 @@ def usable(metrics: dict[str, VideoMetric], inputs: set[str]) -> dict[str, Video
         if metric.unavailable:
             _say_once(f"metrics.{name} is left out: {metric.unavailable}")
     return {name: metric for name, metric in fitting.items() if not metric.unavailable}
+
+
+def _finite(values: dict[str, float], assets: dict[str, str]) -> dict[str, float]:
+    """The values of a set, which a metric may compute from others than those of videos. Raises UserError for NaN."""
+    for name, value in values.items():
+        check_finite(name, torch.tensor(value), assets)
+    return values
 
 
 @cache

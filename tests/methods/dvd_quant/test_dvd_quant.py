@@ -213,5 +213,5 @@ def test_static_and_dynamic_methods_have_known_bits(denoiser):
     ],
 )
 def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         DVDQuantMethod(**options)

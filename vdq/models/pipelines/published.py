@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ DENOISERS = ("transformer", "transformer_2")
 DECODER = "vae"
 SCHEDULER = "scheduler"
 CONFIG_FILES = {SCHEDULER: "scheduler_config.json", "guider": "guider_config.json"}  # of others: config.json
+DEPTHS = ("num_layers", "num_single_layers")  # arguments of transformers that say how many blocks they have
 LORA = "pytorch_lora_weights.safetensors"
 
 
@@ -45,6 +47,8 @@ class Published:
             raise UserError(f"{self.source.field}={RANDOM} needs model.structure, as the named models have it")
         if not self.random:
             named_folder(self.source)
+        if self.structure is not None:
+            _check_structure(self.structure)
 
     @property
     def field(self) -> str:
@@ -91,6 +95,17 @@ class Published:
         """Arguments of the pipeline that are no components, such as boundary_ratio."""
         return {k: v for k, v in self.index.items() if not k.startswith("_") and not isinstance(v, list)}
 
+    def shallow(self) -> dict[str, Any]:
+        """A `structure` of the same pipeline with one block of each kind."""
+        parts: dict[str, Any] = {}
+        for name, (library, kind) in self.components.items():
+            parts[name] = {"_class_name": kind} | self.config(name) if library == "diffusers" else [library, kind]
+        for name in DENOISERS:
+            if name in parts:
+                known = inspect.signature(self.kind(name).__init__).parameters
+                parts[name] |= {depth: 1 for depth in DEPTHS if depth in known}
+        return {"pipeline": self.index["_class_name"]} | self.arguments | parts
+
     def kind(self, name: str) -> type:
         """The class of a component."""
         library, kind = self.components[name]
@@ -105,7 +120,12 @@ class Published:
     def empty(self, name: str) -> nn.Module:
         """A component of diffusers without weights, on the meta device; buffers have their values."""
         with init_empty_weights():
-            return self.kind(name).from_config(self.config(name)).eval().requires_grad_(False)
+            try:
+                net = self.kind(name).from_config(self.config(name))
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                where = f"{self.field}: {name}" if self._from_files else f"model.structure.{name}"
+                raise UserError(f"{where} cannot be built ({str(error).splitlines()[0]})") from error
+        return net.eval().requires_grad_(False)
 
     def load(self, name: str, dtype: torch.dtype) -> nn.Module:
         """A component with its weights, on the CPU. Random ones are the same every time, and none is left at zero."""
@@ -131,14 +151,16 @@ class Published:
             fused = " (fused projections must be taken apart: unfuse_qkv_projections)" if "to_qkv" in str(wrong) else ""
             what = f"{len(wrong)} tensors of {name} do not fit {self.components[name][1]}"
             raise UserError(f"{self.field}: {what}, such as {wrong[0]}{fused}")
+        # Clones: the rounding of sums depends on how a tensor is aligned, and a mapped file aligns it anyhow.
+        for tensor in (*found.parameters(), *found.buffers()):
+            tensor.data = tensor.data.clone()
         return found.eval().requires_grad_(False)
 
     def plain(self, name: str) -> Any:
         """A component of diffusers that is no network, such as a guider; None for others, which only encoding needs."""
-        library, kind = self.components[name][0], self.kind(name)
-        if library.partition(".")[0] != "diffusers" or issubclass(kind, nn.Module):
+        if self.components[name][0].partition(".")[0] != "diffusers" or issubclass(self.kind(name), nn.Module):
             return None
-        return kind.from_config(self.config(name))
+        return self.kind(name).from_config(self.config(name))
 
     def folder(self, patterns: list[str]) -> Path:
         """The local folder with the files that match the patterns, fetched if they must be."""
@@ -171,6 +193,18 @@ class Published:
                 if not parameter.any():
                     nn.init.normal_(parameter, std=0.02)
         return net.eval().requires_grad_(False)
+
+
+def _check_structure(structure: dict[str, Any]) -> None:
+    """Raises UserError where a class is none of diffusers."""
+    named = {"pipeline": (structure.get("pipeline"), diffusers.DiffusionPipeline)}
+    for name, part in structure.items():
+        if isinstance(part, dict):
+            named[f"{name}._class_name"] = (part.get("_class_name"), object)
+    for field, (name, base) in named.items():
+        kind = getattr(diffusers, str(name), None)
+        if not (inspect.isclass(kind) and issubclass(kind, base)):
+            raise UserError(f"model.structure.{field}={name} must be a class of diffusers {diffusers.__version__}")
 
 
 def _library(part: dict[str, Any]) -> list[str]:
