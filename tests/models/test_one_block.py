@@ -107,9 +107,11 @@ def test_contenders_compute_the_block(one):
 
 def test_driver_computes_what_the_plain_call_does(shallow):
     conditions, noise = shallow.encode([""]), PromptNoise(1, [0], None)
-    plain = shallow.sample_plainly(shallow.denoiser, conditions, noise, SAMPLER)
+    sampling = shallow.plain_sampling(shallow.denoiser, conditions, SAMPLER)
+    plain = sampling(noise)
     driven = shallow.sample(shallow.denoiser, conditions, noise, StepClock(2), SAMPLER)
     assert torch.equal(plain, driven) and plain.std() > 0
+    assert torch.equal(sampling(noise), driven)
 
 
 def test_small_video_unless_asked(model, name):

@@ -37,9 +37,8 @@ time.
 
 {table}
 
-Counted with `torch.utils.flop_counter` on tensors without data.{missing} Written by
-`python -m vdq.commands.flops_models`.
-"""
+Counted with `torch.utils.flop_counter` on tensors without data. Written by `python -m vdq.commands.flops_models`.
+{missing}"""
 
 
 def counted(name: str) -> tuple[int, Shares]:
@@ -94,7 +93,7 @@ def page(names: Iterable[str]) -> str:
         try:
             found[name] = counted(name)
         except (RuntimeError, NotImplementedError) as error:  # of code that needs to see numbers
-            missing.append(f" {name} cannot be counted so: {str(error).splitlines()[0].rstrip('.')}.")
+            missing.append(f"\n{name} cannot be counted so: {str(error).splitlines()[0].rstrip('.')}.\n")
     return TEXT.format(table=markdown(table(found)), missing="".join(missing))
 
 
