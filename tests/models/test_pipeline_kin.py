@@ -265,6 +265,19 @@ def test_a_schedule_of_more_timesteps_than_steps_is_refused(tmp_path):
         sampled(model, "a cat", StepClock(STEPS))
 
 
+def test_pipelines_of_one_prompt_refuse_two(tmp_path):
+    model = saved("wan_vace", tmp_path).model()
+    model.prepare(["a cat", "a dog"], "cpu")
+    with pytest.raises(UserError, match="batch_size=2 must be 1 for WanVACEPipeline"):
+        model.sample(
+            model.denoiser,
+            model.encode(["a cat", "a dog"]),
+            PromptNoise(1, range(2), None),
+            StepClock(STEPS),
+            Sampler(steps=STEPS),
+        )
+
+
 def test_images_and_tensors_are_no_arguments_of_a_configuration(tmp_path):
     model = saved("ltx_condition", tmp_path).model(call={"conditions": "video.mp4"})
     with pytest.raises(UserError, match="model.call.conditions cannot be set: a configuration holds neither images"):

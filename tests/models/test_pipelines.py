@@ -322,6 +322,12 @@ def test_samplers_of_open_sora_are_refused(wan):
     [
         ({"_class_name": "StableDiffusionPipeline"}, "makes no videos"),
         ({"_class_name": "SkyReelsV2DiffusionForcingPipeline"}, "gives every frame a timestep of its own"),
+        ({"_class_name": "LucyEditPipeline"}, "whose call needs video: it gets prompts and images only"),
+        ({"_class_name": "LTX2Pipeline"}, "which makes sound as well"),
+        (
+            {"_class_name": "HeliosPipeline"},
+            "piece by piece .num_latent_frames_per_chunk., each with the whole schedule",
+        ),
         ({"_class_name": "StableVideoDiffusionPipeline", "transformer": [None, None]}, "without a transformer"),
         ({"_class_name": "NoPipeline"}, "is a NoPipeline, which diffusers .* lacks"),
     ],
