@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vdq.cli import flags_first, one_sentence
+from vdq.cli import flags_first, one_sentence, opened
 from vdq.installation import CONF
 from vdq.processes import end_on_sigterm, end_workers
 
@@ -48,7 +48,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of the configuration reach us instead of being printed by Hydra
     try:
         end_on_sigterm()
-        sys.argv[1:] = flags_first(sys.argv[1:])
+        sys.argv[1:] = opened(flags_first(sys.argv[1:]))
         compose_and_run()
         sys.exit(1 if failed else 0)
     except Exception as error:

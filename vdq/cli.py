@@ -32,6 +32,7 @@ VALUED_FLAGS = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--con
 MULTIRUN, SHOWN = {"--multirun", "-m"}, {"--cfg", "-c", "--info", "-i"}
 PLAIN = {bool: "true or false", int: "an integer", float: "a number", str: "text", type(None): "null"}
 PLAIN |= {list: "a list such as [1,2]", dict: "a mapping such as {name: value}"}
+OPEN = r"model\.(call|scheduler)[.=]"  # arguments that set fields with keys of the user's own
 LISTS = (Sequence, list, tuple)
 LARGEST = 2**63 - 1  # a larger integer has no place in a tensor
 
@@ -104,6 +105,13 @@ def flags_first(arguments: list[str]) -> list[str]:
     if names & MULTIRUN and (shown := sorted(names & SHOWN)):
         raise UserError(f"{shown[0]} shows the configuration of one run; leave out -m, or {shown[0]}")
     return flags + rest
+
+
+def opened(arguments: list[str]) -> list[str]:
+    """The arguments with Hydra's mark for new keys before those that set a part of an open field (OPEN), since a model
+    that sets some of its keys does not say which others there are.
+    """
+    return [f"++{each}" if re.match(OPEN, each) else each for each in arguments]
 
 
 def quoted(field: str, value: str) -> str:

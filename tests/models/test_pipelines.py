@@ -64,12 +64,8 @@ class Tiny:
         return DiffusersModel(**settings | changes)
 
     def plain(self) -> diffusers.DiffusionPipeline:
-        """The pipeline as anybody would load it, its tensors copied: rounding depends on how a file aligns them."""
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(self.folder)
-        for part in pipeline.components.values():
-            for tensor in (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ():
-                tensor.data = tensor.data.clone()
-        pipeline.set_progress_bar_config(disable=True)
+        """The pipeline as anybody would load it."""
+        pipeline = tiny_pipelines.loaded(self.folder)
         if self.name == "allegro":
             pipeline.vae.enable_tiling()
         return pipeline
@@ -326,6 +322,12 @@ def test_samplers_of_open_sora_are_refused(wan):
     [
         ({"_class_name": "StableDiffusionPipeline"}, "makes no videos"),
         ({"_class_name": "SkyReelsV2DiffusionForcingPipeline"}, "gives every frame a timestep of its own"),
+        ({"_class_name": "LucyEditPipeline"}, "whose call needs video: it gets prompts and images only"),
+        ({"_class_name": "LTX2Pipeline"}, "which makes sound as well"),
+        (
+            {"_class_name": "HeliosPipeline"},
+            "piece by piece .num_latent_frames_per_chunk., each with the whole schedule",
+        ),
         ({"_class_name": "StableVideoDiffusionPipeline", "transformer": [None, None]}, "without a transformer"),
         ({"_class_name": "NoPipeline"}, "is a NoPipeline, which diffusers .* lacks"),
     ],

@@ -65,6 +65,16 @@ def save(name: str, folder: Path) -> Path:
     return folder
 
 
+def loaded(folder: Path) -> diffusers.DiffusionPipeline:
+    """The plain pipeline of a folder, its tensors copied: rounding depends on how a mapped file aligns them."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    for part in pipeline.components.values():
+        for tensor in (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ():
+            tensor.data = tensor.data.clone()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def _wan_transformer(in_channels: int = 4) -> nn.Module:
     return diffusers.WanTransformer3DModel(
         num_attention_heads=2,

@@ -22,6 +22,13 @@ from tests.tiny_pipelines.parts import TEXT, clip, hunyuan_vae, llama, of_kin, q
 
 SMALL = {"height": 32, "width": 32, "num_frames": 5}
 SHORT = SMALL | {"max_sequence_length": 16}
+OF_IMAGE = {  # "~" stands for the image, of four tokens
+    "template": "~{}",
+    "crop_start": 1,
+    "image_emb_len": 4,
+    "image_emb_start": 0,
+    "image_emb_end": 4,
+}
 CALLS = {
     "cosmos": SHORT | {"num_frames": 9},
     "cosmos_i2v": SHORT | {"num_frames": 9},
@@ -40,20 +47,11 @@ CALLS = {
     "motif": SHORT,
     "easyanimate": SMALL | {"negative_prompt": ""},
     "ltx_condition": {"height": 64, "width": 64, "num_frames": 9, "max_sequence_length": 16},
-    "hunyuan_video_i2v": SHORT,
+    "hunyuan_video_i2v": SHORT | {"prompt_template": OF_IMAGE},
     "hunyuan_skyreels_i2v": SHORT | {"negative_prompt": "", "prompt_template": {"template": "{}", "crop_start": 0}},
     "hunyuan_video_1_5_i2v": {"num_frames": 5},
 }
 CALLS["sana_video_i2v"] = CALLS["sana_video"]
-CALLS["hunyuan_video_i2v"] |= {
-    "prompt_template": {
-        "template": "~{}",  # the character stands for the image
-        "crop_start": 0,
-        "image_emb_len": 4,
-        "image_emb_start": 0,
-        "image_emb_end": 4,
-    }
-}
 CHAT = "{{ messages[-1]['content'][0]['text'] }}"
 
 
@@ -251,7 +249,8 @@ def easyanimate() -> diffusers.EasyAnimatePipeline:
 
 @of_kin
 def ltx_condition() -> diffusers.LTXConditionPipeline:
-    return diffusers.LTXConditionPipeline(**ltx_parts())
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return diffusers.LTXConditionPipeline(**ltx_parts() | {"scheduler": scheduler})
 
 
 @of_kin

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from vdq.cli import one_sentence_at_the_end
+from vdq.cli import one_sentence_at_the_end, opened
 from vdq.commands.sweep import jobs_of
 from vdq.errors import UserError
 from vdq.installation import CONF
@@ -99,7 +99,7 @@ def missing(names: list[str], overrides: list[str]) -> list[Experiment]:
 def names_and_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Names of experiments, and overrides: FIELD=VALUE, ~FIELD."""
     overrides = [argument for argument in arguments if "=" in argument or argument.startswith("~")]
-    return [argument for argument in arguments if argument not in overrides], overrides
+    return [argument for argument in arguments if argument not in overrides], opened(overrides)
 
 
 def main(arguments: list[str]) -> None:

@@ -22,11 +22,16 @@ def clock_follows(
     `scheduler` is one of diffusers' kind: its `step_index` says the step, or, where it has none, the place of the
     call's `timestep` among its timesteps. Without calls_a_step a step takes any number of calls, whose branches are not
     known. Raises RuntimeError when a step takes more calls, UserError when the timestep of a call is none of the
-    schedule.
+    schedule, or the schedule has another number of timesteps than the clock has steps.
     """
     calls = {"step": -1, "number": 0}
 
     def tell(module: nn.Module, inputs: tuple, named_inputs: dict[str, Any]) -> None:
+        if len(scheduler.timesteps) != clock.num_steps:
+            raise UserError(
+                f"{type(scheduler).__name__} makes {len(scheduler.timesteps)} timesteps of sampler.steps="
+                f"{clock.num_steps}, which must be as many"
+            )
         step = _step(scheduler, named_inputs.get("timestep"))
         calls["number"] = calls["number"] + 1 if calls["step"] == step else 0
         calls["step"] = step

@@ -86,7 +86,7 @@ def reads_prompts(experiment: Experiment, stages: list[str]) -> bool:
 def _scores(cfg: DictConfig, stages: list[str]) -> bool:
     """Whether metrics are taken. Of a model with random weights none is."""
     weights = cfg.model.get("weights")
-    random = OmegaConf.is_dict(weights) and RANDOM in weights.values()
+    random = (OmegaConf.is_dict(weights) and RANDOM in weights.values()) or cfg.model.get("pretrained") == RANDOM
     return "evaluate" in stages and (cfg.videos is not None or not random)
 
 
