@@ -29,6 +29,7 @@ from vdq.commands.run import run
 from vdq.errors import UserError
 from vdq.models.guidance import guided
 from vdq.models.shapes import ShapesModel
+from vdq.models.stdit_family import STDIT
 from vdq.stages.checks import check
 from vdq.stages.experiment import Experiment
 
@@ -178,7 +179,7 @@ def test_trainer_that_cannot_be_made_is_named(trainer):
 def test_more_processes_than_cores_are_told(caplog):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         experiment = Experiment(compose("config", overrides=["logger=csv", "trainer.devices=999"]))
-    experiment.__dict__["model"] = SimpleNamespace(check=lambda _: None)
+    experiment.__dict__["model"] = SimpleNamespace(check=lambda _: None, family=STDIT)
     check(experiment, ["sample"])
     assert "trainer.devices=999: so many processes, each with a model, share " in caplog.text
 
@@ -232,7 +233,7 @@ def test_option_that_would_do_nothing_is_refused_on_the_command_line_of_one_run(
 def test_help_and_composed_config_are_readable():
     shown = python("run.py", "--help")
     assert shown.returncode == 0 and "quant: asq, asq_tsw, cw_tw" in shown.stdout and "bits: w16a16" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines())) <= 140  # the line of methods is the longest
+    assert max(map(len, shown.stdout.splitlines())) <= 210  # the line of models is the longest
     composed = python("run.py", "--cfg", "job", "quant=asq", "bits=w4a6", "alpha=half")
     assert composed.returncode == 0 and "asq: 0.5" in composed.stdout and "act: 6" in composed.stdout
 
