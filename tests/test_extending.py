@@ -97,7 +97,8 @@ def test_a_page_names_every_member_of_its_contract(page, contract):
     text = EXAMPLES[page].read_text(encoding="utf-8")
     told = re.findall(r"`([^`\n]+)`", text[text.rindex("\n```\n") :])
     members = {name for name in {**vars(contract), **contract.__annotations__} if not name.startswith("_")}
-    assert members - set(re.findall(r"\w+", " ".join(told))) == set()
+    missing = members - set(re.findall(r"\w+", " ".join(told)))
+    assert not missing, f"docs/extending/{page}.md does not say what {', '.join(sorted(missing))} of a {page} is"
 
 
 def test_every_page_has_its_test():

@@ -45,7 +45,8 @@ class VdqConfig(QuantizationConfigMixin):
 
     timesteps: what the transformer is given at each step of the schedule that it was quantized for. window: the first
     step in which it works and the one behind the last. calls_a_step: 2 where guidance takes a conditional and then an
-    unconditional call. backend: what computes the layers, `_target_` and its arguments. layout: of the folder.
+    unconditional call, None where the number is not known. kept_steps: at which every layer is the original one.
+    backend: what computes the layers, `_target_` and its arguments. layout: of the folder.
     """
 
     def __init__(
@@ -53,14 +54,15 @@ class VdqConfig(QuantizationConfigMixin):
         *,
         timesteps: list[float],
         window: list[int],
-        calls_a_step: int,
+        calls_a_step: int | None,
+        kept_steps: list[int],
         backend: dict[str, Any],
         layout: int = LAYOUT,
         quant_method: str = VdqMethod.VDQ,
     ) -> None:
         self.quant_method, self.layout = VdqMethod(quant_method), layout
         self.timesteps, self.window, self.calls_a_step = timesteps, window, calls_a_step
-        self.backend = backend
+        self.kept_steps, self.backend = kept_steps, backend
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **_: Any) -> VdqConfig:
@@ -144,11 +146,15 @@ class VdqQuantizer(DiffusersQuantizer):
         layers = restored_layers(model, self.written | {"num_steps": steps}, self.tensors, where)
         for fqn in layers:
             linear = model.get_submodule(fqn)
-            weight = self.tensors.get(f"{fqn}.weight", stand_in(*linear.weight.shape))
-            linear.weight = nn.Parameter(weight.to(_device(model)), requires_grad=False)
+            if (weight := self.tensors.get(f"{fqn}.weight")) is None:
+                weight = stand_in(*linear.weight.shape).to(_device(model))
+            else:
+                weight = weight.to(_device(model), copy=True)  # aligned as above
+            linear.weight = nn.Parameter(weight, requires_grad=False)
             linear.bias = None if linear.bias is None else nn.Parameter(linear.bias.float(), requires_grad=False)
         clock, backend = StepClock(steps).to(_device(model)), rebuild(config.backend, Backend, "backend")
-        apply_in_place(model, QuantState(layers, steps), clock, backend)
+        state = QuantState(layers, steps, kept_steps=tuple(config.kept_steps))
+        apply_in_place(model, state, clock, backend)
         for fqn in layers:
             model.get_submodule(fqn).to(self.dtype)
         follower = TimestepFollower(clock, config.timesteps, range(*config.window), config.calls_a_step)
@@ -163,7 +169,7 @@ class TimestepFollower:
     step is left out.
     """
 
-    def __init__(self, clock: StepClock, timesteps: list[float], window: range, calls_a_step: int) -> None:
+    def __init__(self, clock: StepClock, timesteps: list[float], window: range, calls_a_step: int | None) -> None:
         self.clock, self.timesteps, self.window, self.calls_a_step = clock, timesteps, window, calls_a_step
         self.step: int | None = None
         self.calls, self.seen = 0, []

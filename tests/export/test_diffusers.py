@@ -12,6 +12,8 @@ from diffusers import AutoModel, DiffusionPipeline, WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import vdq.diffusers  # noqa: F401  (teaches diffusers to read what is written)
+from tests import tiny_pipelines
 from tests.export.pipelines import (
     SAMPLER,
     documented,
@@ -25,12 +27,14 @@ from tests.export.pipelines import (
 from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.export.diffusers import DiffusersExporter
+from vdq.export.transformers import transformers
 from vdq.methods import FullPrecisionMethod, StaticMethod
 from vdq.methods.dvd_quant.method import DVDQuantMethod
+from vdq.quant import set_bytes
 
 RUNS = {
     "wan": ("quant=tsq_tsw", "quant.per_branch=true", "bits=w8a8", "bits.weight=12"),
-    "wan2_2": ("quant=tsq_2tr", "bits=w6a6"),
+    "wan2_2": ("quant=tsq_2tr", "bits=w6a6", "quant.keep_steps=[0,-1]"),
     "ltx": ("quant=qvd", "bits=w4a8", "quant.temporal_bits=null"),
 }
 PLAIN = """
@@ -55,7 +59,9 @@ def pipelines(tmp_path_factory) -> Path:
     """Folders of pipelines, in which the exported transformers are in place of their own."""
     folder = tmp_path_factory.mktemp("diffusers")
     for name, settings in RUNS.items():
-        artefact.write(DiffusersExporter(), quantized_run(name, *settings), folder / f"{name}_export")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(set_bytes, "SMALL", 0)  # as layers of real models are not
+            artefact.write(DiffusersExporter(), quantized_run(name, *settings), folder / f"{name}_export")
         shutil.copytree(pipeline_folder(name), folder / name)
         for denoiser in model_of(name).denoisers:
             shutil.rmtree(folder / name / denoiser)
@@ -75,12 +81,19 @@ def test_plain_pipelines_sample_the_same_bits(pipelines):
         assert not torch.equal(expected, full_precision(name))
 
 
-def test_many_weight_sets_are_one_weight(pipelines):
-    """Four sets of 12 bits would be larger than the fp32 weight that they follow from, two of 6 bits are smaller."""
-    for name, stored, other in (("wan", "weight", "stored_codes.codes"), ("wan2_2", "stored_codes.codes", "weight")):
-        with safe_open(pipelines / name / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as file:
+def test_what_is_less_is_stored_and_what_kept_steps_need(pipelines):
+    """Four sets of 12 bits would be larger than the fp32 weight that they follow from, one of 4 bits is smaller; kept
+    steps need the weight anyway, from which all sets follow.
+    """
+    stored = {
+        "wan/transformer": ("blocks.0.attn1.to_q", {"weight"}),
+        "ltx/transformer": ("transformer_blocks.0.attn1.to_q", {"stored_codes.codes"}),
+        "wan2_2/transformer": ("blocks.0.attn1.to_q", {"weight"}),
+    }
+    for folder, (fqn, kinds) in stored.items():
+        with safe_open(pipelines / folder / "diffusion_pytorch_model.safetensors", "pt") as file:
             names = set(file.keys())
-        assert f"blocks.0.attn1.to_q.{stored}" in names and f"blocks.0.attn1.to_q.{other}" not in names
+        assert {kind for kind in ("weight", "stored_codes.codes") if f"{fqn}.{kind}" in names} == kinds
 
 
 def test_classes_and_automatic_classes_load_it(pipelines):
@@ -136,6 +149,7 @@ def test_what_was_changed_is_refused(change, message, pipelines, tmp_path):
 def test_the_card_names_the_schedule(pipelines):
     card = (pipelines / "wan2_2_export" / "README.md").read_text()
     assert "schedule must be 2 steps, 999 ... 900." in card and "schedule must be 2 steps, 750 ... 500." in card
+    assert "| kept steps | 0, 3 of 0..3 in full precision |" in card
     assert "| schedule | 4 steps, 999 ... 500 |" in card and "import vdq.diffusers" in card
 
 
@@ -155,3 +169,14 @@ def test_methods_that_do_not_fit_are_refused_before_calibration(method, message)
 def test_the_documented_code_loads_it(pipelines):
     pipeline = documented("diffusers", pipelines / "wan_export", "wan")
     assert torch.equal(plain_call(pipeline, "wan"), latents_of("wan", quantized_run("wan", *RUNS["wan"])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(tiny_pipelines.FAMILIES))
+def test_every_family_is_handed_over(name, tmp_path):
+    run = quantized_run(name, "quant=tsq_tsw", "bits=w8a8")
+    artefact.write(DiffusersExporter(), run, tmp_path / "diffusers")
+    pipeline = run.model.pipeline()
+    for part, net in transformers(run.model, run.denoiser).items():
+        setattr(pipeline, part, type(net).from_pretrained(tmp_path / "diffusers", subfolder=part))
+    assert torch.equal(plain_call(pipeline, name), latents_of(name, run))

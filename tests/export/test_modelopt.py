@@ -72,6 +72,31 @@ def test_the_configuration_is_modelopts(folders):
     assert "proj_out" in config["ignore"] and not [name for name in config["ignore"] if name.startswith("blocks.")]
 
 
+def test_kept_steps_are_the_policy_that_servers_parse(tmp_path):
+    """The fields are those that SGLang's parser asks for; it refuses others."""
+    run = quantized_run("wan", "quant=cw_tw", *SYMMETRIC, "quant.keep_steps=[0,1,-1]")
+    artefact.write(ModelOptExporter(), run, tmp_path / "modelopt")
+    config = json.loads((tmp_path / "modelopt" / "transformer" / "config.json").read_text())
+    assert config["quantization_config"]["runtime"]["diffusion_step_policy"] == {
+        "schema_version": 1,
+        "type": "first_last_n",
+        "index_space": "denoising_loop_iteration",
+        "scope": ["transformer"],
+        "default_mode": "native",
+        "first_steps": {"count": 2, "mode": "a16"},
+        "last_steps": {"count": 1, "mode": "a16"},
+        "overlap": "a16",
+        "reasoner": "native",
+    }
+    assert "where the run had the weights as they were" in (tmp_path / "modelopt" / "README.md").read_text()
+
+
+def test_steps_in_between_are_no_policy():
+    ModelOptExporter().check_steps((0, 1, 3), 4)
+    with pytest.raises(UserError, match=r"quant.keep_steps=\[0, 2\] must be the first and the last of 4 steps"):
+        ModelOptExporter().check_steps((0, 2), 4)
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [

@@ -24,6 +24,7 @@ EXPORTS = [
     ("wan", "gather", ("quant=asq_tsw", "bits=w8a8")),
     ("ltx", "gather", ("quant=asq_tsw", "bits=w8a8")),
     ("cogvideox", "gather", ("quant=tsq_2tr", "bits=w4a6")),
+    pytest.param("mochi", "gather", ("quant=asq_tsw", "bits=w8a8"), marks=pytest.mark.slow),
     pytest.param("wan2_2", "gather", ("quant=tsq_tsw", "bits=w6a8"), marks=pytest.mark.slow),
     pytest.param("wan", "constant", ("quant=tsq_2tr", "bits=w4a6"), marks=pytest.mark.slow),
 ]
@@ -91,6 +92,6 @@ def test_other_calls_are_refused(exported):
 
 
 def test_families_that_nobody_has_compared_are_refused():
-    with pytest.raises(UserError, match="^export=onnx_qdq knows STDiT, Wan, LTX-Video, CogVideoX, not Latte$"):
+    with pytest.raises(UserError, match="^export=onnx_qdq knows STDiT, Wan, LTX-Video, CogVideoX, Mochi, not Latte$"):
         onnx_qdq.OnnxQdqExporter().check_model(model_of("latte"))
     onnx_qdq.OnnxQdqExporter().check_model(model_of("wan2_2"))

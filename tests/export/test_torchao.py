@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("torchao", reason="needs the packages of vdq[torchao]")
 
+from tests import tiny_pipelines
 from tests.export.pipelines import (
     STEPS,
     aligned,
@@ -80,9 +81,17 @@ def test_a_process_without_this_program_samples_the_same_bits(folder, tmp_path):
     assert torch.equal(found, own_tensors("wan", quantized_run("wan", *SETTINGS), seed=1))
 
 
+OTHERS = sorted(tiny_pipelines.FAMILIES.keys() - {"wan", "wan2_2", "ltx"})
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("wan", SETTINGS), ("wan2_2", SETTINGS), ("ltx", ("quant=cw_tw", "quant.symmetric_acts=true", *SETTINGS[1:]))],
+    [
+        ("wan", SETTINGS),
+        ("wan2_2", SETTINGS),
+        ("ltx", ("quant=cw_tw", "quant.symmetric_acts=true", *SETTINGS[1:])),
+        *(pytest.param(name, SETTINGS, marks=pytest.mark.slow) for name in OTHERS),
+    ],
 )
 def test_it_is_close_to_the_simulation(name, settings):
     """Codes are equal but for those at the border between two: far closer than what quantization does."""

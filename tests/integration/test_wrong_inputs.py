@@ -110,7 +110,12 @@ OTHERS = {
     "metrics": SCORES,
     "paths": ["stages=[tabulate]"],
     "benchmark": ["stages=[benchmark]"],
-    "export": ["stages=[export]"],
+    "export": [
+        "stages=[export]",
+        "quant=cw_tw",
+        "quant.symmetric_weights=true",
+        "quant.symmetric_acts=true",
+    ],  # for all
 }
 # What an option does not have by itself.
 OWN = ["model=wan2_1_1_3b"]

@@ -1,7 +1,8 @@
 """Every method of conf/quant on a small denoiser: ranges as in the paper, and static means static."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,8 @@ from vdq.quant.search import InputRecorder
 STEPS = 20
 CONF = Path(__file__).parents[2] / "conf" / "quant"
 METHODS = sorted(path.stem for path in CONF.glob("*.yaml"))
+SETTINGS = {"cw_tw", "tsw", "asq_tsw", "tsq_2tr", "tsq_10tr"}  # of a class of which asq, tsq_4tr and tsq_tsw are others
+SLOW = pytest.mark.slow
 REDUCTIONS = {
     "amin",
     "amax",
@@ -67,9 +70,9 @@ def made(name: str, **overrides: object) -> Method:
     return instantiate(options | overrides)
 
 
-def integer_method(name: str) -> Method:
-    """As far as integer backends run it: they refuse the codebooks of temporal features."""
-    return made(name, **({"temporal_bits": None} if name == "qvd" else {}))
+def options_for(name: str, backend: Backend) -> dict[str, None]:
+    """Those with which a backend runs the method: integer ones refuse the codebooks of temporal features."""
+    return {"temporal_bits": None} if name == "qvd" and not backend.simulated else {}
 
 
 def quantizable(fqn: str) -> bool:
@@ -111,10 +114,16 @@ def convert(method: Method, denoiser: STDiT, stats: Stats | None) -> QuantState:
     return method.convert(denoiser, stats, num_steps=STEPS, quantizable=quantizable, timesteps=timesteps)
 
 
+@pytest.fixture(scope="module")
+def state_of(denoiser: STDiT, stats: Stats) -> Callable[..., QuantState]:
+    """What a method of conf/quant makes of the denoiser, once: nothing changes it."""
+    return cache(lambda name, **options: convert(made(name, **options), denoiser, stats))
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "fp16"])
-def test_every_tensor_of_a_layer_lies_in_memory_as_a_file_gives_it_back(denoiser, stats, name):
+def test_every_tensor_of_a_layer_lies_in_memory_as_a_file_gives_it_back(state_of, name):
     """A product of the same numbers in another layout may round differently, so a loaded layer might differ."""
-    for fqn, params in convert(made(name), denoiser, stats).layers.items():
+    for fqn, params in state_of(name).layers.items():
         strided = [tensor for tensor, values in params.tensors().items() if not values.is_contiguous()]
         assert not strided, (fqn, strided)
 
@@ -176,12 +185,13 @@ def test_methods_of_the_paper_are_there():
     ids=["keep", "packed", "requantize", *(f"{kernel}{end}" for kernel in KERNELS for end in ("-fused", ""))],
 )
 @pytest.mark.parametrize("name", METHODS)
-def test_static_methods_reduce_no_activation_at_run_time(name, backend, denoiser, stats):
+def test_static_methods_reduce_no_activation_at_run_time(name, backend, denoiser, state_of):
     """Traced in a whole forward, a static method runs no reduction and no host synchronization; dynamic is caught."""
     built = backend()
-    method = made(name) if built.simulated else integer_method(name)
+    options = options_for(name, built)
+    method = made(name, **options)
     skip_refused(method, built)
-    model = apply(denoiser, convert(method, denoiser, stats), StepClock(STEPS), built)
+    model = apply(denoiser, state_of(name, **options), StepClock(STEPS), built)
     with Trace() as trace:
         model(*inputs(0))
     assert {"native_layer_norm", "addmm"} <= trace.names  # the whole model ran
@@ -247,10 +257,10 @@ def test_transforms_inside_the_model(parts, backend, denoiser, stats, extended_s
         assert (ours(*inputs(step)) - expected).norm() / expected.norm() < 0.02
 
 
-def test_a_traced_graph_follows_the_clock(denoiser, stats):
+def test_a_traced_graph_follows_the_clock(denoiser, state_of):
     """The step is data of the graph: one trace serves every time range."""
     clock = StepClock(STEPS)
-    model = apply(denoiser, convert(made("tsq_tsw"), denoiser, stats), clock, FakeQuantBackend())
+    model = apply(denoiser, state_of("tsq_tsw"), clock, FakeQuantBackend())
     layer, x = model.blocks[0].mlp.fc1, torch.randn(2, 8, 32)
     graph = make_fx(lambda x: layer(x))(x)
     outputs = []
@@ -288,7 +298,9 @@ def text_stats(denoiser: STDiT) -> Stats:
     ],
     ids=["fake_quant", "changing", "int8_cpu", "reference"],
 )
-@pytest.mark.parametrize("name", [*METHODS, "token_shared"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=SLOW if name in SETTINGS else ()) for name in METHODS), "token_shared"]
+)
 def test_reuse_changes_no_bit_of_the_latents(name, backend, text, denoiser, stats, text_stats):
     """Sampled in batches of 2 and 1 prompts. Calibrated on captions that change, kv_linear has other parameters in
     every range, else the same in all.
@@ -297,7 +309,7 @@ def test_reuse_changes_no_bit_of_the_latents(name, backend, text, denoiser, stat
     if name == "token_shared":
         method = DynamicMethod(token_granularity="token_shared")
     else:
-        method = made(name) if backend.simulated else integer_method(name)
+        method = made(name, **options_for(name, backend))
     skip_refused(method, backend())
     state = convert(method, denoiser, text_stats if text == "constant" else stats)
     model = apply(denoiser, state, clock, backend())
@@ -329,11 +341,11 @@ def product(layer: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"fp16"}))
-def test_integer_layers_compute_the_same_sums_inside_the_model(name, kernel, denoiser, stats):
+def test_integer_layers_compute_the_same_sums_inside_the_model(name, kernel, denoiser, state_of):
     """Every layer on the inputs it gets there, the parts of fused projections too, at steps of several ranges."""
-    method = integer_method(name)
-    skip_refused(method, ReferenceBackend())
-    clock, state = StepClock(STEPS), convert(method, denoiser, stats)
+    options = options_for(name, ReferenceBackend())
+    skip_refused(made(name, **options), ReferenceBackend())
+    clock, state = StepClock(STEPS), state_of(name, **options)
     model, twin = (
         apply(denoiser, state, clock, backend) for backend in (with_kernel(kernel, fused=False), ReferenceBackend())
     )
@@ -353,9 +365,9 @@ def test_integer_layers_compute_the_same_sums_inside_the_model(name, kernel, den
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_eight_bits_stay_close_to_full_precision(name, denoiser, stats):
+def test_eight_bits_stay_close_to_full_precision(name, denoiser, state_of):
     clock = StepClock(STEPS)
-    model = apply(denoiser, convert(made(name), denoiser, stats), clock, FakeQuantBackend())
+    model = apply(denoiser, state_of(name), clock, FakeQuantBackend())
     for step in (0, 7, 19):
         clock.set(step)
         exact, ours = denoiser(*inputs(step)), model(*inputs(step))
@@ -377,8 +389,8 @@ def test_eight_bits_stay_close_to_full_precision(name, denoiser, stats):
         ("dynamic", 1, 0),
     ],
 )
-def test_ranges_are_those_of_the_paper(name, weight_ranges, act_ranges, denoiser, stats):
-    state = convert(made(name), denoiser, stats)
+def test_ranges_are_those_of_the_paper(name, weight_ranges, act_ranges, state_of):
+    state = state_of(name)
     assert len(state.layers) == 13
     rows = [row for row in state.report if row.kind != "full_precision"]
     assert len(rows) == 13

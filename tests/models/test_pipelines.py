@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +65,7 @@ class Tiny:
 
     def plain(self) -> diffusers.DiffusionPipeline:
         """The pipeline as anybody would load it."""
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(self.folder)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = tiny_pipelines.loaded(self.folder)
         if self.name == "allegro":
             pipeline.vae.enable_tiling()
         return pipeline
@@ -264,6 +264,12 @@ def test_images_of_one_text_are_encoded_each(tmp_path_factory):
         sampled(model, [first, second])
 
 
+def test_another_process_gets_the_model(wan):
+    model = wan.model()
+    latents = sampled(model, PROMPTS[:1])
+    assert torch.equal(sampled(pickle.loads(pickle.dumps(model)), PROMPTS[:1]), latents)
+
+
 def test_a_changed_scheduler_is_that_of_a_plain_pipeline_with_it(wan):
     model = wan.model(scheduler={"flow_shift": 5.0})
     plain = wan.plain()
@@ -316,6 +322,12 @@ def test_samplers_of_open_sora_are_refused(wan):
     [
         ({"_class_name": "StableDiffusionPipeline"}, "makes no videos"),
         ({"_class_name": "SkyReelsV2DiffusionForcingPipeline"}, "gives every frame a timestep of its own"),
+        ({"_class_name": "LucyEditPipeline"}, "whose call needs video: it gets prompts and images only"),
+        ({"_class_name": "LTX2Pipeline"}, "which makes sound as well"),
+        (
+            {"_class_name": "HeliosPipeline"},
+            "piece by piece .num_latent_frames_per_chunk., each with the whole schedule",
+        ),
         ({"_class_name": "StableVideoDiffusionPipeline", "transformer": [None, None]}, "without a transformer"),
         ({"_class_name": "NoPipeline"}, "is a NoPipeline, which diffusers .* lacks"),
     ],

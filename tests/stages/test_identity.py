@@ -72,3 +72,11 @@ def test_a_class_says_which_of_its_arguments_are_in_no_signature(signatures, mon
     assert signatures("backend.weight_sets=keep") == signatures("backend.weight_sets=packed")
     monkeypatch.setattr(FakeQuantBackend, "unsigned", ())
     assert signatures("backend.weight_sets=keep") != signatures("backend.weight_sets=packed")
+
+
+def test_what_is_kept_is_signed_where_something_is(signatures):
+    before = signatures("quant=asq")
+    assert signatures("quant=asq", "quant.keep=[]", "quant.keep_steps=[]") == before
+    for field in ("quant.keep=['blocks.0.*']", "quant.keep_steps=[-1]"):
+        after = signatures("quant=asq", field)
+        assert {name for name in before if before[name] != after[name]} == {"signature"}

@@ -90,17 +90,20 @@ def test_an_error_inside_the_module_of_a_class_is_not_the_users(tmp_path, monkey
 
 def test_runs_made_before_a_methods_file_changed_are_told_apart(tmp_path):
     made = OmegaConf.to_container(config("quant=static_plus", "bits=w4a4"), resolve=True)
-    rows = []
-    for name, fields in {"same": {}, "other": {"low_rank": 4}, "earlier": None}.items():
-        quant = made["quant"] | (fields or {})
-        if fields is None:
-            del quant["token_groups"]
+    rows, whole = [], made["quant"]
+
+    def without(*names: str) -> dict:
+        return {name: value for name, value in whole.items() if name not in names}
+
+    quants = {"same": whole, "other": whole | {"low_rank": 4}, "earlier": without("token_groups")}
+    quants["before"] = without("keep", "keep_steps", "match")  # fields that came later and change nothing as they are
+    for name, quant in quants.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(made | {"quant": quant}))
         rows.append({"folder": str(tmp_path / name), "changed": "as recorded"})
     rows.append({"folder": str(tmp_path / "none"), "changed": "as recorded"})
     found = tabulate._compared(pd.DataFrame(rows))["changed"]
-    assert found.tolist() == ["", "low_rank=4", "no token_groups", "as recorded"]
+    assert found.tolist() == ["", "low_rank=4", "no token_groups", "", "as recorded"]
 
 
 def test_results_of_models_and_of_trials_do_not_meet():

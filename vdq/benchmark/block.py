@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from vdq.backends.base import Backend
 from vdq.backends.integer import integer_weight_bytes
-from vdq.benchmark.family import BLOCK_FQN, CHAIN, LINEARS, random_inputs, random_network
 from vdq.benchmark.machine import Machine
-from vdq.benchmark.plan import Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender
 from vdq.diffusion.clock import StepClock
-from vdq.diffusion.schedule import Schedule
 from vdq.methods.base import Method
+from vdq.models.one_block import OneBlock
 from vdq.quant.convert import apply
 from vdq.quant.observers import Observer
 from vdq.quant.recorded_inputs import RecordedInputs
@@ -27,30 +26,29 @@ from vdq.quant.search import InputRecorder
 from vdq.quant.state import QuantState
 from vdq.quant.stats import Stats
 
-BLOCK = ""  # the module within the block that is the block itself
 SWITCHING = "another step each call"
 
 
 class Part(nn.Module):
-    """A module with all its arguments but the first fixed: x -> y. It is what peers get."""
+    """A module with all its arguments but the first fixed: x -> y, of several results the first. Peers get it."""
 
     def __init__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         super().__init__()
         self.module, self.args, self.kwargs = module, args, kwargs
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.module(x, *self.args, **self.kwargs)
+        y = self.module(x, *self.args, **self.kwargs)
+        return y[0] if isinstance(y, tuple) else y
 
 
 class RandomBlock:
-    """A denoiser of one block; a part of it is "mlp.fc1", "mlp", or "" for the whole block. Its inputs are those of the
-    schedule's first step, with noise for latents and captions.
+    """A denoiser of one block of each kind and what is timed of it: its blocks and modules within them, by fqn. The
+    inputs of these are what they get in the first step.
     """
 
-    def __init__(self, plan: Plan, schedule: Schedule, machine: Machine) -> None:
-        self.plan, self.schedule, self.machine = plan, schedule, machine
-        self.clock = StepClock(schedule.num_steps)
-        self.net = random_network(plan)
+    def __init__(self, one: OneBlock, machine: Machine) -> None:
+        self.one, self.machine, self.net = one, machine, one.net
+        self.clock = StepClock(len(one.timesteps))
 
     @cached_property
     def placed(self) -> nn.Module:
@@ -62,15 +60,14 @@ class RandomBlock:
         """Statistics of every step, by the observers that calibrate a whole model; `done` is called after each."""
         net = self.net.to(self.machine.device)
         clock = self.clock.to(self.machine.device)
-        steps = self.schedule.num_steps
-        recorder = InputRecorder(net, clock, quantizable, range(steps))
-        with torch.no_grad(), Observer(net, clock, quantizable) as observer, recorder:
-            for step in range(steps):
-                clock.set(step)
-                net(*self.inputs(step, torch.float32))
+        steps = range(clock.num_steps)
+        recorder = InputRecorder(net, clock, self.one.quantizable, steps)
+        with torch.no_grad(), Observer(net, clock, self.one.quantizable) as observer, recorder:
+            for step in steps:
+                self._call(net, step, torch.float32)
                 done()
         self.net.to("cpu")
-        counted = torch.ones(steps), torch.zeros(steps)  # all steps are alike
+        counted = torch.ones(len(steps)), torch.zeros(len(steps))  # all steps are alike
         recorded = RecordedInputs.of_steps(recorder.inputs, recorder.places, *counted, "")
         return observer.stats(num_prompts=1).with_inputs(recorded)
 
@@ -78,70 +75,68 @@ class RandomBlock:
         return method.convert(
             self.net,
             stats,
-            num_steps=self.schedule.num_steps,
-            quantizable=quantizable,
-            timesteps=self.schedule.timesteps,
+            num_steps=self.clock.num_steps,
+            quantizable=self.one.quantizable,
+            timesteps=self.one.timesteps,
         )
 
-    def full(self, part: str) -> tuple[Part, Tensor]:
-        """A part in full precision and its first argument; of a linear as a matrix [tokens, channels]."""
-        module = self.placed.get_submodule(BLOCK_FQN).get_submodule(part)
-        args, kwargs = self._captured(self.placed, part)
-        x = args[0].flatten(0, -2) if part in LINEARS else args[0]
-        return Part(module, args[1:], kwargs), x.contiguous()
+    def full(self, fqn: str) -> tuple[Part, Tensor]:
+        """A module in full precision and its first argument; of a linear as a matrix [tokens, channels]."""
+        x, args, named = self._captured(self.placed, fqn)
+        x = x.flatten(0, -2) if fqn in self.one.linears else x
+        return Part(self.placed.get_submodule(fqn), args, named), x.contiguous()
 
-    def quantized(self, part: str, state: QuantState, backend: Backend) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-        """A quantized copy of a part, and its call: of a linear by itself, of the others within the block."""
-        if part in LINEARS:
-            name = f"{BLOCK_FQN}.{part}"
-            alone = nn.Sequential(self.net.get_submodule(name))
-            net = self._place(apply(alone, QuantState({"0": state.layers[name]}, state.num_steps), self.clock, backend))
+    def quantized(self, fqn: str, state: QuantState, backend: Backend) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        """A quantized copy of a module, and its call: of a linear by itself, of the others within the block."""
+        if fqn in self.one.linears:
+            alone = nn.Sequential(self.net.get_submodule(fqn))
+            net = self._place(apply(alone, QuantState({"0": state.layers[fqn]}, state.num_steps), self.clock, backend))
             return net, net
         net = self._place(apply(self.net, state, self.clock, backend))
-        block = net.get_submodule(BLOCK_FQN)
-        if part == CHAIN:
-            return block.mlp, _fused_chain(block) if hasattr(block, "ops") else block.mlp
-        args, kwargs = self._captured(net, part)
-        return block, lambda x: block(x, *args[1:], **kwargs)
+        if fqn == self.one.chain:
+            name, _, inner = fqn.rpartition(".")
+            block = net.get_submodule(name)
+            chain = block.get_submodule(inner)
+            return chain, _fused_chain(block) if hasattr(block, "ops") else chain
+        block, (_, args, named) = net.get_submodule(fqn), self._captured(net, fqn)
+        return block, Part(block, args, named)
 
-    def _captured(self, net: nn.Module, part: str) -> tuple[tuple, dict]:
-        """Arguments that a part of the first block gets in the first step."""
+    def _captured(self, net: nn.Module, fqn: str) -> tuple[Tensor, tuple, dict]:
+        """What a module gets in the first step: its first argument, the others, and those by name."""
         seen: list[tuple[tuple, dict]] = []
-        target = net.get_submodule(BLOCK_FQN).get_submodule(part)
-        hook = target.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+        hook = net.get_submodule(fqn).register_forward_pre_hook(
+            lambda _, args, named: seen.append((args, dict(named))), with_kwargs=True
+        )
         with torch.no_grad():
-            self.clock.set(0)
-            net(*self.inputs(0, self.machine.dtype))
+            self._call(net, 0, self.machine.dtype)
         hook.remove()
-        return seen[0]
+        args, named = seen[0]
+        if not args:
+            args = (named.pop(next(iter(named))),)
+        return args[0], args[1:], named
 
-    def inputs(self, step: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Arguments of the denoiser at a step: latents, timestep and captions."""
-        latents, timestep, captions = random_inputs(self.net, self.schedule.timesteps[step], step)
-        device = self.machine.device
-        return latents.to(device, dtype), timestep.to(device), captions.to(device, dtype)
+    def _call(self, net: nn.Module, step: int, dtype: torch.dtype) -> None:
+        self.clock.set(step)
+        args, named = tree_map_only(Tensor, lambda t: t.to(self.machine.device), self.one.inputs(step, dtype))
+        net(*args, **named)
 
     def _place(self, net: nn.Module) -> nn.Module:
         return net.to(self.machine.dtype).to(self.machine.device)
 
 
-def quantizable(fqn: str) -> bool:
-    return fqn.startswith(f"{BLOCK_FQN}.")
-
-
 def contenders(
-    block: RandomBlock, part: str, methods: list[tuple[str, Backend]], states: dict[str, QuantState]
+    block: RandomBlock, fqn: str, methods: list[tuple[str, Backend]], states: dict[str, QuantState]
 ) -> list[Contender]:
     """Contenders: full precision and the methods (name, backend), those with a weight set for each time range also with
     another step in every call. `states` has the parameters by name.
     """
-    module, x = block.full(part)
-    expected, base = module(x), x if part == BLOCK else None
+    module, x = block.full(fqn)
+    expected, base = module(x), x if fqn in block.one.blocks else None
     weights = [linear.weight for linear in module.modules() if isinstance(linear, nn.Linear)]
     facts = {"weight_bytes": sum(weight.nbytes for weight in weights), "weight_sets": 1}
     rows = [Contender(FULL, FULL, f"torch, {block.machine.full}", lambda _: module(x), facts=facts)]
     for name, backend in methods:
-        net, call = block.quantized(part, states[name], backend)
+        net, call = block.quantized(fqn, states[name], backend)
         facts = weight_facts(net, states[name]) | {"error": relative_error(call(x), expected, base)}
         rows += _method(name, backend, block.clock, lambda call=call: call(x), facts)
     return rows

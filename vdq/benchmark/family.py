@@ -1,4 +1,4 @@
-"""The model family that the random block is of. All that the benchmark knows of STDiT stands here."""
+"""The random block of STDiT, which is measured where a model has none of its own."""
 
 from __future__ import annotations
 
@@ -6,18 +6,38 @@ import torch
 from torch import Tensor, nn
 
 from vdq.benchmark.plan import ROWS, Plan
+from vdq.diffusion.schedule import Schedule
+from vdq.models.one_block import Call, OneBlock
 from vdq.models.stdit import STDiT
 
-NAME = "STDiT"
 BLOCK_FQN = "blocks.0"
-# Modules of the block: linears C -> C, C -> 4C and 4C -> C, and the last two with the GELU between them.
-LINEARS = ("attn.proj", "mlp.fc1", "mlp.fc2")
-CHAIN = "mlp"
+LINEARS = ("blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2")  # C -> C, C -> 4C and 4C -> C
+CHAIN = "blocks.0.mlp"  # the last two with the GELU between them
 PATCH = 2
 
 
-def random_network(plan: Plan) -> nn.Module:
-    """A denoiser of one block with the plan's dimensions; its weights are random and always the same."""
+def stdit_block(plan: Plan, schedule: Schedule) -> OneBlock:
+    """STDiT of one block with the plan's dimensions; a call is one prompt with guidance."""
+    net = _network(plan)
+
+    def inputs(step: int, dtype: torch.dtype) -> Call:
+        latents, timestep, captions = _inputs(net, schedule.timesteps[step], step)
+        return Call((latents.to(dtype), timestep, captions.to(dtype)), {})
+
+    shape = f"{ROWS} rows of {plan.frames} frames of {plan.side**2} positions"
+    return OneBlock(
+        net=net,
+        blocks={BLOCK_FQN: f"STDiT block of width {plan.hidden_size}, {plan.tokens:,} tokens ({shape})"},
+        linears=LINEARS,
+        chain=CHAIN,
+        quantizable=lambda fqn: fqn.startswith(f"{BLOCK_FQN}."),
+        timesteps=schedule.timesteps,
+        inputs=inputs,
+        tokens=plan.tokens,
+    )
+
+
+def _network(plan: Plan) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = STDiT(
@@ -35,7 +55,7 @@ def random_network(plan: Plan) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def random_inputs(net: nn.Module, timestep: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(net: nn.Module, timestep: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Noise for latents, the timestep and noise for captions, of one prompt with guidance.
 
     A single row would not do: its temporal tokens are a view that is not contiguous, with which torch calculates many

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from vdq.benchmark.peers import PEERS
 from vdq.errors import UserError
 
-LINEAR, BLOCK, SAMPLER = "linear", "block", "sampler"
-PARTS = (LINEAR, BLOCK, SAMPLER)
+LINEAR, BLOCK, SAMPLER, DRIVER = "linear", "block", "sampler", "driver"
+PARTS = (LINEAR, BLOCK, SAMPLER, DRIVER)
 ROWS = 2  # of the block's batch: a caption and the null caption, as guidance has
 
 
 @dataclass(frozen=True)
 class Plan:
     """The plan of a benchmark. parts: "linear" (three linears and fc1-GELU-fc2 of the block), "block" (one block of
-    random weights), "sampler" (the configured model). integer, simulated: methods of conf/quant; with neither, the
+    random weights), "sampler" (the configured model), "driver" (a pipeline of diffusers through this project and by
+    itself). integer, simulated: methods of conf/quant; with neither, the
     configured method on its backend. peers: keys of vdq.benchmark.peers. rounds: how often everything is timed. videos:
     the sampler part samples so many prompts, a batch a round, instead of `rounds` times the first batch. limit: share
-    of the CPUs that other programs may take in a round. The others are the block's dimensions, for two rows of frames *
-    side**2 tokens. Raises UserError for a value outside these.
+    of the CPUs that other programs may take in a round. call: of a model of diffusers, the size of the video whose
+    block is measured. The others are the dimensions of STDiT's block, for two rows of frames * side**2 tokens. Raises
+    UserError for a value outside these.
     """
 
     parts: Sequence[str] = (SAMPLER,)
@@ -30,6 +33,7 @@ class Plan:
     rounds: int = 7
     videos: int | None = None
     limit: float = 0.1
+    call: Mapping[str, Any] | None = None
     frames: int = 8
     side: int = 16
     hidden_size: int = 1152

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vdq.quant.layers import receiving_modules
 
+ATTENTION = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)  # what products of two activations are
+
 
 class Work(NamedTuple):
     """Operations of matrix products, two a multiply-add: of linears that methods quantize, and of all others."""
@@ -33,8 +35,37 @@ class Peaks(NamedTuple):
         return work.linear / (self.integer if integer else self.full) + work.other / self.full
 
 
+class Shares(NamedTuple):
+    """Operations of a call, and which share of them linears are that methods quantize, and attention."""
+
+    all: int
+    linear: float
+    attention: float
+
+    @property
+    def limit(self) -> float:
+        """How many times as fast the call can be at most with linears twice as fast."""
+        return 1 / (1 - self.linear / 2)
+
+
 def count(net: nn.Module, call: Callable[[], Any], quantizable: Callable[[str], bool]) -> Work:
     """Counts the operations of one call, which uses the full-precision `net`."""
+    linear, counter = _counted(net, call, quantizable)
+    return Work(linear, counter.get_total_flops() - linear)
+
+
+def shares(net: nn.Module, call: Callable[[], Any], quantizable: Callable[[str], bool]) -> Shares:
+    """The shares in one call, which may be on the meta device."""
+    linear, counter = _counted(net, call, quantizable)
+    total, by_operation = counter.get_total_flops(), counter.get_flop_counts()["Global"]
+    attention = sum(by_operation.get(operation, 0) for operation in ATTENTION)
+    return Shares(total, linear / total, attention / total)
+
+
+def _counted(
+    net: nn.Module, call: Callable[[], Any], quantizable: Callable[[str], bool]
+) -> tuple[int, FlopCounterMode]:
+    """Operations of the linears, and the counter of all."""
     linear = 0
 
     def add(module: nn.Linear, args: tuple) -> None:
@@ -49,4 +80,4 @@ def count(net: nn.Module, call: Callable[[], Any], quantizable: Callable[[str], 
     finally:
         for hook in hooks:
             hook.remove()
-    return Work(linear, counter.get_total_flops() - linear)
+    return linear, counter

@@ -1,4 +1,4 @@
-"""Measures what methods cost: linears and a block with random weights, and the configured model's whole sampler.
+"""Measures what methods cost: linears and blocks with random weights, and the configured model's whole sampler.
 
 Everything of a part is measured in turn in one process, against full precision, the arithmetic floor and other
 libraries; conf/benchmark says what. Each part leaves a file in runs/benchmarks.
@@ -20,12 +20,15 @@ from tqdm import tqdm
 
 from vdq.benchmark import block, family, gemm, peers, record, sampling, targets, work
 from vdq.benchmark.machine import Machine
-from vdq.benchmark.plan import BLOCK, ROWS, SAMPLER, Plan
+from vdq.benchmark.plan import BLOCK, DRIVER, SAMPLER, Plan
 from vdq.benchmark.rounds import FULL, INTEGER, SIMULATED, Contender, measure
+from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.schedule import Schedule
 from vdq.errors import UserError
 from vdq.files import write_json
 from vdq.installation import CONF
+from vdq.models.base import VideoModel
+from vdq.models.one_block import OneBlock
 from vdq.quant.layers import receiving_modules
 from vdq.quant.state import QuantState
 from vdq.reports import execution, paper_tables
@@ -39,6 +42,7 @@ DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch
 INTEGER_BACKENDS = {"cpu": "int8_cpu", "cuda": "int8_cuda"}
 XL = {"hidden_size": 1152, "num_heads": 16, "tokens": 4096}  # what the targets are about
 NOTE = "random weights, speed only"
+DRIVEN = "through this project"
 
 Runs = list[tuple[str, Experiment]]
 
@@ -47,9 +51,10 @@ def run(experiment: Experiment) -> None:
     plan = experiment.benchmark
     machine = _machine(experiment)
     runs = _runs(experiment, plan, machine)
-    shapes = [(a * plan.hidden_size, b * plan.hidden_size) for a, b in ((1, 1), (1, 4), (4, 1))]
+    shallow = _shallow(experiment, plan)
     with torch.no_grad():
-        peaks = gemm.peaks(shapes, plan.tokens, machine)
+        one = _one_block(experiment, plan, shallow)
+        peaks = gemm.peaks(_shapes(one), one.tokens, machine)
         log.info(
             "benchmark: peak of %s %.0f GOP/s, of %s %.0f GOP/s",
             peaks.full_kernel,
@@ -62,18 +67,50 @@ def run(experiment: Experiment) -> None:
             skipped: dict[str, str] = {}
             if part == SAMPLER:
                 cases = [_sampler(experiment, plan, machine, runs, peaks)]
+            elif part == DRIVER:
+                cases = [_driver(experiment, plan, machine, shallow, peaks)]
             else:
-                random = random or _RandomBlock(experiment, plan, machine, runs)
+                random = random or _RandomBlock(experiment, plan, machine, runs, one)
                 cases = random.cases(part, peaks, skipped)
             _write(experiment, runs[0][1].identity.bits, machine, part, cases, peaks, skipped)
+
+
+def _shallow(experiment: Experiment, plan: Plan) -> VideoModel | None:
+    """The model with one block of each kind whose speed is measured; None where it is STDiT's block."""
+    if not experiment.model.makes_blocks:
+        if DRIVER in plan.parts:
+            raise UserError(f"benchmark.parts=[{DRIVER}] needs a pipeline of diffusers, such as model=wan2_1_1_3b")
+        return None
+    if set(plan.parts) == {SAMPLER}:
+        return None
+    shallow = experiment.model.shallow(plan.call)
+    try:
+        shallow.check(experiment.sampler)
+    except UserError as error:
+        raise UserError(f"benchmark.call={plan.call or 'null'}: {error}") from error
+    return shallow
+
+
+def _one_block(experiment: Experiment, plan: Plan, shallow: VideoModel | None) -> OneBlock:
+    if shallow is None:
+        return family.stdit_block(plan, Schedule(experiment.sampler.steps))
+    one = shallow.one_block(experiment.sampler)
+    log.info("benchmark: %s", "; ".join(one.blocks.values()))
+    return one
+
+
+def _shapes(one: OneBlock) -> list[tuple[int, int]]:
+    """(inputs, outputs) of its linears."""
+    linears = (one.net.get_submodule(fqn) for fqn in one.linears)
+    return [(linear.in_features, linear.out_features) for linear in linears]
 
 
 class _RandomBlock:
     """The random block with the parameters of every method."""
 
-    def __init__(self, experiment: Experiment, plan: Plan, machine: Machine, runs: Runs) -> None:
-        self.plan, self.machine = plan, machine
-        self.block = block.RandomBlock(plan, Schedule(experiment.sampler.steps), machine)
+    def __init__(self, experiment: Experiment, plan: Plan, machine: Machine, runs: Runs, one: OneBlock) -> None:
+        self.plan, self.machine, self.one = plan, machine, one
+        self.block = block.RandomBlock(one, machine)
         self.backends = [(name, run.backend) for name, run in runs]
         with tqdm(total=experiment.sampler.steps, desc="benchmark: calibrating", unit="step") as progress:
             stats = self.block.stats(progress.update)
@@ -86,31 +123,31 @@ class _RandomBlock:
             self.states[name] = converted[quant]
 
     def cases(self, part: str, peaks: work.Peaks, skipped: dict[str, str]) -> list[dict[str, Any]]:
-        size, tokens = self.plan.hidden_size, f"{self.plan.tokens:,} tokens"
+        one, tokens = self.one, f"{self.one.tokens:,} tokens"
         if part == BLOCK:
-            shape = f"{ROWS} rows of {self.plan.frames} frames of {self.plan.side**2} positions"
-            title = f"{family.NAME} block of width {size}, {tokens} ({shape})"
-            return [self._case("block", title, block.BLOCK, peaks, skipped)]
+            keys = {fqn: "block" if len(one.blocks) == 1 else f"block_{fqn}" for fqn in one.blocks}
+            return [self._case(keys[fqn], title, fqn, peaks, skipped) for fqn, title in one.blocks.items()]
         cases = []
-        for name in family.LINEARS:
-            linear = self.block.net.get_submodule(family.BLOCK_FQN).get_submodule(name)
-            inputs, outputs = linear.in_features, linear.out_features
+        for fqn, (inputs, outputs) in zip(one.linears, _shapes(one), strict=True):
             title = f"Linear {inputs} → {outputs}, {tokens}"
-            cases.append(self._case(f"linear_{inputs}x{outputs}", title, name, peaks, skipped))
-        title = f"Linear, GELU, linear {size} → {4 * size} → {size}, {tokens}"
-        return [*cases, self._case("chain", title, family.CHAIN, peaks, skipped)]
+            cases.append(self._case(f"linear_{inputs}x{outputs}", title, fqn, peaks, skipped))
+        if one.chain is not None:
+            size = self.plan.hidden_size
+            title = f"Linear, GELU, linear {size} → {4 * size} → {size}, {tokens}"
+            cases.append(self._case("chain", title, one.chain, peaks, skipped))
+        return cases
 
-    def _case(self, key: str, title: str, name: str, peaks: work.Peaks, skipped: dict[str, str]) -> dict[str, Any]:
-        module, x = self.block.full(name)
-        contenders = block.contenders(self.block, name, self.backends, self.states)
-        if name in family.LINEARS:
-            contenders += gemm.kernels(self.plan.tokens, x.shape[-1], module.module.out_features, self.machine)
-        if name != family.CHAIN:
+    def _case(self, key: str, title: str, fqn: str, peaks: work.Peaks, skipped: dict[str, str]) -> dict[str, Any]:
+        module, x = self.block.full(fqn)
+        contenders = block.contenders(self.block, fqn, self.backends, self.states)
+        if fqn in self.one.linears:
+            contenders += gemm.kernels(len(x), x.shape[-1], module.module.out_features, self.machine)
+        if fqn != self.one.chain:
             with tempfile.TemporaryDirectory() as folder:
-                base = x if name == block.BLOCK else None
+                base = x if fqn in self.one.blocks else None
                 contenders += self._peers(module, x, base, Path(folder), skipped)
         counted = work.count(module, lambda: module(x), lambda fqn: True)
-        facts = {"key": key, "note": NOTE}
+        facts = {"key": key, "note": NOTE} | self.one.facts
         return _measured(title, contenders, self.plan.rounds, self.plan, self.machine, counted, peaks, facts)
 
     def _peers(
@@ -186,6 +223,29 @@ def _sampler(experiment: Experiment, plan: Plan, machine: Machine, runs: Runs, p
     return _measured(title, contenders, rounds, plan, machine, counted, peaks, facts)
 
 
+def _driver(
+    experiment: Experiment, plan: Plan, machine: Machine, shallow: VideoModel, peaks: work.Peaks
+) -> dict[str, Any]:
+    """A sampling through this project beside the plain call of the same pipeline, with the same noise."""
+    sampler, clock = experiment.sampler, experiment.clock.to(machine.device)
+    net, conditions = shallow.denoiser.to(machine.device), shallow.encode([""])
+    noise = PromptNoise(experiment.cfg.seed, [0], None)
+    plain = shallow.plain_sampling(net, conditions, sampler)
+    ways = {
+        FULL: lambda _: plain(noise),
+        DRIVEN: lambda _: shallow.sample(net, conditions, noise, clock, sampler),
+    }
+    expected = ways[FULL](0)
+    contenders = [
+        Contender(name, FULL, "torch, fp32", run, facts={"error": block.relative_error(run(0), expected)})
+        for name, run in ways.items()
+    ]
+    counted = work.count(net, lambda: ways[FULL](0), shallow.quantizable)
+    title = f"Driver of {experiment.cfg.model.name}, one block of each kind, {sampler.steps} steps"
+    facts = {"key": DRIVER, "note": NOTE, "steps": sampler.steps, "call": shallow.call}
+    return _measured(title, contenders, plan.rounds, plan, machine, counted, peaks, facts)
+
+
 def _measured(
     title: str,
     contenders: list[Contender],
@@ -212,10 +272,13 @@ def _write(
 ) -> None:
     config, plan = experiment.config(), experiment.benchmark
     identity = {name: config[name] for name in ("benchmark", "quant", "bits", "backend", "model", "sampler")}
+    if plan.call is None:  # as before there was one: the same measurement keeps its name
+        identity["benchmark"] = {name: value for name, value in config["benchmark"].items() if name != "call"}
     identity |= {"part": part, "machine": machine.describe()}
     if part == SAMPLER:
         identity["weights"] = experiment.model.weights_sha256
-    xl = all(getattr(plan, name) == value for name, value in XL.items())
+    own = experiment.model.makes_blocks  # else the block is STDiT's, whatever the model
+    xl = not own and all(getattr(plan, name) == value for name, value in XL.items())
     if part == SAMPLER:
         xl = experiment.cfg.model.name == paper_tables.MODEL
     content = {
@@ -223,6 +286,7 @@ def _write(
         "signature": signature_of(identity),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": experiment.cfg.model.name,
+        "own_blocks": own,
         "bits": bits,
         "weights": identity.get("weights"),
         "machine": identity["machine"],

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from vdq.benchmark.plan import SAMPLER
+from vdq.benchmark.plan import BLOCK, LINEAR, SAMPLER
 from vdq.errors import UserError
 from vdq.models.base import RANDOM
 from vdq.stages.configuration import STAGES, forced
@@ -25,7 +25,7 @@ from vdq.stages.experiment import Experiment
 Idle = Iterator[tuple[str, str]]  # an option and why it does nothing
 NO_MODEL = ("model", "quant", "bits", "alpha", "sampler", "dataset", "backend", "artefact", "batch_size", "seed")
 OF_QUANTIZED = ("bits", "backend", "alpha", "quant.keep", "quant.keep_steps")
-OF_PEERS = ("peers", "frames", "side", "hidden_size", "num_heads", "caption_tokens", "caption_channels")
+OF_STDIT = ("frames", "side", "hidden_size", "num_heads", "caption_tokens", "caption_channels")
 
 
 def explicit() -> dict[str, str]:
@@ -144,10 +144,15 @@ def _of_sampling(experiment: Experiment) -> Idle:
 
 
 def _of_benchmark(experiment: Experiment) -> Idle:
-    parts = set(experiment.benchmark.parts)
-    if parts == {SAMPLER}:
-        yield from (
-            (f"benchmark.{name}", f"benchmark.parts=[{SAMPLER}] has no block and no peers") for name in OF_PEERS
-        )
+    parts, own = set(experiment.benchmark.parts), experiment.model.makes_blocks
+    if not parts & {BLOCK, LINEAR}:
+        asked = f"benchmark.parts=[{','.join(experiment.benchmark.parts)}] has no block"
+        yield from ((f"benchmark.{name}", f"{asked} of given dimensions") for name in OF_STDIT)
+        yield "benchmark.peers", f"{asked} and no peers"
+    elif own:
+        name = experiment.cfg.model.name
+        yield from ((f"benchmark.{field}", f"model={name} says it, benchmark.call its size") for field in OF_STDIT)
+    if parts == {SAMPLER} or not own:
+        yield "benchmark.call", "only blocks of models of diffusers have one"
     if SAMPLER not in parts:
         yield "benchmark.videos", f"benchmark.parts has no {SAMPLER}"

@@ -1,6 +1,7 @@
 """The contract of an exporter: what it gets of a run, and the folder that it fills."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import nn
 
 from vdq.backends.base import Backend
 from vdq.diffusion.samplers import Sampler
+from vdq.errors import UserError
 from vdq.methods.base import Method
 from vdq.models.base import VideoModel
 from vdq.quant.state import QuantState
@@ -56,6 +58,14 @@ class Exporter(ABC):
     @abstractmethod
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         """Raises UserError with the reason if such a run cannot be exported. Called before any model is built."""
+
+    def check_steps(self, kept: Sequence[int], num_steps: int) -> None:
+        """Raises UserError when these of 0..N-1 cannot be steps in full precision. Called before any model is built."""
+        if not self.keeps_steps:
+            raise UserError(
+                f"export={self.name} cannot run steps in full precision, quant.keep_steps={list(kept)} must be []; "
+                "export=packed can"
+            )
 
     def check_model(self, model: VideoModel) -> None:  # noqa: B027  (an exporter may take every model)
         """Raises UserError with the reason if such a model cannot be exported. Called before calibration; loads no

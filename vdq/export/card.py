@@ -61,7 +61,7 @@ def card(run: QuantizedRun, contents: dict[str, Any]) -> str:
         quant=quant.get("name", quant["_target_"]),
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
         parts="\n".join(_lines(layers)),
-        kept="".join(f"\n{line}" for line in _kept(run)),
+        kept="".join(f"\n{line}" for line in kept_rows(run)),
         sampler=config["sampler"]["_target_"].rpartition(".")[2],
         schedule=_schedule(contents),
         backend=run.backend.arithmetic,
@@ -97,7 +97,7 @@ def _lines(layers: list[LayerQuant]) -> list[str]:
     return rows
 
 
-def _kept(run: QuantizedRun) -> list[str]:
+def kept_rows(run: QuantizedRun) -> list[str]:
     """A row for the layers, and one for the steps, that the user wants in full precision."""
     quant, steps, lines = run.config["quant"], run.state.kept_steps, []
     if patterns := quant.get("keep"):

@@ -25,6 +25,7 @@ from vdq.methods.base import Method
 from vdq.models.base import VideoModel
 from vdq.quant.layer_quant import LayerQuant
 from vdq.quant.layers import projections
+from vdq.quant.set_bytes import SetBytes
 from vdq.quant.sharing import SharedTensors
 from vdq.quant.stored_layers import stored_layer
 from vdq.quant.weight_codes import stand_in
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # takes a second to import
     from diffusers.models.modeling_utils import ModelMixin
 
 NAME = "diffusers"
-BYTE = 8
 
 USE = """\
 ```
@@ -59,6 +59,7 @@ class DiffusersExporter(Exporter):
     """
 
     name, version = NAME, 1
+    keeps_steps = True
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         if not method.quantizes:
@@ -80,6 +81,7 @@ class DiffusersExporter(Exporter):
                 "timesteps": timesteps,
                 "window": [windows[name].start, windows[name].stop],
                 "calls_a_step": run.model.family.calls_a_step,
+                "kept_steps": list(run.state.kept_steps),
                 "backend": {key: value for key, value in run.config["backend"].items() if key != "name"},
             }
             written = _written(transformer, own_layers(run.model, name, run.state.layers), facts)
@@ -107,26 +109,29 @@ def _written(transformer: ModelMixin, layers: dict[str, LayerQuant], facts: dict
     found, config = copy.deepcopy(transformer, nothing), VdqConfig(**facts)
     found.register_to_config(quantization_config=config, _name_or_path="")  # which would tell of this machine
     description: dict[str, dict] = {"layers": {}, "tensors": {}, "same": {}}
+    stored = _tensors(transformer, layers, bool(config.kept_steps), description)
     # Clones: safetensors refuses tensors that share memory, as the tables of steps of several layers do.
-    tensors = {name: t.detach().cpu().clone() for name, t in _tensors(transformer, layers, description)}
+    tensors = {name: t.detach().cpu().clone() for name, t in stored}
     found.hf_quantizer = VdqQuantizer(config, stored=Stored(tensors, description))
     return found
 
 
 def _tensors(
-    transformer: nn.Module, layers: dict[str, LayerQuant], written: dict[str, dict]
+    transformer: nn.Module, layers: dict[str, LayerQuant], kept: bool, written: dict[str, dict]
 ) -> Iterator[tuple[str, Tensor]]:
-    """What is stored of the layers: the codes of all weight sets, or the weight that they follow from, whichever is
-    less. What a reader needs beside goes to `written`.
+    """Yields what is stored of the layers: the codes of all weight sets, or the weight that they follow from where that
+    is less (vdq.quant.set_bytes), and the weight where `kept` steps run with it. What a reader needs beside goes to
+    `written`.
     """
     shared = SharedTensors()
     for p in projections(transformer):
         if p.fqn not in layers:
             continue
         quant = layers[p.fqn].to(p.weight.device)
-        if quant.weight.num_sets * quant.weight.bits <= BYTE * p.weight.element_size():
-            quant = quant.with_codes(p.weight)
-        elif not hasattr(quant.weight, "codes"):
+        size = SetBytes.stored(p.weight, quant, held=kept)
+        from_weight = size is not None and size.from_weight
+        if from_weight or kept:
             yield f"{p.fqn}.weight", p.weight
+        quant = quant if from_weight else quant.with_codes(p.weight)
         for name, _, tensor in stored_layer(p, quant, shared, written):
             yield name, tensor

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 from vdq.diffusion.timesteps import described
 from vdq.export.base import QuantizedRun
+from vdq.export.card import kept_rows
 from vdq.export.transformers import timesteps_of
+from vdq.methods.base import Method
 
 CARD = """# {run}
 
@@ -16,7 +18,7 @@ with {weight_bits}-bit weights and {act_bits}-bit activations, all else in the p
 | | |
 |---|---|
 | method | `quant={quant}` {settings} |
-| schedule | {schedule} |
+| schedule | {schedule} |{kept}
 | run | `{run}`, signature `{signature}` |
 {facts}
 
@@ -36,7 +38,7 @@ def handover_card(run: QuantizedRun, export: str, *, use: str, facts: dict[str, 
     """Writes the card in Markdown. facts: further rows of the table, by name."""
     quant = run.config["quant"]
     layers = list(run.state.layers.values())
-    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name", "match")}
+    settings = {key: value for key, value in quant.items() if key not in ("_target_", "name", *Method.neutral)}
     return CARD.format(
         run=run.name,
         signature=run.signature,
@@ -48,6 +50,7 @@ def handover_card(run: QuantizedRun, export: str, *, use: str, facts: dict[str, 
         quant=quant["name"],
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
         schedule=_schedule(run),
+        kept="".join(f"\n{row}" for row in kept_rows(run)),
         facts="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         use=use,
         lost="\n".join(f"- {line}" for line in lost),

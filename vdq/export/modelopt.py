@@ -7,6 +7,7 @@ linears have int8 weights with `weight_scale` and `input_scale` beside them; a c
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,11 @@ SMOOTHING_LOST = (
     "take this folder; a method without smoothing, quant=cw_tw, has none."
 )
 
+STEPS_LOST = (
+    "The original weights: a step policy runs kept steps with these integer weights and inputs of 16 bits, where the "
+    "run had the weights as they were."
+)
+
 
 class ModelOptExporter(Exporter):
     """Static methods of 8 bits with symmetric weights and activations and one range for all steps, of diffusers'
@@ -63,9 +69,18 @@ class ModelOptExporter(Exporter):
     """
 
     name, version = NAME, 1
+    keeps_steps = True
 
     def check(self, method: Method, sampler: Sampler, backend: Backend) -> None:
         check_method(f"export={NAME}", method, sampler, symmetric_acts=True)
+
+    def check_steps(self, kept: Sequence[int], num_steps: int) -> None:
+        first, last = _ends(kept, num_steps)
+        if first + last < len(kept):
+            raise UserError(
+                f"export={NAME}: quant.keep_steps={list(kept)} must be the first and the last of {num_steps} steps, "
+                "a step policy has no others"
+            )
 
     def check_model(self, model: VideoModel) -> None:
         check_transformers(f"export={NAME}", model)
@@ -74,7 +89,8 @@ class ModelOptExporter(Exporter):
         classes = {}
         for name, transformer in transformers(run.model, run.denoiser).items():
             layers = own_layers(run.model, name, run.state.layers)
-            _written(transformer, layers).save_pretrained(folder / name)
+            policy = _step_policy(name, run.state.kept_steps, run.state.num_steps)
+            _written(transformer, layers, policy).save_pretrained(folder / name)
             write_json(folder / name / CONFIG, _hf_quant_config(transformer, layers))
             classes[name] = type(transformer).__name__
         smoothed = any(quant.inputs for quant in run.state.layers.values())
@@ -91,12 +107,13 @@ class ModelOptExporter(Exporter):
             plural="s" if len(classes) > 1 else "",
             names=" and ".join(f"`{name}`" for name in classes),
         )
-        lost = [line.format(steps=run.state.num_steps) for line in LOST] + [SMOOTHING_LOST] * smoothed
+        lost = [line.format(steps=run.state.num_steps) for line in LOST]
+        lost += [SMOOTHING_LOST] * smoothed + [STEPS_LOST] * bool(run.state.kept_steps)
         write_text(folder / "README.md", handover_card(run, NAME, use=use, facts={"layout": ALGORITHM}, lost=lost))
         return contents
 
 
-def _written(transformer: ModelMixin, layers: dict[str, LayerQuant]) -> ModelMixin:
+def _written(transformer: ModelMixin, layers: dict[str, LayerQuant], policy: dict[str, Any]) -> ModelMixin:
     """A copy with integer weights and scales, whose `save_pretrained` is the layout. The original is only read."""
     memo, scales = {}, {}
     for fqn, quant in layers.items():
@@ -112,7 +129,8 @@ def _written(transformer: ModelMixin, layers: dict[str, LayerQuant]) -> ModelMix
     for fqn, tensors in scales.items():
         for name, tensor in tensors.items():
             found.get_submodule(fqn).register_buffer(name, tensor.clone())
-    found.register_to_config(quantization_config=_quantization_config(transformer, layers), _name_or_path="")
+    config = _quantization_config(transformer, layers) | policy
+    found.register_to_config(quantization_config=config, _name_or_path="")
     return found
 
 
@@ -127,6 +145,32 @@ def _quantization_config(transformer: nn.Module, layers: dict[str, LayerQuant]) 
         "ignore": _kept(transformer, layers),
         "producer": _producer(),
     }
+
+
+def _step_policy(name: str, kept: Sequence[int], num_steps: int) -> dict[str, Any]:
+    """What `config.json` says of steps in higher precision, as servers of FP8 read it; nothing if there are none."""
+    if not kept:
+        return {}
+    first, last = _ends(kept, num_steps)
+    policy = {
+        "schema_version": 1,
+        "type": "first_last_n",
+        "index_space": "denoising_loop_iteration",
+        "scope": [name],
+        "default_mode": "native",
+        "first_steps": {"count": first, "mode": "a16"},
+        "last_steps": {"count": last, "mode": "a16"},
+        "overlap": "a16",
+        "reasoner": "native",
+    }
+    return {"runtime": {"diffusion_step_policy": policy}}
+
+
+def _ends(kept: Sequence[int], num_steps: int) -> tuple[int, int]:
+    """Counts the kept steps at the beginning and at the end."""
+    first = next(step for step in range(num_steps) if step not in kept)
+    last = next(step for step in range(num_steps) if num_steps - 1 - step not in kept)
+    return first, last
 
 
 def _hf_quant_config(transformer: nn.Module, layers: dict[str, LayerQuant]) -> dict[str, Any]:

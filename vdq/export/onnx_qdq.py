@@ -31,7 +31,7 @@ from vdq.quant.convert import apply
 
 log = logging.getLogger(__name__)
 STEPS = ("gather", "constant")
-FAMILIES = ("STDiT", "Wan", "LTX-Video", "CogVideoX")  # whose graphs the tests compare with the network
+FAMILIES = ("STDiT", "Wan", "LTX-Video", "CogVideoX", "Mochi")  # whose graphs the tests compare with the network
 GROUPS = ("model", "sampler", "quant", "backend")
 
 

@@ -81,13 +81,15 @@ class PackedExporter(Exporter):
             raise UserError("export=packed stores integer weights, quant=fp16 has none; other methods are allowed")
 
     def write(self, run: QuantizedRun, folder: Path) -> dict[str, Any]:
-        before = list(run.denoiser.state_dict().values())
+        entries = run.denoiser.state_dict()
+        before = list(entries.values())
         contents = {
             "num_steps": run.state.num_steps,
             "kept_steps": list(run.state.kept_steps),
             "timesteps": run.state.timesteps or listed(run.model.timesteps(run.sampler)),
             "calibrated": run.state.calibrated,
             "denoiser": run.model.architecture,
+            "dtypes": {name: Kind.of(tensor).dtype for name, tensor in entries.items() if _in_other_precision(tensor)},
             "latent_shape": run.model.latent_shape and list(run.model.latent_shape),
             "fps": run.model.fps,
             "seed": run.config["seed"],
@@ -142,7 +144,7 @@ def load(
     contents = manifest["contents"]
     config = contents["config"]
     backend = backend or rebuild(config["backend"], Backend, "backend")
-    net = _structure(contents["denoiser"], model, path)
+    net = _structure(contents["denoiser"], contents.get("dtypes", {}), model, path)
     tensors = _read_tensors([path / name for name in manifest["files"] if name.endswith(".safetensors")])
     _check_tensors(tensors, expected_tensors(net, contents), path)
     state = replace(planned(contents), layers=restored_layers(net, contents, tensors, path))
@@ -165,8 +167,26 @@ def planned(contents: dict[str, Any]) -> QuantState:
     return QuantState({}, contents["num_steps"], **times, kept_steps=tuple(contents.get("kept_steps", ())))
 
 
-def _structure(architecture: dict[str, Any] | None, model: VideoModel | None, path: Path) -> nn.Module:
-    """The denoiser with its parameters on the meta device; buffers that no file holds have their values."""
+def _in_other_precision(tensor: Tensor) -> bool:
+    """Than fp32."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float32
+
+
+def _structure(
+    architecture: dict[str, Any] | None, dtypes: dict[str, str], model: VideoModel | None, path: Path
+) -> nn.Module:
+    """The denoiser with its parameters on the meta device; buffers that no file holds have their values. dtypes: of
+    the entries of its state dict, as far as they are not fp32.
+    """
+    net = _empty(architecture, model, path)
+    own = dict(net.named_parameters()) | dict(net.named_buffers())
+    for name in net.state_dict().keys() & own.keys():
+        if own[name].is_floating_point():
+            own[name].data = own[name].data.to(getattr(torch, dtypes.get(name, "float32")))
+    return net
+
+
+def _empty(architecture: dict[str, Any] | None, model: VideoModel | None, path: Path) -> nn.Module:
     if architecture is None and model is None:
         raise UserError(f"{path} does not describe its denoiser: it can be loaded with `model`, the model of the run")
     if model is not None:
@@ -270,13 +290,15 @@ def _words(kind: Kind) -> str:
 
 def filled(net: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
     """`net` with its tensors; stand-ins in place of weights of which only codes are left."""
-    values = {name: tensors[name] for name in _unquantized(net)}
+    # Clones: how a file aligns a tensor would decide how sums are rounded.
+    values = {name: tensors[name].clone() for name in _unquantized(net)}
     for fqn, linear in linear_modules(net):
         parts = split(fqn, linear)
         if any(f"{p.fqn}.weight" in tensors for p in parts):
-            rows = [tensors.get(f"{p.fqn}.weight", stand_in(*p.weight.shape)) for p in parts]
-            values[f"{fqn}.weight"] = rows[0] if len(rows) == 1 else torch.cat(rows)
+            absent = (stand_in(*p.weight.shape, p.weight.dtype) for p in parts)
+            rows = [tensors.get(f"{p.fqn}.weight", zeros) for p, zeros in zip(parts, absent, strict=True)]
+            values[f"{fqn}.weight"] = torch.cat(rows)
         else:
-            values[f"{fqn}.weight"] = stand_in(*linear.weight.shape)
+            values[f"{fqn}.weight"] = stand_in(*linear.weight.shape, linear.weight.dtype)
     net.load_state_dict(values, assign=True)
     return net.eval().requires_grad_(False)

@@ -74,8 +74,14 @@ class Method(ABC):
         """Options that change nothing as the other options are, by name, with the reason; setting one is refused."""
         return {}
 
-    def check_calls(self, calls_a_step: int) -> None:
-        """Raises UserError when the method does not fit a family with so many calls of the denoiser a step."""
+    def check_calls(self, calls_a_step: int | None) -> None:
+        """Raises UserError when the method does not fit a family with so many calls of the denoiser a step, or with a
+        number that is not known.
+        """
+        if self.per_branch and calls_a_step is None:
+            raise UserError(
+                "quant.per_branch=true is not possible: which branch of guidance a call of this model is, is not known"
+            )
         if self.per_branch and calls_a_step < len(BRANCHES):
             raise UserError(
                 "quant.per_branch=true has no effect: this model computes both branches of guidance in one call"

@@ -12,6 +12,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.diffusion.observer import StepObserver
 from vdq.diffusion.samplers import Noise, Sampler
 from vdq.models.family import Family
+from vdq.models.one_block import Call, OneBlock
 
 RANDOM = "random"  # in place of a path: weights drawn at random
 Callback = Callable[[int, Tensor], None]
@@ -49,12 +50,29 @@ class VideoModel(ABC):
     batch_size: int = 8
     takes_images: bool = False  # whether its prompts are ImagePrompts
     places_itself: bool = False  # whether it moves its denoisers to the device of the clock by itself
+    makes_blocks: bool = False  # whether the benchmark measures its blocks, by `shallow` and `one_block`
     owns_precision: bool = False  # whether its own dtype counts, and no Trainer converts its weights
 
     @property
     def structure(self) -> nn.Module:
         """The denoiser's layers by name and shape; large models answer without their weights, on the meta device."""
         return self.denoiser
+
+    def shallow(self, call: dict[str, Any] | None = None) -> VideoModel:
+        """The same model with random weights and one block of each kind, for videos of a small size or of what `call`
+        says in place of the model's own settings; only where `makes_blocks`.
+        """
+        raise NotImplementedError
+
+    def first_call(self, sampler: Sampler) -> Call:
+        """The arguments with which a sampling calls a denoiser first, on the CPU; reads no weights. Only where
+        `makes_blocks`.
+        """
+        raise NotImplementedError
+
+    def one_block(self, sampler: Sampler) -> OneBlock:
+        """The denoiser of a shallow model, and its calls; only where `makes_blocks`."""
+        raise NotImplementedError
 
     @property
     def architecture(self) -> dict[str, Any] | None:

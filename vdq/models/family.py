@@ -49,7 +49,8 @@ class Family:
     name: for messages. denoisers: import paths of their classes, such as vdq.models.stdit.STDiT. quantizable: patterns
     (of fnmatch) of the linears that may be quantized; the others stay in full precision. packed: patterns of the linear
     modules that get the tokens of all prompts of a batch in one row. calls_a_step: 1 where guidance is one call of the
-    denoiser, 2 where the conditional and then the unconditional branch have one each.
+    denoiser, 2 where the conditional and then the unconditional branch have one each, None where the number of calls
+    and their branches depend on more than the family, or nobody has written them down.
 
     Of a denoiser, whose weights are not read: attention_groups, for outputs that are handed on rotated. token_orders of
     the linears that get tokens of videos. temporal_features: inputs of the linears that see nothing but the timestep,
@@ -61,7 +62,7 @@ class Family:
     denoisers: tuple[str, ...]
     quantizable: tuple[str, ...]
     packed: tuple[str, ...] = ()
-    calls_a_step: int = 1
+    calls_a_step: int | None = 1
     attention_groups: Callable[[nn.Module], list[AttentionGroup]] | None = None
     token_orders: Callable[[nn.Module], dict[str, TokenOrder]] | None = None
     temporal_features: Callable[[nn.Module, Tensor], dict[str, Tensor]] | None = None

@@ -21,6 +21,6 @@ def unpack_codes(packed: Tensor, like: Tensor, *, bits: int, symmetric: bool = F
     return (unpack_bits(packed.to(like.device), bits, like.numel()) + first).float().view(like.shape)
 
 
-def stand_in(out_features: int, in_features: int) -> Tensor:
-    """Zeros fp32 [out, in] that take no memory, in place of a weight of which only the codes are left."""
-    return torch.zeros(()).expand(out_features, in_features)
+def stand_in(out_features: int, in_features: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros [out, in] that take no memory, in place of a weight of which only the codes are left."""
+    return torch.zeros((), dtype=dtype).expand(out_features, in_features)

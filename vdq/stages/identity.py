@@ -191,7 +191,8 @@ def changed_fields(cfg: DictConfig) -> str:
     if cfg.quant.name not in options("quant"):
         return ""
     file = OmegaConf.create({"bits": cfg.bits, "alpha": cfg.alpha, "quant": option("quant", cfg.quant.name)})
-    written, own = _by_class(plain(file.quant)), _by_class(plain(cfg.quant))
+    in_file = plain(file.quant)
+    written, own = (_counting(in_file, quant) for quant in (in_file, plain(cfg.quant)))
     different = [f"{key}={value}" for key, value in own.items() if key not in BITS and written.get(key) != value]
     return ", ".join(different + [f"no {key}" for key in written if key not in own])
 

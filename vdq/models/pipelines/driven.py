@@ -13,7 +13,9 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vdq.errors import UserError
 
 ENCODERS = ("encode_prompt", "encode_image")  # methods of pipelines that call encoders
 
@@ -26,13 +28,14 @@ class Driven:
     """Mixed into the class of a pipeline (`driven_class`).
 
     recorded: what each call of a method of ENCODERS returned, in order, or, when `given` is there, has to return.
-    given_latents: take the place of the initial ones. passes_over: no step is made.
-    only_checks: a call ends before it asks an encoder.
+    given_latents: take the place of the initial ones. prepared: the shape of the initial ones of the last call.
+    passes_over: no step is made. only_checks: a call ends before it asks an encoder.
     """
 
     place = torch.device("cpu")
     given: list[Any] | None = None
     given_latents: Tensor | None = None
+    prepared: torch.Size | None = None
     passes_over = False
     only_checks = False
 
@@ -45,12 +48,13 @@ class Driven:
         return self.passes_over
 
     def prepare_latents(self, *args: Any, **named: Any) -> Any:
-        if self.given is None:
+        if self.given is None and (self.only_checks or self.recorded):  # some prepare them before they ask encoders
             raise EncodedInputs
         made = super().prepare_latents(*args, **named)
+        initial, *rest = made if isinstance(made, tuple) else (made,)
+        self.prepared = initial.shape
         if self.given_latents is None:
             return made
-        initial, *rest = made if isinstance(made, tuple) else (made,)
         latents = self.given_latents.to(initial)
         return (latents, *rest) if isinstance(made, tuple) else latents
 
@@ -58,10 +62,11 @@ class Driven:
         """What its encoders make of the inputs of a call, in the order in which it asks them."""
         self.given, self.recorded = None, []
         try:
-            self(**named)
+            with _ending_at(self.scheduler):
+                self(**named)
         except EncodedInputs:
             return self.recorded
-        raise RuntimeError(f"{type(self).__name__} has made a video without preparing latents")
+        raise RuntimeError(f"{type(self).__name__} has made a video without a schedule")
 
     def checked(self, **named: Any) -> None:
         """Lets it check the inputs of a call, which ends where it asks for the first encoding."""
@@ -89,7 +94,12 @@ class Driven:
             self.recorded.append(encode(*args, **named))
             return self.recorded[-1]
         self._asked += 1
-        return self.given[self._asked - 1]
+        if self._asked > len(self.given):  # encodings drawn for a text do not hold an image's
+            raise UserError(f"{type(self).__name__} can do this after its prompts are encoded")
+        found = self.given[self._asked - 1]
+        if named.get("do_classifier_free_guidance") is False and isinstance(found, tuple) and len(found) == 2:
+            return found[0], None  # what a text encoder would give; the recorded call was one with guidance
+        return found
 
 
 def driven_class(kind: type) -> type:
@@ -106,20 +116,43 @@ def _asking(name: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def watching(scheduler: Any, seen: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Inside, seen(estimate, latents) is called after every step of the scheduler: with what it was given of the
-    denoiser, guidance done, and with what it made of it.
-    """
-    step = scheduler.step
+def _ending_at(scheduler: Any) -> Iterator[None]:
+    """Inside, a call ends where it makes its schedule, for which every pipeline has asked its encoders before."""
 
-    @wraps(step)  # pipelines read from the signature what else they may hand over
-    def watched(estimate: Tensor, *args: Any, **named: Any) -> Any:
-        made = step(estimate, *args, **named)
-        seen(estimate, made[0] if isinstance(made, tuple) else made.prev_sample)
-        return made
+    @wraps(scheduler.set_timesteps)  # pipelines read from the signature what else they may hand over
+    def ending(*_: Any, **__: Any) -> None:
+        raise EncodedInputs
 
-    scheduler.step = watched
+    scheduler.set_timesteps = ending
     try:
         yield
     finally:
+        del scheduler.set_timesteps
+
+
+@contextmanager
+def watching(scheduler: Any, denoisers: list[nn.Module], seen: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """Inside, seen(estimate, latents) is called after every step, before a denoiser is called again: with what the
+    scheduler was given last, guidance done, and with what it made of it. Cosmos 1 asks the scheduler twice a step.
+    """
+    step, last = scheduler.step, []
+
+    @wraps(step)
+    def watched(estimate: Tensor, *args: Any, **named: Any) -> Any:
+        made = step(estimate, *args, **named)
+        last[:] = [(estimate, made[0] if isinstance(made, tuple) else made.prev_sample)]
+        return made
+
+    def tell(*_: Any) -> None:
+        if last:
+            seen(*last.pop())
+
+    scheduler.step = watched
+    handles = [denoiser.register_forward_pre_hook(tell, prepend=True) for denoiser in denoisers]
+    try:
+        yield
+        tell()
+    finally:
         del scheduler.step
+        for handle in handles:
+            handle.remove()

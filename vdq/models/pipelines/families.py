@@ -22,12 +22,14 @@ Draw = Callable[..., Tensor]
 class PipelineFamily(Family):
     """A family of pipelines of diffusers.
 
-    kept: patterns of linears that stay in full precision though `quantizable` names them. text: what the calls of
+    kept: patterns of linears that stay in full precision though `quantizable` names them. one_prompt: a call takes one
+    prompt, as a text, and one generator. text: what the calls of
     `encode_prompt` return for one prompt, in order, from the transformer's configuration, a number of tokens, and a
     function that draws normal numbers of a shape: for work on structure and speed without a text encoder.
     """
 
     kept: tuple[str, ...] = MODULATION
+    one_prompt: bool = False
     text: Callable[[dict[str, Any], int, Draw], list[tuple]] | None = None
 
     def is_quantizable(self, fqn: str) -> bool:
@@ -44,6 +46,7 @@ def facts_of(structure: nn.Module) -> Family:
         name=kind.__name__,
         denoisers=(f"{kind.__module__}.{kind.__qualname__}",),
         quantizable=tuple(f"{name}.*" for name in blocks),
+        calls_a_step=None,
     )
 
 
@@ -56,6 +59,23 @@ def _two_with_masks(config: dict[str, Any], length: int, draw: Draw) -> list[tup
     ((text, null),) = _two(config, length, draw)
     mask = torch.ones(1, length, dtype=torch.long)
     return [(text, mask, null, mask)]
+
+
+def _four(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:
+    ((text, null),) = _two(config, length, draw)
+    mask = torch.ones(1, length, dtype=torch.bool)
+    return [(text, null, mask, mask)]
+
+
+def _cosmos(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:
+    """Cosmos 2.5 projects what all layers of its encoder give, side by side."""
+    width = config["crossattn_proj_in_channels" if config["use_crossattn_projection"] else "text_embed_dim"]
+    return [(draw(1, length, width), draw(1, length, width))]
+
+
+def _kandinsky(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:
+    ends = torch.tensor([0, length], dtype=torch.int32)
+    return [(draw(1, length, config["in_text_dim"]), draw(1, config["in_text_dim2"]), ends) for _ in range(2)]
 
 
 def _hunyuan(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:
@@ -100,6 +120,7 @@ HUNYUAN_VIDEO = register(
         name="HunyuanVideo",
         denoisers=(f"{CLASSES}.transformer_hunyuan_video.HunyuanVideoTransformer3DModel",),
         quantizable=("transformer_blocks.*", "single_transformer_blocks.*"),
+        calls_a_step=None,  # two with true_cfg_scale and a negative prompt
         text=_hunyuan,
     )
 )
@@ -134,5 +155,83 @@ HUNYUAN_VIDEO_1_5 = register(
         quantizable=("transformer_blocks.*",),
         calls_a_step=2,
         text=_hunyuan_1_5,
+    )
+)
+WAN_VACE = register(
+    PipelineFamily(
+        name="Wan VACE",
+        denoisers=(f"{CLASSES}.transformer_wan_vace.WanVACETransformer3DModel",),
+        quantizable=("blocks.*", "vace_blocks.*"),
+        calls_a_step=2,
+        one_prompt=True,
+        text=_two,
+    )
+)
+SKYREELS_V2 = register(
+    PipelineFamily(
+        name="SkyReels-V2",
+        denoisers=(f"{CLASSES}.transformer_skyreels_v2.SkyReelsV2Transformer3DModel",),
+        quantizable=("blocks.*",),
+        calls_a_step=2,
+        text=_two,
+    )
+)
+CHRONOEDIT = register(
+    PipelineFamily(
+        name="ChronoEdit",
+        denoisers=(f"{CLASSES}.transformer_chronoedit.ChronoEditTransformer3DModel",),
+        quantizable=("blocks.*",),
+        calls_a_step=2,
+    )
+)
+ANYFLOW = register(
+    PipelineFamily(
+        name="AnyFlow",
+        denoisers=(f"{CLASSES}.transformer_anyflow.AnyFlowTransformer3DModel",),
+        quantizable=("blocks.*",),
+        text=_two,
+    )
+)
+COSMOS = register(
+    PipelineFamily(
+        name="Cosmos",
+        denoisers=(f"{CLASSES}.transformer_cosmos.CosmosTransformer3DModel",),
+        quantizable=("transformer_blocks.*",),
+        calls_a_step=2,
+        text=_cosmos,
+    )
+)
+KANDINSKY_5 = register(
+    PipelineFamily(
+        name="Kandinsky 5",
+        denoisers=(f"{CLASSES}.transformer_kandinsky.Kandinsky5Transformer3DModel",),
+        quantizable=("visual_transformer_blocks.*",),  # those of the text see a few hundred tokens
+        calls_a_step=2,
+        text=_kandinsky,
+    )
+)
+SANA_VIDEO = register(
+    PipelineFamily(
+        name="Sana-Video",
+        denoisers=(f"{CLASSES}.transformer_sana_video.SanaVideoTransformer3DModel",),
+        quantizable=("transformer_blocks.*",),
+        text=_two_with_masks,
+    )
+)
+MOTIF_VIDEO = register(
+    PipelineFamily(
+        name="Motif-Video",
+        denoisers=(f"{CLASSES}.transformer_motif_video.MotifVideoTransformer3DModel",),
+        quantizable=("transformer_blocks.*", "single_transformer_blocks.*"),
+        calls_a_step=2,
+        text=_four,
+    )
+)
+EASYANIMATE = register(
+    PipelineFamily(
+        name="EasyAnimate",
+        denoisers=(f"{CLASSES}.transformer_easyanimate.EasyAnimateTransformer3DModel",),
+        quantizable=("transformer_blocks.*",),
+        text=_four,
     )
 )

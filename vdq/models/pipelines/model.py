@@ -6,10 +6,12 @@ import difflib
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,24 @@ from tqdm import tqdm
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.observer import StepObserver, step_observers
-from vdq.diffusion.samplers import RespacedSampler, Sampler
+from vdq.diffusion.samplers import Noise, RespacedSampler, Sampler
 from vdq.errors import UserError
 from vdq.models.base import RANDOM, Callback, VideoModel
 from vdq.models.driver import clock_follows
 from vdq.models.image_prompt import ImagePrompt
-from vdq.models.pipelines.driven import Driven, driven_class, watching
+from vdq.models.one_block import Call, OneBlock
+from vdq.models.pipelines.driven import ENCODERS, Driven, driven_class, watching
 from vdq.models.pipelines.families import facts_of
 from vdq.models.pipelines.offload import KINDS, offloaded
+from vdq.models.pipelines.one_block import block_of
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
+from vdq.models.pipelines.refused import FRAMES, is_configurable, refusal
 from vdq.quant.layers import linear_modules
 from vdq.sources import Source
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FRAMES = ("num_frames", "video_length", "frames")  # arguments by which a pipeline of videos is known
 SIZES = (*FRAMES, "height", "width")
 LARGEST = 1 << 20
 OURS = {  # arguments of a call that belong to other fields, or to nobody
@@ -50,8 +54,14 @@ OURS = {  # arguments of a call that belong to other fields, or to nobody
     "latents": "seed",
 }
 NOBODYS = ("_embeds", "_mask", "callback_on", "output_type", "return_dict", "num_videos_per", "num_images_per")
+SMALL_SIDE, SMALL_FRAMES = 256, 17  # pixels and frames of a video small enough for a CPU
 PASSED_OVER = 50  # steps of a schedule that nobody runs; some pipelines cannot make very short ones
+GUIDED_BY = ["pred_cond", "pred_uncond"]  # what guiders mix that call the denoiser twice, in order
 GUIDED = 2.0  # any scale above 1: the negative prompt is encoded as well
+
+
+class Called(Exception):
+    """Leaves a sampling at the first call of its denoiser."""
 
 
 class DiffusersModel(VideoModel):
@@ -134,7 +144,10 @@ class DiffusersModel(VideoModel):
 
     @cached_property
     def family(self):
-        return facts_of(next(iter(self._experts(self.structure).values())))
+        facts = facts_of(next(iter(self._experts(self.structure).values())))
+        if "guider" in self._published.components and self._published.kind("guider")._input_predictions != GUIDED_BY:
+            return replace(facts, calls_a_step=None)  # such as one that skips layers in a third call
+        return facts
 
     def quantizable(self, fqn: str) -> bool:
         if self._patterns is None:
@@ -149,12 +162,44 @@ class DiffusersModel(VideoModel):
     def weights_sha256(self) -> str:
         return hashlib.sha256(self._published.identity.encode()).hexdigest()
 
+    # A smaller one ----------------------------------------------------------------------------------------------------
+
+    makes_blocks = True
+
+    def shallow(self, call: dict[str, Any] | None = None) -> DiffusersModel:
+        small = {"height": SMALL_SIDE, "width": SMALL_SIDE}
+        for name in FRAMES:
+            small[name] = min(SMALL_FRAMES, self.call.get(name) or SMALL_FRAMES)
+        small = {name: value for name, value in small.items() if name in self._signature}
+        return DiffusersModel(
+            pretrained=RANDOM,
+            structure=self._published.shallow(),
+            call=self.call | small | dict(call or {}),
+            scheduler=self.changed_scheduler,
+            dtype="fp32",
+            quantizable=self._patterns,
+            cache=str(self.cache),
+        )
+
+    def one_block(self, sampler: Sampler) -> OneBlock:
+        expert = self.denoisers[0]
+        net, call = self._published.load(expert, torch.float32), self.first_call(sampler)
+        prefix = f"{expert}." if len(self.denoisers) > 1 else ""
+        return block_of(
+            net,
+            call,
+            name=self.family.name,
+            timesteps=self.timesteps(sampler),
+            quantizable=lambda fqn: self.quantizable(prefix + fqn),
+            facts={"call": self.call},
+        )
+
     # What may be asked of it ------------------------------------------------------------------------------------------
 
     def check(self, sampler: Sampler) -> None:
         if isinstance(sampler, RespacedSampler):
             raise UserError(
-                f"sampler={type(sampler).__name__} is Open-Sora's; this model brings its scheduler along: sampler=own"
+                f"sampler={type(sampler).__name__} is Open-Sora's; this model has its own scheduler: sampler=own_50"
             )
         self._check_pipeline()
         self._check_call()
@@ -163,25 +208,17 @@ class DiffusersModel(VideoModel):
 
     def _check_pipeline(self) -> None:
         kind, field = self._published.pipeline_class, self._published.field
-        if not self.denoisers:
-            raise UserError(
-                f"{field} is a {kind.__name__} without a transformer: it has no linears of blocks to quantize"
-            )
-        if not set(FRAMES) & set(self._signature):
-            raise UserError(f"{field} is a {kind.__name__}, which makes no videos: its call has no number of frames")
+        if reason := refusal(kind, self._published.components):
+            raise UserError(f"{field} is a {kind.__name__}, {reason}")
         if self.takes_images and self._published.arguments.get("expand_timesteps"):
             raise UserError(f"{field} gives the first frame a timestep of its own: no step is one")
-        if "ar_step" in self._signature:
-            raise UserError(
-                f"{field} is a {kind.__name__}, which gives every frame a timestep of its own: no step is one"
-            )
-        if "audio_vae" in self._published.components:
-            raise UserError(f"{field} is a {kind.__name__}, which makes sound as well: only videos are supported")
 
     def _check_call(self) -> None:
         for name in self.call:
             if name in OURS:
                 raise UserError(f"model.call.{name} cannot be set there: {OURS[name]} says it")
+            if name in self._signature and not is_configurable(self._signature[name]):
+                raise UserError(f"model.call.{name} cannot be set: a configuration holds neither images nor tensors")
             if name not in self._own_arguments:
                 near = difflib.get_close_matches(name, self._own_arguments, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
@@ -223,7 +260,8 @@ class DiffusersModel(VideoModel):
     def _own_arguments(self) -> list[str]:
         """Arguments of a call that `call` may hold."""
         others = {"self", "timesteps", "sigmas", *OURS}
-        return [n for n in self._signature if n not in others and not any(mark in n for mark in NOBODYS)]
+        names = [name for name, argument in self._signature.items() if is_configurable(argument)]
+        return [n for n in names if n not in others and not any(mark in n for mark in NOBODYS)]
 
     # Time -------------------------------------------------------------------------------------------------------------
 
@@ -252,9 +290,10 @@ class DiffusersModel(VideoModel):
         new = [prompt for prompt in different if self._encoding(prompt) is None]
         if not new:
             return 0
-        pipeline = self._with_encoders(driven_class(self._published.pipeline_class), self.structure, DECODER)
+        kind, empty = driven_class(self._published.pipeline_class), not self.takes_images
+        pipeline = self._with_encoders(kind, self.structure, empty=empty)
         pipeline.place = torch.device(device)
-        for name in self._encoder_names:
+        for name in self._encoder_names if empty else [*self._encoder_names, DECODER]:
             if isinstance(part := getattr(pipeline, name), nn.Module):
                 part.to(device)
         for prompt in tqdm(new, desc="encoding prompts", unit="prompt", disable=len(new) < 2):
@@ -343,8 +382,56 @@ class DiffusersModel(VideoModel):
             )
             for expert in experts.values():
                 stack.enter_context(clock_follows(clock, expert, pipeline.scheduler, self.family.calls_a_step))
-            stack.enter_context(watching(pipeline.scheduler, seen))
-            return self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
+            stack.enter_context(watching(pipeline.scheduler, list(experts.values()), seen))
+            return self._latents(pipeline, conditions.prompts, sampler, noise.generators()).float()
+
+    def _latents(
+        self, pipeline: Driven, prompts: list[str], sampler: Sampler, generators: list[torch.Generator]
+    ) -> Tensor:
+        """In the form in which the pipeline prepares them, so that it can decode them: some cut off at the end what
+        they have beside the video, or unpack tokens.
+        """
+        last: dict[str, Tensor] = {}
+
+        def keep(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            last.update(tensors)
+            return {}
+
+        named = {"callback_on_step_end": keep} if "callback_on_step_end" in self._signature else {}
+        made = self._call(pipeline, prompts, sampler, generators, **named)
+        return last["latents"] if made.shape != pipeline.prepared and last else made
+
+    def plain_sampling(self, denoiser: nn.Module, conditions: Encoded, sampler: Sampler) -> Callable[[Noise], Tensor]:
+        """noise -> what `sample` computes, by the pipeline's own call with nothing of ours around or in it. Encoded
+        prompts take the place of its text encoders.
+        """
+        pipeline = self._without_encoders(self._published.pipeline_class)
+        place = next(iter(denoiser.parameters())).device
+        pipeline.register_modules(**self._experts(denoiser), **self._image_encoder(place))
+        encodings = cycle(conditions.batch(place))
+        for name in ENCODERS:
+            if hasattr(pipeline, name):
+                setattr(pipeline, name, lambda *args, **named: next(encodings))
+        return lambda noise: self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
+
+    def first_call(self, sampler: Sampler) -> Call:
+        cpu, (first, *_) = torch.device("cpu"), self._experts(self.structure).values()
+        seen: list[Call] = []
+
+        def leave(module: nn.Module, args: tuple, named: dict[str, Any]) -> None:
+            seen.append(Call(args, dict(named)))
+            raise Called
+
+        hook = first.register_forward_pre_hook(leave, with_kwargs=True)
+        encoding = joined([self._any_encoding()], cpu)
+        try:
+            with self._set_up(self._pipeline, cpu, encoding, **self._image_encoder(cpu)) as pipeline:
+                self._call(pipeline, [""], sampler, [torch.Generator().manual_seed(0)])
+        except Called:
+            return seen[0]
+        finally:
+            hook.remove()
+        raise RuntimeError(f"{self._published.pipeline_class.__name__} has made a video without its denoiser")
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents as `sample` returns them -> uint8 [n, T, H, W, 3] on the CPU, one video at a time, by the pipeline's
@@ -365,10 +452,10 @@ class DiffusersModel(VideoModel):
 
     def pipeline(self) -> Any:
         """The plain pipeline with this model's tensors and its encoders: to be called, or saved."""
-        return self._with_encoders(self._published.pipeline_class, self.denoiser, None)
+        return self._with_encoders(self._published.pipeline_class, self.denoiser, empty=False)
 
-    def _with_encoders(self, kind: type, denoiser: nn.Module, empty: str | None) -> Any:
-        """A pipeline of that class with these denoisers; `empty` names the decoder if it needs no weights."""
+    def _with_encoders(self, kind: type, denoiser: nn.Module, *, empty: bool) -> Any:
+        """A pipeline of that class with these denoisers; with `empty`, its decoder has no weights."""
         parts = self._experts(denoiser) | {SCHEDULER: self._scheduler()}
         parts[DECODER] = self._published.empty(DECODER) if empty else self._decoder
         folder = self._published.folder([f"{name}/*" for name in self._encoder_names])
@@ -382,12 +469,18 @@ class DiffusersModel(VideoModel):
 
     @cached_property
     def _pipeline(self) -> Driven:
-        """Driven; without encoders, its denoisers and its decoder without weights."""
+        return self._without_encoders(driven_class(self._published.pipeline_class))
+
+    def _without_encoders(self, kind: type) -> Any:
+        """A pipeline of that class; its denoisers and its decoder have no weights."""
         parts = self._experts(self.structure) | {DECODER: self._published.empty(DECODER), SCHEDULER: self._scheduler()}
         parts |= {name: self._published.plain(name) for name in self._encoder_names}
-        kind = driven_class(self._published.pipeline_class)
         missing = set(inspect.signature(kind.__init__).parameters) - {"self"} - set(self._published.arguments)
-        found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)
+        try:
+            found = kind(**dict.fromkeys(missing) | parts | self._published.arguments)
+        except ImportError as error:  # of a part that it makes by itself, such as Cosmos' guardrail
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self._published.field}: {kind.__name__} cannot be made ({reason})") from error
         found.set_progress_bar_config(disable=True)
         return found
 
@@ -402,10 +495,13 @@ class DiffusersModel(VideoModel):
         pass_over: bool = False,
         **parts: nn.Module,
     ) -> Iterator[Driven]:
-        """Inside, the pipeline works on a device with these parts and encodings, and with a new scheduler."""
+        """Inside, the pipeline works on a device with these parts and encodings, and with a new scheduler, of the
+        configuration that the pipeline gave its own.
+        """
         before = {name: getattr(pipeline, name) for name in parts}
         pipeline.place = place
-        pipeline.register_modules(**parts, scheduler=self._scheduler())
+        scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+        pipeline.register_modules(**parts, scheduler=scheduler)
         try:
             with pipeline.giving(encoding, latents=latents, pass_over=pass_over):
                 yield pipeline
@@ -419,26 +515,36 @@ class DiffusersModel(VideoModel):
         sampler: Sampler,
         generators: list[torch.Generator],
         output_type: str = "latent",
+        **named: Any,
     ) -> Any:
         return pipeline(
             **self._inputs(prompts),
             num_inference_steps=sampler.steps,
-            generator=generators,
+            generator=generators[0] if self._takes_one else generators,
             output_type=output_type,
             return_dict=False,
             **self._guidance(pipeline, sampler.guidance_scale),
             **self.call,
+            **named,
         )[0]
 
     def _inputs(self, prompts: list[str]) -> dict[str, Any]:
         """Arguments for prompts, and for their images."""
+        if len(prompts) > 1 and (self.takes_images or self._takes_one):
+            raise UserError(f"batch_size={len(prompts)} must be 1 for {self._what_takes_one}")
         if not self.takes_images:
-            return {"prompt": list(map(str, prompts))}
-        if len(prompts) > 1:
-            raise UserError(f"batch_size={len(prompts)} must be 1 for videos of images")
+            return {"prompt": str(prompts[0]) if self._takes_one else list(map(str, prompts))}
         (prompt,) = prompts
         image = prompt.opened() if isinstance(prompt, ImagePrompt) else Image.new("RGB", self._size)
         return {"prompt": [str(prompt)], "image": image}
+
+    @property
+    def _takes_one(self) -> bool:
+        return getattr(self.family, "one_prompt", False)
+
+    @property
+    def _what_takes_one(self) -> str:
+        return "videos of images" if self.takes_images else self._published.pipeline_class.__name__
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -476,8 +582,8 @@ class DiffusersModel(VideoModel):
         return decoder
 
     def _image_encoder(self, place: torch.device) -> dict[str, nn.Module]:
-        """The autoencoder where images must be encoded."""
-        return {DECODER: self._decoder.to(place)} if self.takes_images else {}
+        """The autoencoder where images must be encoded, or the videos that a call may do without."""
+        return {DECODER: self._decoder.to(place)} if {"image", "video"} & set(self._signature) else {}
 
     @property
     def _encoder_names(self) -> list[str]:
@@ -488,6 +594,10 @@ class DiffusersModel(VideoModel):
 
     def _together(self, experts: dict[str, nn.Module]) -> nn.Module:
         return nn.ModuleDict(experts) if len(experts) > 1 else next(iter(experts.values()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes, which make what cannot be sent: the class of the driven pipeline has no address."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pipeline", "_signature")}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
         """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""

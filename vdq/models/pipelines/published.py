@@ -25,6 +25,7 @@ DENOISERS = ("transformer", "transformer_2")
 DECODER = "vae"
 SCHEDULER = "scheduler"
 CONFIG_FILES = {SCHEDULER: "scheduler_config.json", "guider": "guider_config.json"}  # of others: config.json
+DEPTHS = ("num_layers", "num_single_layers")  # arguments of transformers that say how many blocks they have
 LORA = "pytorch_lora_weights.safetensors"
 
 
@@ -94,6 +95,17 @@ class Published:
         """Arguments of the pipeline that are no components, such as boundary_ratio."""
         return {k: v for k, v in self.index.items() if not k.startswith("_") and not isinstance(v, list)}
 
+    def shallow(self) -> dict[str, Any]:
+        """A `structure` of the same pipeline with one block of each kind."""
+        parts: dict[str, Any] = {}
+        for name, (library, kind) in self.components.items():
+            parts[name] = {"_class_name": kind} | self.config(name) if library == "diffusers" else [library, kind]
+        for name in DENOISERS:
+            if name in parts:
+                known = inspect.signature(self.kind(name).__init__).parameters
+                parts[name] |= {depth: 1 for depth in DEPTHS if depth in known}
+        return {"pipeline": self.index["_class_name"]} | self.arguments | parts
+
     def kind(self, name: str) -> type:
         """The class of a component."""
         library, kind = self.components[name]
@@ -139,14 +151,16 @@ class Published:
             fused = " (fused projections must be taken apart: unfuse_qkv_projections)" if "to_qkv" in str(wrong) else ""
             what = f"{len(wrong)} tensors of {name} do not fit {self.components[name][1]}"
             raise UserError(f"{self.field}: {what}, such as {wrong[0]}{fused}")
+        # Clones: the rounding of sums depends on how a tensor is aligned, and a mapped file aligns it anyhow.
+        for tensor in (*found.parameters(), *found.buffers()):
+            tensor.data = tensor.data.clone()
         return found.eval().requires_grad_(False)
 
     def plain(self, name: str) -> Any:
         """A component of diffusers that is no network, such as a guider; None for others, which only encoding needs."""
-        library, kind = self.components[name][0], self.kind(name)
-        if library.partition(".")[0] != "diffusers" or issubclass(kind, nn.Module):
+        if self.components[name][0].partition(".")[0] != "diffusers" or issubclass(self.kind(name), nn.Module):
             return None
-        return kind.from_config(self.config(name))
+        return self.kind(name).from_config(self.config(name))
 
     def folder(self, patterns: list[str]) -> Path:
         """The local folder with the files that match the patterns, fetched if they must be."""

@@ -1,30 +1,40 @@
-"""Tiny pipelines of diffusers with random weights, one of every family: their classes, small configurations."""
+"""One tiny pipeline of every family."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    LlamaConfig,
-    LlamaModel,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLTextConfig,
-    Qwen2_5_VLTextModel,
-    T5Config,
-    T5EncoderModel,
-    UMT5Config,
-    UMT5EncoderModel,
+
+from tests.tiny_pipelines.parts import (
+    FAMILIES,
+    KIN,
+    TEXT,
+    clip,
+    family,
+    hunyuan_vae,
+    llama,
+    qwen,
+    t5,
+    tokenizer,
+    wan_parts,
 )
 
-TEXT = 16  # features of the text encoder
-FAMILIES: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {}
+HUNYUAN_SIZES = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_refiner_layers": 1,
+    "patch_size": 2,
+    "text_embed_dim": TEXT,
+    "pooled_projection_dim": 8,
+    "rope_axes_dim": (4, 6, 6),
+}
 CALLS = {  # arguments of the pipelines that make a video small
     "wan": {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
     "wan2_2": {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
@@ -41,10 +51,10 @@ CALLS["hunyuan_video"]["prompt_template"] = {"template": "a video of {}", "crop_
 
 
 def build(name: str) -> diffusers.DiffusionPipeline:
-    """The pipeline of a family in fp32, with the same random weights every time."""
+    """The pipeline of that name in fp32, with the same random weights every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipeline = FAMILIES[name]()
+        pipeline = (FAMILIES | KIN)[name]()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -55,26 +65,14 @@ def save(name: str, folder: Path) -> Path:
     return folder
 
 
-def _family(build_it: Callable[[], diffusers.DiffusionPipeline]) -> Callable[[], diffusers.DiffusionPipeline]:
-    FAMILIES[build_it.__name__] = build_it
-    return build_it
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte."""
-    ids = {character: number + 2 for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, **ids}, unk_token="</s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split("", "isolated")]
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="</s>", model_max_length=64
-    )
-
-
-def _t5(config: type = T5Config, model: type = T5EncoderModel) -> nn.Module:
-    return model(config(vocab_size=300, d_model=TEXT, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).eval()
+def loaded(folder: Path) -> diffusers.DiffusionPipeline:
+    """The plain pipeline of a folder, its tensors copied: rounding depends on how a mapped file aligns them."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    for part in pipeline.components.values():
+        for tensor in (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ():
+            tensor.data = tensor.data.clone()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _wan_transformer(in_channels: int = 4) -> nn.Module:
@@ -91,47 +89,30 @@ def _wan_transformer(in_channels: int = 4) -> nn.Module:
     )
 
 
-def _wan_vae() -> nn.Module:
-    return diffusers.AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    )
-
-
-def _wan_parts() -> dict[str, object]:
-    return {
-        "tokenizer": _tokenizer(),
-        "text_encoder": _t5(UMT5Config, UMT5EncoderModel),
-        "vae": _wan_vae(),
-        "scheduler": diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
-        ),
-    }
-
-
-@_family
+@family
 def wan() -> diffusers.WanPipeline:
-    return diffusers.WanPipeline(transformer=_wan_transformer(), **_wan_parts())
+    return diffusers.WanPipeline(transformer=_wan_transformer(), **wan_parts())
 
 
-@_family
+@family
 def wan2_2() -> diffusers.WanPipeline:
     """Two experts."""
     experts = {"transformer": _wan_transformer(), "transformer_2": _wan_transformer()}
-    return diffusers.WanPipeline(**experts, **_wan_parts(), boundary_ratio=0.875)
+    return diffusers.WanPipeline(**experts, **wan_parts(), boundary_ratio=0.875)
 
 
-@_family
+@family
 def wan_i2v() -> diffusers.WanImageToVideoPipeline:
     """Latents, mask and encoded image side by side; no image encoder, as Wan 2.2 has none."""
-    return diffusers.WanImageToVideoPipeline(transformer=_wan_transformer(in_channels=12), **_wan_parts())
+    return diffusers.WanImageToVideoPipeline(transformer=_wan_transformer(in_channels=12), **wan_parts())
 
 
-@_family
+@family
 def cogvideox() -> diffusers.CogVideoXPipeline:
     return diffusers.CogVideoXPipeline(**_cogvideox_parts(in_channels=4))
 
 
-@_family
+@family
 def cogvideox_i2v() -> diffusers.CogVideoXImageToVideoPipeline:
     return diffusers.CogVideoXImageToVideoPipeline(**_cogvideox_parts(in_channels=8))
 
@@ -162,8 +143,8 @@ def _cogvideox_parts(in_channels: int) -> dict[str, object]:
         sample_width=32,
     )
     return {
-        "tokenizer": _tokenizer(),
-        "text_encoder": _t5(),
+        "tokenizer": tokenizer(),
+        "text_encoder": t5(),
         "vae": vae,
         "transformer": transformer,
         "scheduler": diffusers.CogVideoXDDIMScheduler(
@@ -175,17 +156,17 @@ def _cogvideox_parts(in_channels: int) -> dict[str, object]:
     }
 
 
-@_family
+@family
 def ltx() -> diffusers.LTXPipeline:
-    return diffusers.LTXPipeline(**_ltx_parts())
+    return diffusers.LTXPipeline(**ltx_parts())
 
 
-@_family
+@family
 def ltx_i2v() -> diffusers.LTXImageToVideoPipeline:
-    return diffusers.LTXImageToVideoPipeline(**_ltx_parts())
+    return diffusers.LTXImageToVideoPipeline(**ltx_parts())
 
 
-def _ltx_parts() -> dict[str, object]:
+def ltx_parts() -> dict[str, object]:
     transformer = diffusers.LTXVideoTransformer3DModel(
         in_channels=8,
         out_channels=8,
@@ -205,71 +186,26 @@ def _ltx_parts() -> dict[str, object]:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, shift_terminal=0.1
     )
-    parts = {"text_encoder": _t5(), "tokenizer": _tokenizer(), "transformer": transformer}
+    parts = {"text_encoder": t5(), "tokenizer": tokenizer(), "transformer": transformer}
     return {"scheduler": scheduler, "vae": vae, **parts}
 
 
-@_family
+@family
 def hunyuan_video() -> diffusers.HunyuanVideoPipeline:
-    transformer = diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        patch_size=2,
-        text_embed_dim=TEXT,
-        pooled_projection_dim=8,
-        rope_axes_dim=(4, 6, 6),
-    )
-    vae = diffusers.AutoencoderKLHunyuanVideo(
-        latent_channels=4,
-        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
-        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-    )
-    llama = LlamaModel(
-        LlamaConfig(
-            vocab_size=300,
-            hidden_size=TEXT,
-            intermediate_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=1,
-        )
-    ).eval()
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=300,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=77,
-            projection_dim=8,
-            bos_token_id=1,
-            eos_token_id=1,
-            pad_token_id=0,
-        )
-    ).eval()
+    transformer = diffusers.HunyuanVideoTransformer3DModel(**HUNYUAN_SIZES)
+    vae = hunyuan_vae()
     return diffusers.HunyuanVideoPipeline(
-        text_encoder=llama,
-        tokenizer=_tokenizer(),
+        text_encoder=llama(),
+        tokenizer=tokenizer(),
         transformer=transformer,
         vae=vae,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
-        text_encoder_2=clip,
-        tokenizer_2=_tokenizer(),
+        text_encoder_2=clip(),
+        tokenizer_2=tokenizer(),
     )
 
 
-@_family
+@family
 def latte() -> diffusers.LattePipeline:
     transformer = diffusers.LatteTransformer3DModel(
         num_attention_heads=2,
@@ -298,11 +234,11 @@ def latte() -> diffusers.LattePipeline:
     )
     scheduler = diffusers.DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False)
     return diffusers.LattePipeline(
-        tokenizer=_tokenizer(), text_encoder=_t5(), vae=vae, transformer=transformer, scheduler=scheduler
+        tokenizer=tokenizer(), text_encoder=t5(), vae=vae, transformer=transformer, scheduler=scheduler
     )
 
 
-@_family
+@family
 def mochi() -> diffusers.MochiPipeline:
     transformer = diffusers.MochiTransformer3DModel(
         patch_size=2,
@@ -325,13 +261,13 @@ def mochi() -> diffusers.MochiPipeline:
     return diffusers.MochiPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=vae,
-        text_encoder=_t5(),
-        tokenizer=_tokenizer(),
+        text_encoder=t5(),
+        tokenizer=tokenizer(),
         transformer=transformer,
     )
 
 
-@_family
+@family
 def allegro() -> diffusers.AllegroPipeline:
     transformer = diffusers.AllegroTransformer3DModel(
         num_attention_heads=2,
@@ -357,13 +293,17 @@ def allegro() -> diffusers.AllegroPipeline:
     vae.enable_tiling()
     scheduler = diffusers.EulerAncestralDiscreteScheduler()
     return diffusers.AllegroPipeline(
-        tokenizer=_tokenizer(), text_encoder=_t5(), vae=vae, transformer=transformer, scheduler=scheduler
+        tokenizer=tokenizer(), text_encoder=t5(), vae=vae, transformer=transformer, scheduler=scheduler
     )
 
 
-@_family
+@family
 def hunyuan_video_1_5() -> diffusers.HunyuanVideo15Pipeline:
     """Its prompts have 1000 tokens and 729 of an image whatever the size."""
+    return diffusers.HunyuanVideo15Pipeline(**hunyuan_video_1_5_parts(task_type="t2v"))
+
+
+def hunyuan_video_1_5_parts(**settings: object) -> dict[str, object]:
     transformer = diffusers.HunyuanVideo15Transformer3DModel(
         in_channels=9,
         out_channels=4,
@@ -375,32 +315,18 @@ def hunyuan_video_1_5() -> diffusers.HunyuanVideo15Pipeline:
         text_embed_2_dim=TEXT,
         image_embed_dim=8,
         rope_axes_dim=(4, 6, 6),
-        task_type="t2v",
+        **settings,
     )
     vae = diffusers.AutoencoderKLHunyuanVideo15(
         latent_channels=4, block_out_channels=(32, 32, 32, 32, 32), layers_per_block=1
     )
-    qwen = Qwen2_5_VLTextModel(
-        Qwen2_5_VLTextConfig(
-            vocab_size=300,
-            hidden_size=TEXT,
-            intermediate_size=32,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            pad_token_id=0,
-            rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
-        )
-    ).eval()
-    tokenizer = _tokenizer()
-    tokenizer.chat_template = "{{ messages[1]['content'] }}"
-    return diffusers.HunyuanVideo15Pipeline(
-        text_encoder=qwen,
-        tokenizer=tokenizer,
-        transformer=transformer,
-        vae=vae,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
-        text_encoder_2=_t5(),
-        tokenizer_2=_tokenizer(),
-        guider=diffusers.ClassifierFreeGuidance(),
-    )
+    return {
+        "text_encoder": qwen(),
+        "tokenizer": tokenizer("{{ messages[1]['content'] }}"),
+        "transformer": transformer,
+        "vae": vae,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        "text_encoder_2": t5(),
+        "tokenizer_2": tokenizer(),
+        "guider": diffusers.ClassifierFreeGuidance(),
+    }
