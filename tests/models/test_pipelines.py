@@ -64,12 +64,7 @@ class Tiny:
         return DiffusersModel(**settings | changes)
 
     def plain(self) -> diffusers.DiffusionPipeline:
-        """The pipeline as anybody would load it, its tensors copied: rounding depends on how a file aligns them."""
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(self.folder)
-        for part in pipeline.components.values():
-            for tensor in (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ():
-                tensor.data = tensor.data.clone()
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = tiny_pipelines.load(self.folder)
         if self.name == "allegro":
             pipeline.vae.enable_tiling()
         return pipeline

@@ -55,14 +55,33 @@ def build(name: str) -> diffusers.DiffusionPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = (FAMILIES | KIN)[name]()
+        if name in KIN:
+            _draw_zeros(pipeline.transformer)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _draw_zeros(transformer: nn.Module) -> None:
+    """Gates that start at zero would leave blocks without effect."""
+    for parameter in transformer.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
 
 
 def save(name: str, folder: Path) -> Path:
     """Writes that pipeline as a folder that `from_pretrained` reads."""
     build(name).save_pretrained(folder)
     return folder
+
+
+def load(folder: Path) -> diffusers.DiffusionPipeline:
+    """The pipeline as anybody would load it, its tensors copied: rounding depends on how a file aligns them."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    for part in pipeline.components.values():
+        for tensor in (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ():
+            tensor.data = tensor.data.clone()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _wan_transformer(in_channels: int = 4) -> nn.Module:
