@@ -41,7 +41,7 @@ SIDE_BY_SIDE := $(if $(JOBS),--jobs $(JOBS))
 # last file of their choice, they are chosen again.
 CHOSEN := results/shapes/search_alpha.md
 EXPERIMENTS := testbed table1 table2 table3 table4 table5 figure1 figure2 figure4
-tables: $(INSTALLED) results/sizes_opensora.md results/sizes_models.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md and docs/
+tables: $(INSTALLED) results/sizes_opensora.md results/sizes_models.md results/flops_models.md ## Compute the testbed's tables and figures; write results/ and the tables in README.md and docs/
 	@todo=$$($(BIN)/python -m vdq.commands.status alpha $(EXPERIMENTS)) || exit 1; \
 	case "$$todo" in alpha*) \
 		rm -f $(CHOSEN) && $(BIN)/python -m vdq.commands.run_missing $(SIDE_BY_SIDE) alpha || exit 1 ;; \
@@ -63,6 +63,9 @@ neighbours: $(INSTALLED) ## Compare every method with three noises, and take sta
 
 results/sizes_models.md: vdq/commands/sizes_models.py vdq/commands/sizes.py vdq/quant/report.py | $(INSTALLED)
 	$(BIN)/python -m vdq.commands.sizes_models $@
+
+results/flops_models.md: vdq/commands/flops_models.py vdq/benchmark/work.py | $(INSTALLED)
+	$(BIN)/python -m vdq.commands.flops_models $@
 
 results/sizes_opensora.md: vdq/commands/sizes.py vdq/quant/report.py vdq/quant/operations.py | $(INSTALLED)
 	$(BIN)/python -m vdq.commands.sizes $@

@@ -3,6 +3,7 @@ import torch
 
 from vdq.backends import FakeQuantBackend, Int8CpuBackend
 from vdq.benchmark.block import RandomBlock
+from vdq.benchmark.family import stdit_block
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.plan import Plan
 from vdq.diffusion.schedule import Schedule
@@ -13,7 +14,7 @@ SIZE = {"frames": 2, "side": 4, "hidden_size": 64, "num_heads": 2, "caption_toke
 
 @pytest.fixture(scope="package")
 def random_block() -> RandomBlock:
-    return RandomBlock(Plan(**SIZE), Schedule(2), Machine())
+    return RandomBlock(stdit_block(Plan(**SIZE), Schedule(2)), Machine())
 
 
 @pytest.fixture(scope="package")

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from vdq.benchmark import work
-from vdq.benchmark.block import BLOCK, SWITCHING, contenders
-from vdq.benchmark.family import CHAIN, LINEARS
+from vdq.benchmark.block import SWITCHING, contenders
+from vdq.benchmark.family import BLOCK_FQN, CHAIN, LINEARS
 from vdq.benchmark.gemm import kernels, peaks
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, SIMULATED
@@ -15,7 +15,7 @@ from vdq.quant.convert import apply
 ROWS, TOKENS, C, CAPTION, FRAMES = 2, 32, 64, 6, 2  # tokens and captions of a row
 
 
-@pytest.mark.parametrize("part", [*LINEARS, CHAIN, BLOCK])
+@pytest.mark.parametrize("part", [*LINEARS, CHAIN, BLOCK_FQN])
 def test_contenders_compute_the_part(random_block, methods, states, part):
     with torch.no_grad():
         rows = {row.name: row for row in contenders(random_block, part, methods, states)}
@@ -44,14 +44,14 @@ def test_the_timed_block_is_that_of_a_quantized_model(random_block, methods, sta
     net.blocks[0].register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
     with torch.no_grad():
         random_block.clock.set(0)
-        net(*random_block.inputs(0, torch.float32))
-        (x, expected), (_, call) = seen[0], random_block.quantized(BLOCK, states[name], backend)
+        net(*random_block.one.inputs(0, torch.float32).args)
+        (x, expected), (_, call) = seen[0], random_block.quantized(BLOCK_FQN, states[name], backend)
         assert torch.equal(call(x), expected)
 
 
 def test_switching_uses_the_weights_of_the_next_step(random_block, methods, states):
     with torch.no_grad():
-        rows = {row.name: row for row in contenders(random_block, "mlp.fc1", methods, states)}
+        rows = {row.name: row for row in contenders(random_block, "blocks.0.mlp.fc1", methods, states)}
         row = rows[f"tsq_tsw, {SWITCHING}"]
         first, second, third = (row.run(0) for _ in range(3))
     assert torch.equal(first, third) and not torch.equal(first, second)
@@ -59,7 +59,7 @@ def test_switching_uses_the_weights_of_the_next_step(random_block, methods, stat
 
 
 def test_operations_of_a_block(random_block):
-    module, x = random_block.full(BLOCK)
+    module, x = random_block.full(BLOCK_FQN)
     found = work.count(module, lambda: module(x), lambda fqn: True)
     per_token = 4 * C * C + 4 * C * C + 2 * C * C + 8 * C * C  # two attentions, cross q and proj, mlp
     assert found.linear == 2 * ROWS * (TOKENS * per_token + CAPTION * 2 * C * C)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vdq.benchmark import peers
-from vdq.benchmark.block import BLOCK, relative_error
+from vdq.benchmark.block import relative_error
+from vdq.benchmark.family import BLOCK_FQN
 from vdq.benchmark.machine import Machine
 from vdq.benchmark.peers import MAX_ERROR, PEERS
 
@@ -26,7 +27,7 @@ def test_some_run_on_the_cpu_only(monkeypatch):
     assert PEERS["torchao_static"].unavailable(Machine("cuda")) is None
 
 
-@pytest.mark.parametrize("part", ["mlp.fc1", pytest.param(BLOCK, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("part", ["blocks.0.mlp.fc1", pytest.param(BLOCK_FQN, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PEERS]
 )
@@ -39,11 +40,13 @@ def test_same_result_in_integers(random_block, name, part, tmp_path):
     with torch.no_grad():
         rows = PEERS[name].contenders(module, x, Machine(), tmp_path)
         expected = module(x)
-        errors = [relative_error(torch.as_tensor(row.run(0)), expected, x if part == BLOCK else None) for row in rows]
+        errors = [
+            relative_error(torch.as_tensor(row.run(0)), expected, x if part == BLOCK_FQN else None) for row in rows
+        ]
     assert max(errors) < MAX_ERROR
     if name != "torch_compile":
         # 13 linears with q, k, v in one are 9. That of the constant captions may be computed beforehand, and Inductor
         # for x86 misses one more.
         linears = rows[-1].facts["linears"]
-        assert linears in ((7, 8, 9) if part == BLOCK else (1,)) and errors[-1] > 1e-4
+        assert linears in ((7, 8, 9) if part == BLOCK_FQN else (1,)) and errors[-1] > 1e-4
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())

@@ -6,9 +6,9 @@ from vdq.benchmark.plan import Plan
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"parts": ["lineer"]}, "benchmark.parts has the unknown name lineer; allowed: block, linear, sampler"),
+        ({"parts": ["lineer"]}, "benchmark.parts has the unknown name lineer; allowed: block, driver, linear, sampler"),
         ({"parts": "linear"}, r"benchmark.parts=linear must be a list, such as \[linear\]"),
-        ({"parts": []}, "must name at least one of linear, block, sampler"),
+        ({"parts": []}, "must name at least one of linear, block, sampler, driver"),
         (
             {"peers": ["onnx"]},
             "benchmark.peers has the unknown name onnx; allowed: onnxruntime_static, openvino_static",

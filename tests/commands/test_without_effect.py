@@ -34,6 +34,7 @@ REFUSED = {
     "model=diffusers model.pretrained=conf model.revision=x": "revision=x has no effect: .*=conf is no repository",
     "model=diffusers model.pretrained=conf model.structure={a:1}": "no effect: .*=conf is a folder, whose files say it",
     "stages=[benchmark] benchmark.hidden_size=64": "hidden_size=64 has no effect: .* has no block",
+    "stages=[benchmark] benchmark.parts=[block] benchmark.call={num_frames:9}": "only blocks of models of diffusers",
     "stages=[benchmark] benchmark.parts=[block] benchmark.videos=2": "videos=2 has no effect: .* has no sampler",
     "stages=[evaluate] videos=x quant=asq": "quant=asq has no effect: a folder of videos is scored without a model",
     "force=true stages=[tabulate]": "force=true has no effect: stages=\\[tabulate\\] makes nothing of it again",

@@ -45,6 +45,9 @@ def test_composes_and_makes_its_cheap_objects(group, option):
     overrides = [f"{group}={option}", *(["logger.mode=offline"] if option == "wandb" else [])]
     if option in PUBLISHED:  # instead of a download
         overrides += [f"dataset.{field}={CONF / 'config.yaml'}" for field in ("prompts", "calibration_prompts")]
+    overrides += (
+        ["model.pretrained=owner/name"] if (group, option) == ("model", "diffusers") else []
+    )  # which only the user knows
     cfg = config(*overrides)
     assert not OmegaConf.missing_keys(cfg)
     if option == "int8_cuda" and unavailable() is not None:

@@ -78,7 +78,7 @@ def calibrated(name: str) -> Stats:
 def quantized_run(name: str, *overrides: str) -> QuantizedRun:
     """What stages=[export] makes of these settings."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        own = ["logger=csv", "alpha=half", "sampler=own"]
+        own = ["logger=csv", "alpha=half", "sampler=own_50"]
         own += [f"sampler.steps={STEPS}", f"sampler.guidance_scale={GUIDANCE}"]
         made = Experiment(compose("config", overrides=[*own, *overrides]))
     model = model_of(name)

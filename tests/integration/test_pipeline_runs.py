@@ -112,13 +112,13 @@ def test_parameters_follow_the_steps(tmp_path_factory, monkeypatch):
 
 
 def test_an_artefact_of_branches_is_for_its_own_schedule(wan):
-    recipe = ("quant=tsq_tsw", "quant.per_branch=true", "bits=w8a8")
-    folder = wan.run(*recipe, "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
+    overrides = ("quant=tsq_tsw", "quant.per_branch=true", "bits=w8a8")
+    folder = wan.run(*overrides, "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
     artefact, other = f"artefact={folder / 'export' / 'packed'}", "model.scheduler={flow_shift: 9.0}"
-    assert torch.equal(wan.latents(*recipe, artefact), wan.latents(*recipe))
+    assert torch.equal(wan.latents(*overrides, artefact), wan.latents(*overrides))
     with pytest.raises(UserError, match="the parameters are for 4 steps, 999 ... .*, the sampler has 4 steps, 999 ..."):
-        wan.run(*recipe, artefact, other)
-    nearest = json.loads((wan.run(*recipe, artefact, other, "quant.match=nearest") / "result.json").read_text())
+        wan.run(*overrides, artefact, other)
+    nearest = json.loads((wan.run(*overrides, artefact, other, "quant.match=nearest") / "result.json").read_text())
     assert nearest["largest_timestep_distance"] > nearest["mean_timestep_distance"] > 0
     assert 10 < nearest["psnr"] < 100  # random weights hardly tell the steps apart
 
@@ -172,3 +172,35 @@ def test_two_experts_are_calibrated_at_their_own_steps(tmp_path_factory):
 def test_what_a_family_cannot_do_is_refused_by_name(wan, overrides, message):
     with pytest.raises(UserError, match=message):
         wan.run(*overrides)
+
+
+def test_benchmark_of_a_block_and_of_the_driver_needs_no_prompts(wan):
+    settings = (
+        "quant=tsq_tsw",
+        "bits=w8a8",
+        "backend=int8_cpu",
+        "benchmark.parts=[block,driver]",
+        "benchmark.rounds=2",
+    )
+    published = ("dataset.prompts=null", "dataset.calibration_prompts=null")  # which would have to be fetched
+    cfg = wan.config("stages=[benchmark]", *settings, *published)
+    cfg.benchmark.call = tiny_pipelines.CALLS["wan"]
+    assert run(cfg) == ""
+    found = [json.loads(path.read_text()) for path in (wan.folder / "runs" / "benchmarks").glob("*.json")]
+    cases = {content["part"]: content["cases"][0] for content in found}
+    assert cases["block"]["title"] == "Wan block of width 24, 8 tokens (1 row of 8)"
+    assert [row["name"] for row in cases["block"]["rows"]] == [
+        "full precision",
+        "tsq_tsw",
+        "tsq_tsw, another step each call",
+    ]
+    assert cases["block"]["call"] == tiny_pipelines.CALLS["wan"] and cases["block"]["work"]["linear"] > 0
+    plain, driven = cases["driver"]["rows"]
+    assert driven["error"] == 0 and driven["speedup"]["median"] > 0
+    assert not any(content["targets"] for content in found)
+
+
+def test_size_that_the_pipeline_refuses_is_told_as_the_benchmarks(wan):
+    cfg = wan.config("stages=[benchmark]", "quant=tsq_tsw", "benchmark.parts=[block]", "benchmark.call={height: 33}")
+    with pytest.raises(UserError, match=r"benchmark.call=.*33"):
+        run(cfg)

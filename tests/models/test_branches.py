@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -218,8 +218,7 @@ def test_two_experts_have_branches_of_their_own(tmp_path):
 def test_a_pipeline_of_two_calls_has_branches(tmp_path):
     """Wan. Oracle: hooks on the plain pipeline of diffusers, which takes the prompt first in every step."""
     folder, call = tiny_pipelines.save("wan", tmp_path / "pipeline"), tiny_pipelines.CALLS["wan"]
-    plain, name, inputs = DiffusionPipeline.from_pretrained(folder), "blocks.0.ffn.net.0.proj", []
-    plain.set_progress_bar_config(disable=True)
+    plain, name, inputs = tiny_pipelines.loaded(folder), "blocks.0.ffn.net.0.proj", []
     plain.transformer.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
     sampler, noise = Sampler(steps=STEPS, guidance_scale=4.0), PromptNoise(1, [0], None)
     named = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "generator": noise.generators()}

@@ -95,8 +95,8 @@ class Kin:
         return ImagePrompt(text, self.folder / "image.png")
 
     def plain(self, text: str, output_type: str = "latent", seen=None, guidance: float = GUIDANCE) -> Plain:
-        """A plain call of the pipeline; seen(arguments) gets those of its transformer."""
-        pipeline = tiny_pipelines.load(self.folder / "pipeline")
+        """A plain call of the pipeline as anybody would load it; seen(arguments) gets those of its transformer."""
+        pipeline = tiny_pipelines.loaded(self.folder / "pipeline")
         takes, named = inspect.signature(pipeline.__call__).parameters, dict(tiny_pipelines.CALLS[self.name])
         prompt, generators = self.prompt(text), PromptNoise(1, [0], None).generators()
         named |= {"prompt": [str(prompt)], "generator": generators, "num_inference_steps": STEPS}

@@ -64,7 +64,8 @@ class Tiny:
         return DiffusersModel(**settings | changes)
 
     def plain(self) -> diffusers.DiffusionPipeline:
-        pipeline = tiny_pipelines.load(self.folder)
+        """The pipeline as anybody would load it."""
+        pipeline = tiny_pipelines.loaded(self.folder)
         if self.name == "allegro":
             pipeline.vae.enable_tiling()
         return pipeline

@@ -10,7 +10,7 @@ from PIL import Image
 from vdq.benchmark.record import case_record
 from vdq.benchmark.rounds import FULL, INTEGER, KERNEL, PEER, SIMULATED, Contender, Round
 from vdq.benchmark.work import Peaks, Work
-from vdq.reports.execution import FOLDER, latex, read_benchmarks, rows_of, summary, table6, times_figure
+from vdq.reports.execution import FOLDER, latex, read_benchmarks, read_blocks, rows_of, summary, table6, times_figure
 
 PEAKS = Peaks(full=100.0, integer=400.0, full_kernel="mm", integer_kernel="int")
 TIMES = {
@@ -24,7 +24,9 @@ TIMES = {
 }
 
 
-def benchmark(part="sampler", *, model="shapes", measured="2026-01-01", signature="first", scale=None, skipped=None):
+def benchmark(
+    part="sampler", *, model="shapes", measured="2026-01-01", signature="first", scale=None, skipped=None, own=None
+):
     """As the stage writes them; `scale` changes the times of one contender and leaves out the others but full."""
     names = [key for key in TIMES if not scale or key[0] in (FULL, *scale)]
     contenders = [
@@ -51,7 +53,7 @@ def benchmark(part="sampler", *, model="shapes", measured="2026-01-01", signatur
         "skipped": skipped or {},
         "cases": [case],
         "targets": [target] if part == "block" else [],
-    }
+    } | ({} if own is None else {"own_blocks": own})
 
 
 @pytest.fixture
@@ -78,6 +80,15 @@ def test_samplers_of_the_model_and_blocks_of_any(write, caplog):
     assert [found["signature"] for found in read_benchmarks(runs, "shapes")] == ["b", "late"]
     assert "broken.json cannot be read" in caplog.text and "empty.json cannot be read" in caplog.text
     assert read_benchmarks(runs / "nowhere", "shapes") == []
+
+
+def test_blocks_of_a_model_are_not_those_of_another(write):
+    """Files of before say nothing of it: their block is that of STDiT."""
+    own = benchmark("block", model="wan", signature="w", own=True)
+    runs = write(benchmark("block", model="other", signature="b", own=False), benchmark("block", signature="old"), own)
+    assert {found["signature"] for found in read_benchmarks(runs, "shapes")} == {"b", "old"}
+    assert {found["signature"] for found in read_benchmarks(runs, "wan")} == {"b", "old", "w"}
+    assert [found["signature"] for found in read_blocks(runs)] == ["w"]
 
 
 def test_newest_measurement_of_a_contender_counts():

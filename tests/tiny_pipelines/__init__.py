@@ -8,7 +8,7 @@ from tests.tiny_pipelines import kin, kin_of_wan  # they register
 from tests.tiny_pipelines.families import CALLS as CALLS
 from tests.tiny_pipelines.families import FAMILIES as FAMILIES
 from tests.tiny_pipelines.families import build as build
-from tests.tiny_pipelines.families import load as load
+from tests.tiny_pipelines.families import loaded as loaded
 from tests.tiny_pipelines.families import save as save
 from tests.tiny_pipelines.parts import KIN as KIN
 

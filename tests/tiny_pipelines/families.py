@@ -74,8 +74,8 @@ def save(name: str, folder: Path) -> Path:
     return folder
 
 
-def load(folder: Path) -> diffusers.DiffusionPipeline:
-    """The pipeline as anybody would load it, its tensors copied: rounding depends on how a file aligns them."""
+def loaded(folder: Path) -> diffusers.DiffusionPipeline:
+    """The plain pipeline of a folder, its tensors copied: rounding depends on how a mapped file aligns them."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     for part in pipeline.components.values():
         for tensor in (*part.parameters(), *part.buffers()) if isinstance(part, nn.Module) else ():

@@ -230,8 +230,9 @@ def _driver(
     sampler, clock = experiment.sampler, experiment.clock.to(machine.device)
     net, conditions = shallow.denoiser.to(machine.device), shallow.encode([""])
     noise = PromptNoise(experiment.cfg.seed, [0], None)
+    plain = shallow.plain_sampling(net, conditions, sampler)
     ways = {
-        FULL: lambda _: shallow.sample_plainly(net, conditions, noise, sampler),
+        FULL: lambda _: plain(noise),
         DRIVEN: lambda _: shallow.sample(net, conditions, noise, clock, sampler),
     }
     expected = ways[FULL](0)

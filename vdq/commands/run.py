@@ -18,7 +18,7 @@ from vdq.errors import UserError
 from vdq.processes import end_with_parent
 from vdq.sources import without_network
 from vdq.stages import pipeline
-from vdq.stages.checks import check, fetch
+from vdq.stages.checks import check, fetch, reads_prompts
 from vdq.stages.configuration import STAGES, forced
 from vdq.stages.experiment import Experiment
 
@@ -27,7 +27,9 @@ READERS = {"choose_alpha", "tabulate"}  # of what finished runs left, and of not
 
 
 def run(cfg: DictConfig) -> str:
-    """Makes what ``cfg.stages`` names; returns the name of the run folder. Raises UserError for an unknown name."""
+    """Makes what ``cfg.stages`` names; returns the name of the run folder, "" where no prompts name one. Raises
+    UserError for an unknown name.
+    """
     end_with_parent()  # one run of a sweep may be a worker's
     _check_stages(cfg)
     _quiet_lightning()
@@ -48,7 +50,7 @@ def _run(cfg: DictConfig) -> str:
     for name in cfg.stages:
         if name in COMMANDS:
             importlib.import_module(f"vdq.commands.{name}").run(experiment)
-    return experiment.folder.name
+    return experiment.folder.name if reads_prompts(experiment, cfg.stages) else ""
 
 
 def _check_stages(cfg: DictConfig) -> None:

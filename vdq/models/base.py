@@ -12,7 +12,7 @@ from vdq.diffusion.clock import StepClock
 from vdq.diffusion.observer import StepObserver
 from vdq.diffusion.samplers import Noise, Sampler
 from vdq.models.family import Family
-from vdq.models.one_block import OneBlock
+from vdq.models.one_block import Call, OneBlock
 
 RANDOM = "random"  # in place of a path: weights drawn at random
 Callback = Callable[[int, Tensor], None]
@@ -61,6 +61,12 @@ class VideoModel(ABC):
     def shallow(self, call: dict[str, Any] | None = None) -> VideoModel:
         """The same model with random weights and one block of each kind, for videos of a small size or of what `call`
         says in place of the model's own settings; only where `makes_blocks`.
+        """
+        raise NotImplementedError
+
+    def first_call(self, sampler: Sampler) -> Call:
+        """The arguments with which a sampling calls a denoiser first, on the CPU; reads no weights. Only where
+        `makes_blocks`.
         """
         raise NotImplementedError
 

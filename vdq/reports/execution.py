@@ -48,17 +48,25 @@ def read_benchmarks(runs: Path, model: str) -> list[dict]:
     model and its blocks if they were measured, and STDiT's linears and block, which are no model's. Damaged ones are
     logged and left out.
     """
+    found = _readable(runs)
+    return [c for c in found if c["model"] == model or not (c["part"] == SAMPLER or c.get("own_blocks", False))]
+
+
+def read_blocks(runs: Path) -> list[dict]:
+    """Those of blocks and drivers of models that have blocks of their own, oldest first."""
+    return [c for c in _readable(runs) if c["part"] != SAMPLER and c.get("own_blocks", False)]
+
+
+def _readable(runs: Path) -> list[dict]:
+    """All that are whole, oldest first."""
     found = []
     for path in sorted((runs / FOLDER).glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             rows_of([content])
+            found.append(content)
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read (%s: %s); it is left out", path, type(error).__name__, error)
-            continue
-        of_model = content["part"] == SAMPLER or content.get("own_blocks", False)
-        if not of_model or content["model"] == model:
-            found.append(content)
     return sorted(found, key=lambda content: content["measured"])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from vdq.benchmark.plan import SAMPLER
 from vdq.errors import UserError
 from vdq.export import artefact
 from vdq.files import check_folder
@@ -71,16 +72,21 @@ def fetch(experiment: Experiment, stages: list[str]) -> None:
     scores = _scores(experiment.cfg, stages)
     if scores:
         _ = experiment.metrics_here
-    if experiment.cfg.videos is None:
+    if experiment.cfg.videos is None and reads_prompts(experiment, stages):
         _ = experiment.prompts
     if scores:
         _ = experiment.metrics
 
 
+def reads_prompts(experiment: Experiment, stages: list[str]) -> bool:
+    """Whether these stages read prompts; they may have to be fetched."""
+    return set(stages) != {"benchmark"} or SAMPLER in experiment.benchmark.parts
+
+
 def _scores(cfg: DictConfig, stages: list[str]) -> bool:
     """Whether metrics are taken. Of a model with random weights none is."""
     weights = cfg.model.get("weights")
-    random = OmegaConf.is_dict(weights) and RANDOM in weights.values()
+    random = (OmegaConf.is_dict(weights) and RANDOM in weights.values()) or cfg.model.get("pretrained") == RANDOM
     return "evaluate" in stages and (cfg.videos is not None or not random)
 
 

@@ -61,7 +61,7 @@ class RunFolder:
         """Removes what these stages made of this run, and what was made of that; the reference stays."""
         if "calibrate" in stages:
             self._forget_statistics()
-        if not self.path.is_dir() or not set(stages) - {"export"}:
+        if not set(stages) - {"export"} or not self.path.is_dir():
             return
         with self.lock():
             if {"calibrate", "quantize"} & set(stages):

@@ -6,11 +6,12 @@ import difflib
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from vdq.diffusion.clock import StepClock
 from vdq.diffusion.noise import PromptNoise
 from vdq.diffusion.observer import StepObserver, step_observers
-from vdq.diffusion.samplers import RespacedSampler, Sampler
+from vdq.diffusion.samplers import Noise, RespacedSampler, Sampler
 from vdq.errors import UserError
 from vdq.models.base import RANDOM, Callback, VideoModel
 from vdq.models.driver import clock_follows
@@ -198,7 +199,7 @@ class DiffusersModel(VideoModel):
     def check(self, sampler: Sampler) -> None:
         if isinstance(sampler, RespacedSampler):
             raise UserError(
-                f"sampler={type(sampler).__name__} is Open-Sora's; this model brings its scheduler along: sampler=own"
+                f"sampler={type(sampler).__name__} is Open-Sora's; this model has its own scheduler: sampler=own_50"
             )
         self._check_pipeline()
         self._check_call()
@@ -400,19 +401,20 @@ class DiffusersModel(VideoModel):
         made = self._call(pipeline, prompts, sampler, generators, **named)
         return last["latents"] if made.shape != pipeline.prepared and last else made
 
-    def sample_plainly(self, denoiser: nn.Module, conditions: Encoded, noise: PromptNoise, sampler: Sampler) -> Tensor:
-        """What `sample` computes, by the pipeline's own call with nothing of ours around or in it."""
+    def plain_sampling(self, denoiser: nn.Module, conditions: Encoded, sampler: Sampler) -> Callable[[Noise], Tensor]:
+        """noise -> what `sample` computes, by the pipeline's own call with nothing of ours around or in it. Encoded
+        prompts take the place of its text encoders.
+        """
         pipeline = self._without_encoders(self._published.pipeline_class)
         place = next(iter(denoiser.parameters())).device
         pipeline.register_modules(**self._experts(denoiser), **self._image_encoder(place))
-        encodings = iter(conditions.batch(place))
+        encodings = cycle(conditions.batch(place))
         for name in ENCODERS:
             if hasattr(pipeline, name):
                 setattr(pipeline, name, lambda *args, **named: next(encodings))
-        return self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
+        return lambda noise: self._call(pipeline, conditions.prompts, sampler, noise.generators()).float()
 
     def first_call(self, sampler: Sampler) -> Call:
-        """The arguments with which a sampling calls a denoiser first, on the CPU; reads no weights."""
         cpu, (first, *_) = torch.device("cpu"), self._experts(self.structure).values()
         seen: list[Call] = []
 

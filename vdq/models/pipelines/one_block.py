@@ -62,7 +62,7 @@ def video_tokens(net: nn.Module, call: Call, block: str) -> tuple[int, int, int]
     seen: list[Tensor] = []
 
     def leave(module: nn.Module, args: tuple, named: dict[str, Any]) -> None:
-        seen.append(args[0] if args else named[LATENTS])
+        seen.append(_latents(Call(args, named)))
         raise ReachedBlock
 
     hook = net.get_submodule(block).register_forward_pre_hook(leave, with_kwargs=True)
@@ -72,8 +72,13 @@ def video_tokens(net: nn.Module, call: Call, block: str) -> tuple[int, int, int]
         pass
     finally:
         hook.remove()
-    rows, width = len(call.named[LATENTS]), seen[0].shape[-1]
+    rows, width = len(_latents(call)), seen[0].shape[-1]
     return rows, seen[0].numel() // width // rows, width
+
+
+def _latents(call: Call) -> Tensor:
+    """The first argument of a transformer, or of a block."""
+    return call.args[0] if call.args else call.named[LATENTS]
 
 
 class ReachedBlock(Exception):
