@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -48,6 +49,13 @@ def facts_of(structure: nn.Module) -> Family:
         quantizable=tuple(f"{name}.*" for name in blocks),
         calls_a_step=None,
     )
+
+
+def drawn_text(family: Family, config: dict[str, Any], length: int, prompt: str, dtype: torch.dtype) -> list[tuple]:
+    """Random numbers in place of what the text encoders make of a prompt, always the same: `PipelineFamily.text`."""
+    seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(seed)
+    return family.text(config, length, lambda *shape: torch.randn(shape, generator=generator).to(dtype))
 
 
 def _two(config: dict[str, Any], length: int, draw: Draw) -> list[tuple]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import logging
@@ -15,10 +14,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,32 +26,22 @@ from vdq.diffusion.samplers import Noise, RespacedSampler, Sampler
 from vdq.errors import UserError
 from vdq.models.base import RANDOM, Callback, VideoModel
 from vdq.models.driver import clock_follows
-from vdq.models.image_prompt import ImagePrompt
 from vdq.models.one_block import Call, OneBlock
+from vdq.models.pipelines.call import PipelineCall
 from vdq.models.pipelines.driven import ENCODERS, Driven, driven_class, watching
-from vdq.models.pipelines.families import facts_of
+from vdq.models.pipelines.families import drawn_text, facts_of
 from vdq.models.pipelines.offload import KINDS, offloaded
 from vdq.models.pipelines.one_block import block_of
 from vdq.models.pipelines.prompts import Encoded, EncodedStore, joined
 from vdq.models.pipelines.published import DECODER, DENOISERS, SCHEDULER, Published
-from vdq.models.pipelines.refused import FRAMES, is_configurable, refusal
+from vdq.models.pipelines.refused import FRAMES, refusal
 from vdq.quant.layers import linear_modules
 from vdq.sources import Source
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SIZES = (*FRAMES, "height", "width")
-LARGEST = 1 << 20
-OURS = {  # arguments of a call that belong to other fields, or to nobody
-    "prompt": "dataset",
-    "image": "dataset",
-    "num_inference_steps": "sampler.steps",
-    "guidance_scale": "sampler.guidance_scale",
-    "generator": "seed",
-    "latents": "seed",
-}
-NOBODYS = ("_embeds", "_mask", "callback_on", "output_type", "return_dict", "num_videos_per", "num_images_per")
 SMALL_SIDE, SMALL_FRAMES = 256, 17  # pixels and frames of a video small enough for a CPU
+TOKENS = 120  # of a prompt, where a call does not say it
 PASSED_OVER = 50  # steps of a schedule that nobody runs; some pipelines cannot make very short ones
 GUIDED_BY = ["pred_cond", "pred_uncond"]  # what guiders mix that call the denoiser twice, in order
 GUIDED = 2.0  # any scale above 1: the negative prompt is encoded as well
@@ -124,9 +111,9 @@ class DiffusersModel(VideoModel):
     def random(self) -> bool:
         return self._published.random
 
-    @cached_property
+    @property
     def takes_images(self) -> bool:
-        return "image" in self._signature
+        return self._how.takes_images
 
     @cached_property
     def denoisers(self) -> tuple[str, ...]:
@@ -170,7 +157,7 @@ class DiffusersModel(VideoModel):
         small = {"height": SMALL_SIDE, "width": SMALL_SIDE}
         for name in FRAMES:
             small[name] = min(SMALL_FRAMES, self.call.get(name) or SMALL_FRAMES)
-        small = {name: value for name, value in small.items() if name in self._signature}
+        small = {name: value for name, value in small.items() if name in self._how.signature}
         return DiffusersModel(
             pretrained=RANDOM,
             structure=self._published.shallow(),
@@ -202,7 +189,7 @@ class DiffusersModel(VideoModel):
                 f"sampler={type(sampler).__name__} is Open-Sora's; this model has its own scheduler: sampler=own_50"
             )
         self._check_pipeline()
-        self._check_call()
+        self._how.check()
         self._check_patterns()
         self._check_inputs(sampler)
 
@@ -212,23 +199,6 @@ class DiffusersModel(VideoModel):
             raise UserError(f"{field} is a {kind.__name__}, {reason}")
         if self.takes_images and self._published.arguments.get("expand_timesteps"):
             raise UserError(f"{field} gives the first frame a timestep of its own: no step is one")
-
-    def _check_call(self) -> None:
-        for name in self.call:
-            if name in OURS:
-                raise UserError(f"model.call.{name} cannot be set there: {OURS[name]} says it")
-            if name in self._signature and not is_configurable(self._signature[name]):
-                raise UserError(f"model.call.{name} cannot be set: a configuration holds neither images nor tensors")
-            if name not in self._own_arguments:
-                near = difflib.get_close_matches(name, self._own_arguments, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(
-                    f"model.call.{name} is no argument of {self._published.pipeline_class.__name__}; allowed: "
-                    f"{', '.join(self._own_arguments)}{hint}"
-                )
-            value = self.call[name]
-            if name in SIZES and (type(value) is not int or not 1 <= value <= LARGEST):
-                raise UserError(f"model.call.{name}={value} must be an integer in 1..{LARGEST}")
 
     def _check_patterns(self) -> None:
         names = [self._within(fqn) for fqn, _ in linear_modules(self.structure)]
@@ -244,7 +214,7 @@ class DiffusersModel(VideoModel):
                 pipeline.checked(
                     **self._inputs([""]),
                     num_inference_steps=sampler.steps,
-                    **self._guidance(pipeline, sampler.guidance_scale),
+                    **self._how.guidance(pipeline, sampler.guidance_scale),
                     **self.call,
                 )
             except (ValueError, TypeError) as error:
@@ -253,15 +223,8 @@ class DiffusersModel(VideoModel):
             raise UserError(f"model.call={self.call}: {' '.join(warnings)}")
 
     @cached_property
-    def _signature(self) -> dict[str, inspect.Parameter]:
-        return dict(inspect.signature(self._published.pipeline_class.__call__).parameters)
-
-    @cached_property
-    def _own_arguments(self) -> list[str]:
-        """Arguments of a call that `call` may hold."""
-        others = {"self", "timesteps", "sigmas", *OURS}
-        names = [name for name, argument in self._signature.items() if is_configurable(argument)]
-        return [n for n in names if n not in others and not any(mark in n for mark in NOBODYS)]
+    def _how(self) -> PipelineCall:
+        return PipelineCall(self._published.pipeline_class, self.call)
 
     # Time -------------------------------------------------------------------------------------------------------------
 
@@ -277,7 +240,7 @@ class DiffusersModel(VideoModel):
         """As diffusers' Wan: the first expert works where t >= boundary_ratio * num_train_timesteps."""
         if len(self.denoisers) == 1:
             return super().windows(sampler)
-        scheduler = self._scheduler()
+        scheduler = self._published.scheduler(self.changed_scheduler)
         scheduler.set_timesteps(sampler.steps)
         boundary = self._published.arguments["boundary_ratio"] * scheduler.config.num_train_timesteps
         first = int((scheduler.timesteps >= boundary).sum())
@@ -297,7 +260,7 @@ class DiffusersModel(VideoModel):
             if isinstance(part := getattr(pipeline, name), nn.Module):
                 part.to(device)
         for prompt in tqdm(new, desc="encoding prompts", unit="prompt", disable=len(new) < 2):
-            encoding = pipeline.encoded(**self._inputs([prompt]), **self._guidance(pipeline, GUIDED), **self.call)
+            encoding = pipeline.encoded(**self._inputs([prompt]), **self._how.guidance(pipeline, GUIDED), **self.call)
             self._encoded_prompts.write(prompt, encoding)
         return len(new)
 
@@ -330,17 +293,9 @@ class DiffusersModel(VideoModel):
             raise UserError(
                 f"model.pretrained={RANDOM} is not possible for {self.family.name}: what it makes of text is not known"
             )
-        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big")
-        generator = torch.Generator().manual_seed(seed)
-        length = self.call.get("max_sequence_length") or self._default("max_sequence_length", 120)
-        config = self._published.config(self.denoisers[0])
-        defaults = inspect.signature(self._published.kind(self.denoisers[0]).__init__).parameters
-        config = {name: p.default for name, p in defaults.items()} | config
-        return self.family.text(config, length, lambda *shape: torch.randn(shape, generator=generator).to(self.dtype))
-
-    def _default(self, argument: str, otherwise: Any) -> Any:
-        found = self._signature.get(argument)
-        return otherwise if found is None else found.default
+        config = self._published.full_config(self.denoisers[0])
+        length = self._how.value("max_sequence_length", TOKENS)
+        return drawn_text(self.family, config, length, prompt, self.dtype)
 
     @cached_property
     def _encoded_prompts(self) -> EncodedStore:
@@ -397,7 +352,7 @@ class DiffusersModel(VideoModel):
             last.update(tensors)
             return {}
 
-        named = {"callback_on_step_end": keep} if "callback_on_step_end" in self._signature else {}
+        named = {"callback_on_step_end": keep} if "callback_on_step_end" in self._how.signature else {}
         made = self._call(pipeline, prompts, sampler, generators, **named)
         return last["latents"] if made.shape != pipeline.prepared and last else made
 
@@ -456,7 +411,7 @@ class DiffusersModel(VideoModel):
 
     def _with_encoders(self, kind: type, denoiser: nn.Module, *, empty: bool) -> Any:
         """A pipeline of that class with these denoisers; with `empty`, its decoder has no weights."""
-        parts = self._experts(denoiser) | {SCHEDULER: self._scheduler()}
+        parts = self._experts(denoiser) | {SCHEDULER: self._published.scheduler(self.changed_scheduler)}
         parts[DECODER] = self._published.empty(DECODER) if empty else self._decoder
         folder = self._published.folder([f"{name}/*" for name in self._encoder_names])
         try:
@@ -473,7 +428,10 @@ class DiffusersModel(VideoModel):
 
     def _without_encoders(self, kind: type) -> Any:
         """A pipeline of that class; its denoisers and its decoder have no weights."""
-        parts = self._experts(self.structure) | {DECODER: self._published.empty(DECODER), SCHEDULER: self._scheduler()}
+        parts = self._experts(self.structure) | {
+            DECODER: self._published.empty(DECODER),
+            SCHEDULER: self._published.scheduler(self.changed_scheduler),
+        }
         parts |= {name: self._published.plain(name) for name in self._encoder_names}
         missing = set(inspect.signature(kind.__init__).parameters) - {"self"} - set(self._published.arguments)
         try:
@@ -523,56 +481,10 @@ class DiffusersModel(VideoModel):
             generator=generators[0] if self._takes_one else generators,
             output_type=output_type,
             return_dict=False,
-            **self._guidance(pipeline, sampler.guidance_scale),
+            **self._how.guidance(pipeline, sampler.guidance_scale),
             **self.call,
             **named,
         )[0]
-
-    def _inputs(self, prompts: list[str]) -> dict[str, Any]:
-        """Arguments for prompts, and for their images."""
-        if len(prompts) > 1 and (self.takes_images or self._takes_one):
-            raise UserError(f"batch_size={len(prompts)} must be 1 for {self._what_takes_one}")
-        if not self.takes_images:
-            return {"prompt": str(prompts[0]) if self._takes_one else list(map(str, prompts))}
-        (prompt,) = prompts
-        image = prompt.opened() if isinstance(prompt, ImagePrompt) else Image.new("RGB", self._size)
-        return {"prompt": [str(prompt)], "image": image}
-
-    @property
-    def _takes_one(self) -> bool:
-        return getattr(self.family, "one_prompt", False)
-
-    @property
-    def _what_takes_one(self) -> str:
-        return "videos of images" if self.takes_images else self._published.pipeline_class.__name__
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        """Width and height of the videos."""
-        width, height = (self.call.get(side) or self._default(side, None) or 512 for side in ("width", "height"))
-        return width, height
-
-    def _guidance(self, pipeline: Any, scale: float) -> dict[str, float]:
-        if "guidance_scale" in self._signature:
-            return {"guidance_scale": scale}
-        pipeline.register_modules(guider=pipeline.guider.new(guidance_scale=scale))
-        return {}
-
-    def _scheduler(self) -> Any:
-        """A new one, with the changed fields."""
-        changes = dict(self.changed_scheduler)
-        name, kind = changes.pop("_class_name", None), self._published.kind(SCHEDULER)
-        if name is not None:
-            kind = getattr(diffusers, name, None)
-            if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
-                raise UserError(f"model.scheduler._class_name={name} must be a scheduler of diffusers")
-        allowed = [field for field in inspect.signature(kind.__init__).parameters if field != "self"]
-        for field in changes:
-            if field not in allowed:
-                raise UserError(
-                    f"model.scheduler.{field} is no field of {kind.__name__}; allowed: {', '.join(allowed)}"
-                )
-        return kind.from_config(self._published.config(SCHEDULER) | changes)
 
     @cached_property
     def _decoder(self) -> nn.Module:
@@ -583,11 +495,18 @@ class DiffusersModel(VideoModel):
 
     def _image_encoder(self, place: torch.device) -> dict[str, nn.Module]:
         """The autoencoder where images must be encoded, or the videos that a call may do without."""
-        return {DECODER: self._decoder.to(place)} if {"image", "video"} & set(self._signature) else {}
+        return {DECODER: self._decoder.to(place)} if self._how.encodes_pixels else {}
 
     @property
     def _encoder_names(self) -> list[str]:
         return [n for n in self._published.components if n not in (*DENOISERS, DECODER, SCHEDULER)]
+
+    @property
+    def _takes_one(self) -> bool:
+        return getattr(self.family, "one_prompt", False)
+
+    def _inputs(self, prompts: list[str]) -> dict[str, Any]:
+        return self._how.inputs(prompts, one_prompt=self._takes_one)
 
     def _experts(self, denoiser: nn.Module) -> dict[str, nn.Module]:
         return {self.denoisers[0]: denoiser} if len(self.denoisers) == 1 else dict(denoiser.items())
@@ -597,7 +516,7 @@ class DiffusersModel(VideoModel):
 
     def __getstate__(self) -> dict[str, Any]:
         """For other processes, which make what cannot be sent: the class of the driven pipeline has no address."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_pipeline", "_signature")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pipeline", "_how")}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DiffusersModel:
         """Itself: its parts are never changed in place, and too large for copies that nobody asked for."""

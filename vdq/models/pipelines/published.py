@@ -117,6 +117,27 @@ class Published:
             return {key: value for key, value in self.structure[name].items() if key != "_class_name"}
         return self._json(f"{name}/{CONFIG_FILES.get(name, 'config.json')}")
 
+    def full_config(self, name: str) -> dict[str, Any]:
+        """The configuration with what it leaves at the defaults of its class."""
+        defaults = inspect.signature(self.kind(name).__init__).parameters
+        return {argument: p.default for argument, p in defaults.items()} | self.config(name)
+
+    def scheduler(self, changes: dict[str, Any]) -> Any:
+        """A new scheduler, some of whose fields are replaced; `_class_name` takes one of another class."""
+        changes = dict(changes)
+        name, kind = changes.pop("_class_name", None), self.kind(SCHEDULER)
+        if name is not None:
+            kind = getattr(diffusers, name, None)
+            if not (inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
+                raise UserError(f"model.scheduler._class_name={name} must be a scheduler of diffusers")
+        allowed = [field for field in inspect.signature(kind.__init__).parameters if field != "self"]
+        for field in changes:
+            if field not in allowed:
+                raise UserError(
+                    f"model.scheduler.{field} is no field of {kind.__name__}; allowed: {', '.join(allowed)}"
+                )
+        return kind.from_config(self.config(SCHEDULER) | changes)
+
     def empty(self, name: str) -> nn.Module:
         """A component of diffusers without weights, on the meta device; buffers have their values."""
         with init_empty_weights():
