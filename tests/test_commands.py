@@ -20,7 +20,9 @@ PROGRAMS = ("python", "make", "hf", "wandb", "pip", "pytest", "vdq")
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/**/*.md", "notebooks/README.md"]
 TEXTS = [*PAGES, "conf/**/*.yaml", "sweeps/*", "vdq/**/*.py", "results/**/*.md"]
 RUN = ("python run.py ", "vdq ")
-ELSEWHERE = re.compile("opensora|ucf101|artefact|runs/shapes_weights")  # files that are not in a clone
+ELSEWHERE = re.compile(
+    "opensora|ucf101|artefact|runs/shapes_weights|int8_cuda"
+)  # needs files or a GPU that are not here
 QUICK = [
     "python run.py --help",
     "python run.py --info searchpath",

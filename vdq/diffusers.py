@@ -7,7 +7,6 @@ quantizer; this module adds one to the two dicts in which it looks them up.
 
 from __future__ import annotations
 
-import inspect
 import json
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from vdq.backends.base import Backend
 from vdq.diffusion.clock import BRANCHES, StepClock
-from vdq.diffusion.timesteps import SAME, described
+from vdq.diffusion.timesteps import SAME, described, of_call
 from vdq.errors import UserError
 from vdq.quant.convert import apply_in_place
 from vdq.quant.state import QuantState
@@ -175,8 +174,7 @@ class TimestepFollower:
         self.calls, self.seen = 0, []
 
     def __call__(self, module: nn.Module, inputs: tuple, named_inputs: dict[str, Any]) -> None:
-        given = named_inputs.get("timestep")
-        given = _positional(module, inputs) if given is None else given
+        given = of_call(module, inputs, named_inputs)
         value = float(given.max())  # conditioned frames have timestep 0
         step = min(self.window, key=lambda step: abs(self.timesteps[step] - value))
         if step != self.step:
@@ -198,11 +196,6 @@ class TimestepFollower:
             f"a schedule with timesteps {', '.join(f'{value:.5g}' for value in seen)} is not the one that this "
             f"{type(module).__name__} was quantized for, {described(expected)}"
         )
-
-
-def _positional(module: nn.Module, inputs: tuple) -> Tensor:
-    names = list(inspect.signature(type(module).forward).parameters)[1:]
-    return inputs[names.index("timestep")]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -258,6 +258,15 @@ def test_a_transformer_that_nobody_has_described_is_followed_as_well():
     assert family.calls_a_step is None and family.quantizable == ("layers.*",)
 
 
+def test_a_scheduler_without_a_step_is_followed_by_timesteps_that_have_no_name(tmp_path):
+    """EasyAnimate passes its transformer the timestep by its place. Oracle: the place of the call."""
+    model = saved("easyanimate", tmp_path).model(scheduler={"_class_name": "DDIMScheduler"})
+    clock, told = StepClock(STEPS), []
+    model.denoiser.register_forward_pre_hook(lambda *_: told.append(clock.step))
+    sampled(model, "a cat", clock)
+    assert told == list(range(STEPS)) and not hasattr(diffusers.DDIMScheduler, "step_index")
+
+
 def test_a_schedule_of_more_timesteps_than_steps_is_refused(tmp_path):
     tiny = saved("skyreels_v2", tmp_path)
     model = tiny.model(scheduler={"_class_name": "FlowMatchHeunDiscreteScheduler"})

@@ -55,8 +55,17 @@ def build(name: str) -> diffusers.DiffusionPipeline:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = (FAMILIES | KIN)[name]()
+        if name in KIN:
+            _draw_zeros(pipeline.transformer)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _draw_zeros(transformer: nn.Module) -> None:
+    """Gates that start at zero would leave blocks without effect."""
+    for parameter in transformer.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
 
 
 def save(name: str, folder: Path) -> Path:

@@ -9,8 +9,10 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from tests.tiny_pipelines.parts import TEXT, of_kin, wan_parts
 
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
-NAMES = ("skyreels_v2", "skyreels_v2_i2v", "wan_vace", "chronoedit", "anyflow")
-CALLS = dict.fromkeys(NAMES, SMALL)
+CALLS = dict.fromkeys(("skyreels_v2", "wan_vace", "anyflow"), SMALL)
+CALLS |= dict.fromkeys(
+    ("skyreels_v2_i2v", "chronoedit"), SMALL | {"max_sequence_length": 512}
+)  # before come the image's
 SIZES = {
     "num_attention_heads": 2,
     "attention_head_dim": 12,

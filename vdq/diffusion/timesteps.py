@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 NEAREST = "nearest"
 SAME = 1e-4  # of the largest timestep: what versions of a library may differ by
@@ -21,6 +22,14 @@ class Distance(NamedTuple):
 def listed(timesteps: Tensor | None) -> Timesteps | None:
     """[N] as numbers; None where they are not known."""
     return None if timesteps is None else tuple(timesteps.double().tolist())
+
+
+def of_call(module: nn.Module, inputs: tuple, named_inputs: dict[str, Any]) -> Tensor:
+    """The argument `timestep` of a call of a module, by name or by its place."""
+    if (given := named_inputs.get("timestep")) is not None:
+        return given
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return inputs[names.index("timestep")]
 
 
 def described(timesteps: Timesteps) -> str:

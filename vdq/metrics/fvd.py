@@ -176,8 +176,8 @@ class FvdMetric(FrechetVideoDistance):
     unsigned = ("cache",)
     values = (FVD,)
 
-    def __init__(self, *, detector: Detector, real: RealClips, cache: str, **kwargs: Any) -> None:
-        super().__init__(detector=detector, **kwargs)
+    def __init__(self, *, detector: Detector, real: RealClips, cache: str, label: str = "", **kwargs: Any) -> None:
+        super().__init__(detector=detector, label=label, **kwargs)
         self.real, self.cache = real, Path(cache)
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from vdq.diffusion.clock import BRANCHES, StepClock
+from vdq.diffusion.timesteps import of_call
 from vdq.errors import UserError
 
 
@@ -32,7 +33,7 @@ def clock_follows(
                 f"{type(scheduler).__name__} makes {len(scheduler.timesteps)} timesteps of sampler.steps="
                 f"{clock.num_steps}, which must be as many"
             )
-        step = _step(scheduler, named_inputs.get("timestep"))
+        step = _step(scheduler, lambda: of_call(module, inputs, named_inputs))
         calls["number"] = calls["number"] + 1 if calls["step"] == step else 0
         calls["step"] = step
         if calls_a_step is not None and calls["number"] >= calls_a_step:
@@ -46,12 +47,12 @@ def clock_follows(
         handle.remove()
 
 
-def _step(scheduler: Any, timestep: Tensor | None) -> int:
+def _step(scheduler: Any, timestep: Callable[[], Tensor]) -> int:
     if hasattr(scheduler, "step_index"):
         return (
             scheduler.step_index if scheduler.step_index is not None else getattr(scheduler, "begin_index", None) or 0
         )
-    now = timestep.flatten()[0].to(scheduler.timesteps.device)
+    now = timestep().flatten()[0].to(scheduler.timesteps.device)
     places = (scheduler.timesteps == now).nonzero().flatten()
     if len(places) == 0:
         raise UserError(f"timestep {float(now):g} of a call is none of the schedule's, {scheduler.timesteps.tolist()}")

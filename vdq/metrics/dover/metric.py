@@ -19,6 +19,8 @@ from vdq.metrics.dover.model import Dover
 from vdq.metrics.dover.scores import CONSTANTS, Spread, percentage
 from vdq.metrics.dover.views import AestheticView, TechnicalView, aesthetic_clips, technical_clips
 
+BRANCHES = {"aesthetic", "technical"}
+
 
 class DoverMetric(VideoMetric):
     """Mean VQA-a (`vqa_a`) and VQA-t (`vqa_t`) over the videos, each 0..100.
@@ -53,6 +55,8 @@ class DoverMetric(VideoMetric):
             raise UserError(f"num_offsets is {num_offsets}; an integer >= 1 is allowed")
         if not isinstance(constants, Mapping) and constants not in CONSTANTS:
             raise UserError(f"constants is {constants!r}; one of {', '.join(CONSTANTS)} is allowed")
+        if isinstance(constants, Mapping) and set(constants) != BRANCHES:
+            raise UserError(f"constants is {dict(constants)}; {' and '.join(sorted(BRANCHES))} are needed in a mapping")
         self.model = model
         self.technical, self.aesthetic = technical or TechnicalView(), aesthetic or AestheticView()
         self.num_offsets, self.seed, self.constants = num_offsets, seed, constants
