@@ -33,7 +33,11 @@ def config(name: str, *overrides: str):
         return compose("config", overrides=[f"model={name}", "quant=tsq_tsw", "bits=w8a8", *overrides])
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+QUICK = ("wan2_1_1_3b", "wan2_2_a14b", "hunyuan_video_1_5")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(PUBLISHED)]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_named_model_has_the_published_structure_without_a_file(name):
     cfg = config(name)
     model, sampler = made("model", cfg.model), made("sampler", cfg.sampler)

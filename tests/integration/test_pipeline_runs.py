@@ -25,6 +25,12 @@ METHODS = sorted(path.stem for path in (CONF / "quant").glob("*.yaml"))
 OPTIONS = {"qvd": ["quant.temporal_bits=null"], "tsq_10tr": ["quant.num_time_ranges=3"]}  # without which it refuses
 LAYERS = {"wan": 20, "wan2_2": 40, "cogvideox": 12, "ltx": 20}
 
+QUICK = ("wan", "cogvideox", "asq_tsw", "dynamic", "tsq_tsw", "static_plus")  # the others are slow tests
+
+
+def marked(names: list[str]) -> list:
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
 
 @dataclass(frozen=True)
 class Program:
@@ -64,7 +70,7 @@ def wan(tmp_path_factory) -> Program:
     return program_of("wan", tmp_path_factory)
 
 
-@pytest.fixture(scope="module", params=sorted(LAYERS))
+@pytest.fixture(scope="module", params=marked(sorted(LAYERS)))
 def program(request, tmp_path_factory) -> Program:
     return program_of(request.param, tmp_path_factory)
 
@@ -73,7 +79,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(10 * torch.log10(b.abs().max() ** 2 / (a - b).square().mean()))
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "fp16"])
+@pytest.mark.parametrize("method", marked([method for method in METHODS if method != "fp16"]))
 def test_every_method_samples_is_scored_packed_and_sampled_from_its_artefact(wan, method):
     overrides = [f"quant={method}", "bits=w8a8", *OPTIONS.get(method, [])]
     folder = wan.run(*overrides, "stages=[calibrate,quantize,sample,evaluate,export]", "export=packed")
