@@ -35,7 +35,7 @@ def config(folder: Path, task: list[str], number: int | str = "???", sweeper: st
         "sweeper": {"_target_": sweeper, "params": {"bits": "w8a8,w4a4"}},
         "overrides": {"task": task},
     }
-    return OmegaConf.create({"hydra": hydra})
+    return OmegaConf.create({"hydra": hydra, "paths": {"runs": str(folder)}})
 
 
 class Sweep:
