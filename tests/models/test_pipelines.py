@@ -397,3 +397,17 @@ def test_offloaded_denoisers_compute_the_same(tmp_path_factory, offload):
     model = tiny.model(offload=offload)
     for _ in range(2):  # what it did the first time is undone
         assert torch.equal(sampled(model, PROMPTS[:1]), expected)
+
+
+def test_a_structure_that_is_not_the_published_one_is_refused(wan, monkeypatch):
+    """A repository on the Hub is named by its structure before its files are here; they then have the last word."""
+    published = wan.model()._published
+    parts = {name: {"_class_name": published.components[name][1]} for name in ("transformer", "vae", "scheduler")}
+    parts = {name: part | published.config(name) for name, part in parts.items()}
+    structure = {"pipeline": "WanPipeline", **parts, "tokenizer": ["transformers", "AutoTokenizer"]}
+    monkeypatch.setattr("vdq.models.pipelines.published.find_folder", lambda *_: wan.folder)
+    named = {"pretrained": "owner/name", "structure": structure}
+    assert isinstance(wan.model(**named).denoiser, diffusers.WanTransformer3DModel)
+    structure["scheduler"] = structure["scheduler"] | {"flow_shift": 9.0}
+    with pytest.raises(UserError, match="model.structure.scheduler.flow_shift=9.0 must be 3.0, as owner/name has it"):
+        _ = wan.model(**named).denoiser

@@ -152,7 +152,9 @@ class Published:
         """A component with its weights, on the CPU. Random ones are the same every time, and none is left at zero."""
         if self.random:
             return self._drawn(name).to(dtype)
-        folder = self.folder([f"{name}/*"])
+        folder = self.folder([f"{name}/*", f"{SCHEDULER}/*.json"])
+        for part in (name, SCHEDULER) if name in DENOISERS else ():
+            self._check_written_down(part, folder)
         if "quantization_config" in self.config(name):
             raise UserError(f"{self.field}: {name} is quantized already; the weights must be those in full precision")
         if (folder / LORA).is_file():
@@ -176,6 +178,19 @@ class Published:
         for tensor in (*found.parameters(), *found.buffers()):
             tensor.data = tensor.data.clone()
         return found.eval().requires_grad_(False)
+
+    def _check_written_down(self, name: str, folder: Path) -> None:
+        """Raises UserError where `structure`, which was used before any file was here, says something else than the
+        published file.
+        """
+        if self._from_files:
+            return
+        published = self.kind(name).load_config(folder, subfolder=name)
+        for field, value in self.config(name).items():
+            if field in published and published[field] != value:
+                raise UserError(
+                    f"model.structure.{name}.{field}={value} must be {published[field]}, as {self.source.value} has it"
+                )
 
     def plain(self, name: str) -> Any:
         """A component of diffusers that is no network, such as a guider; None for others, which only encoding needs."""
