@@ -5,11 +5,8 @@ Counted on tensors without data, so nothing is downloaded and no weight is made.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,14 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from vdq.benchmark.work import Shares, shares
-from vdq.commands.sizes_models import NOT_NAMED, composed, overrides
+from vdq.commands.sizes_models import composed, overrides, write_page
 from vdq.diffusion.samplers import Sampler
-from vdq.files import write_text
 from vdq.models.base import VideoModel
 from vdq.models.one_block import Call
 from vdq.models.pipelines.one_block import first_blocks, video_tokens
 from vdq.reports.text import markdown
-from vdq.stages.configuration import options
 from vdq.stages.experiment import Experiment
 
 TEXT = """# Where the arithmetic of published models is
@@ -97,14 +92,5 @@ def page(names: Iterable[str]) -> str:
     return TEXT.format(table=markdown(table(found)), missing="".join(missing))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="Markdown file to write")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="of conf/model; all named ones without it")
-    asked = parser.parse_args()
-    logging.disable(logging.INFO)
-    write_text(asked.file, page(asked.models or [name for name in options("model") if name not in NOT_NAMED]))
-
-
 if __name__ == "__main__":
-    main()
+    write_page(__doc__, page)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -112,8 +112,9 @@ def page(names: Iterable[str]) -> str:
     return TEXT.format(tables="\n\n".join(tables), alike=ALIKE)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def write_page(description: str, page: Callable[[list[str]], str]) -> None:
+    """Writes the file that the command line names with the page of the named models, or of those that it asks for."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("file", type=Path, help="Markdown file to write")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="of conf/model; all named ones without it")
     asked = parser.parse_args()
@@ -122,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write_page(__doc__, page)
